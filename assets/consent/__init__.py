@@ -1,0 +1,1 @@
+"""Who permitted what: the consent rule, a decision with a reason for each case, nothing unconsented passes."""

@@ -1,0 +1,313 @@
+"""The city file: one YAML that says everything a city decides, validated when it is loaded.
+
+Here: the models, their own consistency, and errors that name the line. Not here: what the release
+plan costs (`privacy.plan`), how a connector works (`intake`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from assets.contract.codes import (
+    ADMISSION_TYPES,
+    AGE_GROUP_KEYS,
+    AREA_ELSEWHERE,
+    CARE,
+    CHAPTER_KEYS,
+    CONSENT_COLLECT,
+    CONSENT_STORE,
+    CONSENT_USE,
+    LOS_BIN_KEYS,
+    SEXES,
+)
+
+CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
+DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
+WINDOW_DAYS: Final = 364
+PERIOD_DAYS: Final = 28
+WEEK_DAYS: Final = 7
+
+Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+"""Keys become folder names, so they are restricted to what is safe in a path."""
+TimeLevel = Literal["day", "week", "period", "window"]
+Dimension = Literal["area", "age_group", "sex", "chapter", "admission", "los"]
+LEVEL_DAYS: Final[dict[str, int]] = {"day": 1, "week": WEEK_DAYS, "period": PERIOD_DAYS, "window": WINDOW_DAYS}
+
+
+class CityFileError(ValueError):
+    """The city file cannot be used; the message names file, line and what to change."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Text(_Model):
+    """A text in German and English."""
+
+    de: str
+    en: str
+
+
+class Region(_Model):
+    ags: Annotated[str, Field(pattern=r"^[0-9]{8}$")]
+    ars: Annotated[str, Field(pattern=r"^[0-9]{12}$")]
+
+
+class Area(_Model):
+    """A published area. `population[age group] = [women, men]`, absent where no figure is at hand."""
+
+    key: Key
+    name: Text
+    postal_codes: tuple[Annotated[str, Field(pattern=r"^[0-9]{5}$")], ...] = ()
+    population: dict[str, tuple[int, int]] | None = None
+
+    @field_validator("population")
+    @classmethod
+    def _every_age_group(cls, value: dict[str, tuple[int, int]] | None) -> dict[str, tuple[int, int]] | None:
+        if value is not None and tuple(value) != AGE_GROUP_KEYS:
+            raise ValueError(f"population needs the age groups {', '.join(AGE_GROUP_KEYS)} in this order")
+        return value
+
+    def residents(self, age_group: str | None = None, sex: str | None = None) -> int | None:
+        """Residents of the area, or of one age group and sex of it; None where no figure is at hand."""
+        if self.population is None or sex == "other":
+            return None
+        groups = [self.population[age_group]] if age_group else list(self.population.values())
+        women, men = sum(w for w, _ in groups), sum(m for _, m in groups)
+        return women + men if sex is None else (women if sex == "w" else men)
+
+
+class PopulationSource(_Model):
+    source: str
+    as_of: date
+    estimate: bool
+    note: Text
+
+
+class Connector(_Model):
+    """How exports reach us. A folder below `inbox/` by default."""
+
+    kind: Literal["folder"] = "folder"
+    settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+
+
+class Clinic(_Model):
+    key: Key
+    name: str
+    format: Literal["fhir", "p21", "practice"]
+    connector: Connector = Connector()
+    consent_source: Literal["fhir", "csv"] = "fhir"
+    linkable: bool = True
+    """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
+
+
+class ConsentRule(_Model):
+    required_on_evaluation_day: tuple[str, ...] = (CONSENT_STORE, CONSENT_USE)
+    required_over_case: tuple[str, ...] = (CONSENT_COLLECT,)
+    reach_back_to_case_of_signature: bool = False
+    decided_by: str
+    decided_on: date | None
+    note: str
+
+
+class Budget(_Model):
+    epsilon: Annotated[float, Field(gt=0, le=20)]
+    delta: Annotated[float, Field(gt=0, le=1e-5)]
+    epoch: date
+
+    @field_validator("epoch")
+    @classmethod
+    def _monday(cls, value: date) -> date:
+        if value.isoweekday() != 1:
+            raise ValueError("the epoch must be a Monday, so that budget weeks are ISO weeks")
+        return value
+
+
+class Caps(_Model):
+    """Contribution bounds of one person: events kept in any trailing 364 days, ISO week, 28-day period."""
+
+    window: Annotated[int, Field(ge=1, le=12)] = 4
+    period: Annotated[int, Field(ge=1, le=12)] = 2
+    week: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _nested(self) -> Caps:
+        if not self.week <= self.period <= self.window:
+            raise ValueError("caps must grow: week <= period <= window")
+        return self
+
+
+class MeasuredTable(_Model):
+    """One noisy table: counts of events for each `care`, unit of time and cell of the dimensions."""
+
+    name: Key
+    time: TimeLevel
+    dimensions: tuple[Dimension, ...] = ()
+    share: Annotated[float, Field(gt=0, lt=1)]
+    extra_lag_days: Annotated[int, Field(ge=0, le=60)] = 0
+
+
+class Acceptance(_Model):
+    """Largest tolerated expected relative error (expected MAE / expected mean count) of a published level."""
+
+    time: TimeLevel
+    dimensions: tuple[Dimension, ...] = ()
+    max_relative_error: Annotated[float, Field(gt=0)]
+
+
+class ReleasePlan(_Model):
+    tables: tuple[MeasuredTable, ...]
+    acceptance: tuple[Acceptance, ...]
+    expected_cases_per_year: dict[str, int]
+    """Public expectation for each `care`, used for expected relative errors only."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReleasePlan:
+        names = [t.name for t in self.tables]
+        if len(set(names)) != len(names):
+            raise ValueError("two measured tables have the same name")
+        if sum(t.share for t in self.tables) > 1 + 1e-9:
+            raise ValueError("the shares of the measured tables add up to more than 1")
+        if set(self.expected_cases_per_year) != set(CARE):
+            raise ValueError(f"expected_cases_per_year needs exactly {', '.join(CARE)}")
+        return self
+
+
+class Publication(_Model):
+    publisher: str
+    contact_name: str
+    contact_email: str
+    licence: str
+    licence_title: str
+    base_url: str
+
+
+class City(_Model):
+    """A city as its file declares it."""
+
+    version: Literal[1]
+    key: Key
+    name: Text
+    synthetic: bool = False
+    """True for a demo: every published file says that its numbers are made up."""
+    region: Region
+    time_zone: str
+    start: date
+    freeze_lag_days: Annotated[int, Field(ge=0, le=60)]
+    areas: tuple[Area, ...]
+    population: PopulationSource
+    clinics: tuple[Clinic, ...]
+    consent: ConsentRule
+    budget: Budget
+    caps: Caps = Caps()
+    plan: ReleasePlan
+    publication: Publication
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"unknown time zone {value!r}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> City:
+        for what, keys in (("clinic", [c.key for c in self.clinics]), ("area", [a.key for a in self.areas])):
+            if len(set(keys)) != len(keys):
+                raise ValueError(f"two entries have the same {what} key")
+        codes = [code for area in self.areas for code in area.postal_codes]
+        if len(set(codes)) != len(codes):
+            raise ValueError("a postal code belongs to two areas")
+        if AREA_ELSEWHERE not in {a.key for a in self.areas}:
+            raise ValueError(f"an area with the key {AREA_ELSEWHERE!r} is needed for all other postal codes")
+        if self.start < self.budget.epoch:
+            raise ValueError("start lies before the epoch of the budget")
+        return self
+
+    def clinic(self, key: str) -> Clinic:
+        """The clinic of that key; `KeyError` naming the known ones otherwise."""
+        for clinic in self.clinics:
+            if clinic.key == key:
+                return clinic
+        raise KeyError(f"unknown clinic {key!r}; the city file lists: {', '.join(c.key for c in self.clinics)}")
+
+    def categories(self, dimension: str) -> tuple[str, ...]:
+        """The public list of a dimension, in published order: never the values that occur."""
+        lists: dict[str, tuple[str, ...]] = {
+            "care": CARE,
+            "area": tuple(a.key for a in self.areas),
+            "age_group": AGE_GROUP_KEYS,
+            "sex": SEXES,
+            "chapter": CHAPTER_KEYS,
+            "admission": ADMISSION_TYPES,
+            "los": LOS_BIN_KEYS,
+        }
+        return lists[dimension]
+
+    def window_start(self, day: date) -> date:
+        """First day of the budget window that holds `day`."""
+        return self.budget.epoch + timedelta(days=(day - self.budget.epoch).days // WINDOW_DAYS * WINDOW_DAYS)
+
+    def unit_start(self, level: str, day: date) -> date:
+        """First day of the unit of time (`day`, `week`, `period`, `window`) that holds `day`."""
+        size = LEVEL_DAYS[level]
+        return self.budget.epoch + timedelta(days=(day - self.budget.epoch).days // size * size)
+
+
+def _line_of(node: yaml.Node | None, path: tuple[int | str, ...]) -> int:
+    """Line (from 1) of the deepest part of `path` that exists in the YAML tree."""
+    line = 1
+    for step in (None, *path):
+        if step is not None:
+            if isinstance(node, yaml.MappingNode):
+                pair = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+                if pair is None:
+                    break
+                line, node = pair[0].start_mark.line + 1, pair[1]
+                continue
+            if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+            else:
+                break
+        if node is not None:
+            line = node.start_mark.line + 1
+    return line
+
+
+def load_city(path: Path | None = None) -> City:
+    """Load and validate a city file: `path`, else `$DIGITALSTADT_CITY`, else the shipped Darmstadt.
+
+    Raises `CityFileError` with one line for each problem: `file:line: where: what is wrong`.
+    """
+    file = path or Path(os.environ.get(CITY_VARIABLE) or DEFAULT_CITY)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CityFileError(f"{file}: cannot be read ({error.__class__.__name__}); set {CITY_VARIABLE}") from None
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise CityFileError(f"{file}:{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    try:
+        return City.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{file}:{_line_of(tree, e['loc'])}: {'.'.join(map(str, e['loc'])) or 'city'}: "
+            + re.sub(r"^Value error, ", "", e["msg"])
+            for e in error.errors()
+        ]
+        raise CityFileError("\n".join(problems)) from None

@@ -1,0 +1,1 @@
+"""Where original identifiers end: keyed pseudonyms, one person over all clinics, coarser dates and places."""

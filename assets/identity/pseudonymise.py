@@ -1,0 +1,130 @@
+"""Valid canonical rows → pseudonymised rows: identifiers to pseudonyms, values to published categories."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.contract.city import City
+from assets.contract.codes import (
+    AGE_GROUPS,
+    AREA_ELSEWHERE,
+    CARE,
+    CARE_UNCOUNTED,
+    COUNTED_STATUS,
+    LOS_BINS,
+    bin_case_sql,
+    chapter_case_sql,
+)
+from assets.contract.schemas import (
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+    PSEUDONYMISED_PROCEDURES,
+)
+from assets.identity.pseudonyms import linked_persons, pseudonyms
+from assets.lake.keys import Keyring
+
+LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
+
+
+def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
+    """(clinic, id, key) for each distinct id of each clinic."""
+    parts = []
+    for clinic in table.column("clinic").unique().to_pylist():
+        rows = table.filter(pc.equal(table.column("clinic"), clinic))
+        ids = rows.column(column).unique().drop_null()
+        key = pseudonyms(pa.chunked_array([ids]), keys, "pseudonym", clinic, kind)
+        parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
+    empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
+    return pa.concat_tables([empty, *parts])
+
+
+def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
+    """(clinic, id, key) of patients given as (clinic, patient_id)."""
+    return _keyed(patients, "patient_id", keys, "patient")
+
+
+def pseudonymise(
+    valid: dict[str, pa.Table], decisions: pa.Table, known_links: pa.Table, city: City, keys: Keyring
+) -> dict[str, pa.Table]:
+    """Pseudonymised `cases`, `diagnoses`, `procedures`, and `links` learnt from insured numbers.
+
+    A person is the keyed insured number where any delivery of the patient held a valid one (`known_links`:
+    earlier ones), else the patient of that clinic. Age is exact from a full birth date; a missing day or
+    month counts as the middle of the year or month; the age that the source states goes first.
+    """
+    persons = valid["persons"]
+    areas = pa.table(
+        {
+            "postal_code": [p for a in city.areas for p in a.postal_codes],
+            "area": [a.key for a in city.areas for _ in a.postal_codes],
+        }
+    )
+    with duckdb.connect() as con:
+        for name in ("cases", "diagnoses", "procedures"):
+            con.register(name, valid[name])
+        con.register("areas", areas)
+        con.register("patient_keys", patient_keys(valid["cases"], keys))
+        con.register("case_keys", _keyed(valid["cases"], "case_id", keys, "case"))
+        con.register("persons", persons.append_column("linked", linked_persons(persons.column("insured_id"), keys)))
+        con.register("known_links", known_links)
+        con.register("decisions", decisions)
+        con.execute("""
+            CREATE TEMP TABLE latest_person AS SELECT * FROM persons
+            QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day ORDER BY source_line DESC) = 1;
+            CREATE TEMP TABLE links AS
+            SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked, p.arrival_day) AS person_key
+            FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
+            WHERE p.linked IS NOT NULL GROUP BY k.key;
+            CREATE TEMP TABLE resolved AS
+            SELECT patient_key, arg_min(person_key, arrival_day) AS person_key
+            FROM (SELECT * FROM known_links UNION ALL BY NAME SELECT * FROM links) GROUP BY ALL;
+            CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
+            FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
+        """)
+        counted = ", ".join(f"'{s}'" for s in COUNTED_STATUS)
+        care = ", ".join(f"'{c}'" for c in CARE)
+        case_rows = con.execute(
+            f"""WITH joined AS (
+              SELECT c.*, p.sex, p.postal_code, p.birth_year, coalesce(p.birth_month, 7) AS month,
+                CASE WHEN p.birth_month IS NULL THEN 1 ELSE coalesce(p.birth_day, 15) END AS day,
+                ck.key AS case_key, pk.key AS patient_key, d.reason AS consent_reason, dx.icd_code
+              FROM cases c
+              ASOF LEFT JOIN latest_person p
+                ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day <= c.arrival_day
+              JOIN patient_keys pk ON pk.clinic = c.clinic AND pk.id = c.patient_id
+              JOIN case_keys ck ON ck.clinic = c.clinic AND ck.id = c.case_id
+              LEFT JOIN (SELECT DISTINCT clinic, arrival_day, case_id, reason FROM decisions WHERE permitted) d
+                ON d.clinic = c.clinic AND d.arrival_day = c.arrival_day AND d.case_id = c.case_id
+              LEFT JOIN principal dx
+                ON dx.clinic = c.clinic AND dx.arrival_day = c.arrival_day AND dx.case_id = c.case_id),
+            aged AS (
+              SELECT *, coalesce(age_years, year(admitted_on) - birth_year
+                - CASE WHEN (month(admitted_on), dayofmonth(admitted_on)) < (month, day) THEN 1 ELSE 0 END) AS age,
+                discharged_on - admitted_on AS stay FROM joined)
+            SELECT clinic, arrival_day, case_key, a.patient_key, coalesce(r.person_key, a.patient_key) AS person_key,
+              CAST($key_id AS VARCHAR) AS key_id, admitted_on, discharged_on,
+              CASE WHEN status IN ({counted}) AND care IN ({care}) THEN care ELSE '{CARE_UNCOUNTED}' END AS care,
+              admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
+              {bin_case_sql("greatest(age, 0)", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
+              {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
+            FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)
+            ORDER BY arrival_day, case_key""",
+            {"key_id": keys.key_id},
+        ).to_arrow_table()
+        diagnoses = con.execute(
+            """SELECT d.clinic, d.arrival_day, k.key AS case_key, left(d.icd_code, 3) AS icd_code, d.role FROM diagnoses d
+            JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id ORDER BY ALL"""
+        ).to_arrow_table()
+        procedures = con.execute(
+            """SELECT p.clinic, p.arrival_day, k.key AS case_key, left(p.ops_code, 5) AS ops_code, p.performed_on
+            FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id ORDER BY ALL"""
+        ).to_arrow_table()
+        links = con.execute("SELECT arrival_day, patient_key, person_key FROM links ORDER BY ALL").to_arrow_table()
+    return {
+        "cases": case_rows.cast(PSEUDONYMISED_CASES),
+        "diagnoses": diagnoses.cast(PSEUDONYMISED_DIAGNOSES),
+        "procedures": procedures.cast(PSEUDONYMISED_PROCEDURES),
+        "links": links.cast(LINKS),
+    }

@@ -1,0 +1,150 @@
+"""The folder connector: immutable copies of complete exports, each taken once.
+
+An export is a folder `inbox/<clinic>/<YYYY-MM-DD>[-anything]/`; the date is its arrival day. It is complete
+when it holds `_COMPLETE` (an empty file written last), or when nothing in it changed for
+`connector.settle_seconds`. Not here: what is inside a file (`fhir`, `p21`, `practice`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Final, Literal
+
+from assets.contract.city import City, Clinic
+from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
+from assets.lake.lake import Lake
+
+COMPLETE_MARKER: Final = "_COMPLETE"
+MANIFEST: Final = "manifest.json"
+MAX_FILES: Final = 10_000
+MAX_BYTES: Final = 20 * 2**30
+_DAY_FOLDER: Final = re.compile(r"^(\d{4}-\d{2}-\d{2})(-[A-Za-z0-9_]{1,40})?$")
+_SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$")
+_UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
+
+Outcome = Literal["taken", "known", "waiting", "rejected"]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of one folder of the inbox. `reason` is value-free and says what to do."""
+
+    clinic: str
+    arrival_day: date | None
+    folder: str
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A landed export: the clinic, its day, its id and its folder below `landing/`."""
+
+    clinic: Clinic
+    arrival_day: date
+    export_id: str
+    folder: Path
+
+    def files(self) -> list[Path]:
+        return sorted(p for p in self.folder.iterdir() if p.name != MANIFEST)
+
+
+def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
+    """Why a complete folder cannot be taken, or None."""
+    if day > today:
+        return "the folder's date lies in the future; rename it to the day of delivery"
+    if any(p.is_symlink() or not p.is_file() for p in files) or folder.is_symlink():
+        return "it holds something other than plain files; deliver plain files without subfolders or links"
+    if not files:
+        return "it is empty; deliver at least one file, or no folder at all"
+    if any(not _SAFE_NAME.match(p.name) for p in files):
+        return "a file name holds characters other than letters, digits, dot, dash and underscore"
+    if len(files) > MAX_FILES or sum(p.stat().st_size for p in files) > MAX_BYTES:
+        return f"it is larger than {MAX_FILES} files or {MAX_BYTES // 2**30} GiB"
+    return None
+
+
+def _is_complete(folder: Path, files: list[Path], settle_seconds: int) -> bool:
+    if any(p.name.endswith(_UNFINISHED) for p in files):
+        return False
+    if (folder / COMPLETE_MARKER).exists():
+        return True
+    newest = max((p.stat().st_mtime for p in (folder, *files)), default=0.0)
+    return time.time() - newest >= settle_seconds
+
+
+def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
+    """Copy `files` into landing under their digest; `known` where the same bytes were taken before."""
+    target_root = make_directory(lake.landing / clinic.key / day.isoformat())
+    building = target_root / ".incoming"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(mode=0o700)
+    entries = []
+    for source in files:
+        copy = building / source.name
+        shutil.copyfile(source, copy)
+        copy.chmod(0o400)
+        entries.append({"name": source.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    final = target_root / digest[:16]
+    if final.exists():
+        shutil.rmtree(building)
+        return "known"
+    manifest = {"clinic": clinic.key, "arrival_day": day.isoformat(), "digest": digest, "files": entries}
+    atomic_write(building / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o400)
+    building.rename(final)
+    fsync_directory(target_root)
+    return "taken"
+
+
+def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Delivery]:
+    """Take every complete, unknown export of `days` from the inbox; report all that was found there.
+
+    Folders that belong to no clinic of the city file, or carry no date, are reported whatever the days.
+    """
+    wanted = set(days)
+    found: list[Delivery] = []
+    known = {c.key: c for c in city.clinics}
+    for inbox in sorted(p for p in lake.inbox.glob("*") if not p.name.startswith(".")):
+        clinic = known.get(inbox.name)
+        if clinic is None:
+            found.append(Delivery("?", None, "?", "rejected", "a folder of the inbox names no clinic of the city file"))
+            continue
+        for folder in sorted(p for p in inbox.iterdir() if not p.name.startswith(".")):
+            match = _DAY_FOLDER.match(folder.name)
+            try:
+                day = date.fromisoformat(match.group(1)) if match else None
+            except ValueError:
+                day = None
+            if day is None or not folder.is_dir():
+                reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
+                found.append(Delivery(clinic.key, None, "?", "rejected", reason))
+            elif day in wanted or day > today:
+                files = sorted(p for p in folder.iterdir() if p.name != COMPLETE_MARKER)
+                refusal = _refusal(folder, files, day, today)
+                if not refusal and not _is_complete(folder, files, clinic.connector.settle_seconds):
+                    reason = f"still being written; add {COMPLETE_MARKER} or wait {clinic.connector.settle_seconds} s"
+                    found.append(Delivery(clinic.key, day, folder.name, "waiting", reason))
+                elif refusal:
+                    found.append(Delivery(clinic.key, day, folder.name, "rejected", refusal))
+                else:
+                    found.append(Delivery(clinic.key, day, folder.name, _take(lake, clinic, day, files)))
+    return found
+
+
+def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:
+    """The landed exports of `days`, in order of clinic, day and digest."""
+    exports = []
+    for clinic in city.clinics:
+        for day in sorted(set(days)):
+            for folder in sorted((lake.landing / clinic.key / day.isoformat()).glob("[0-9a-f]*")):
+                exports.append(Export(clinic, day, f"{clinic.key}:{day}:{folder.name}", folder))
+    return exports

@@ -1,0 +1,107 @@
+"""Delimited files to Arrow tables of text: encoding, header and ragged lines, for §21 and practice CSV alike."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from assets.intake.connector import Export
+from assets.intake.findings import Findings, RejectedExport
+from assets.intake.text import detect_encoding
+
+MAX_FIELDS: Final = 200
+
+
+@dataclass
+class _Ragged:
+    """Collects the numbers of lines that have another count of fields than the header."""
+
+    lines: list[int] = field(default_factory=list)
+
+    def __call__(self, row: pacsv.InvalidRow) -> str:
+        self.lines.append(row.number or 0)
+        return "skip"
+
+
+def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
+    """Column names of the first line, trimmed; repeated names get a number (`Lokalisation_2`)."""
+    with path.open(encoding=encoding, newline="") as file:
+        names = [name.strip() for name in next(csv.reader([file.readline(1 << 16)], delimiter=delimiter), [])]
+    seen: dict[str, int] = {}
+    for position, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            names[position] = f"{name}_{seen[name]}"
+    return names[:MAX_FIELDS]
+
+
+def read_delimited(
+    export: Export, path: Path, columns: dict[str, tuple[str, ...]], required: set[str], findings: Findings
+) -> pa.Table:
+    """The wanted `columns` of a `;`-separated file as text, with provenance.
+
+    `columns` maps our name to the header names it may have (case-insensitive); a column that is missing is
+    all null, unless it is `required`: then `RejectedExport`. Ragged lines are skipped and become findings.
+    """
+    encoding = detect_encoding(path)
+    if encoding is None:
+        raise RejectedExport("encoding_unreadable", path.name)
+    if encoding != "utf-8-sig":
+        findings.add(export, f"encoding_{encoding.replace('-', '_')}", "info", path.name)
+    header = header_of(path, encoding, ";")
+    place = {name.lower(): name for name in header}
+    found = {
+        ours: next((place[n.lower()] for n in names if n.lower() in place), None) for ours, names in columns.items()
+    }
+    missing = sorted(ours for ours in required if found[ours] is None)
+    if missing:
+        raise RejectedExport(f"header_misses_{missing[0]}", path.name)
+    ragged = _Ragged()
+    try:
+        raw = pacsv.read_csv(
+            path,
+            read_options=pacsv.ReadOptions(column_names=header, skip_rows=1, encoding=encoding, use_threads=False),
+            parse_options=pacsv.ParseOptions(delimiter=";", invalid_row_handler=ragged, newlines_in_values=False),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in header}, null_values=[""], strings_can_be_null=True
+            ),
+        )
+    except pa.ArrowInvalid:
+        # Arrow quotes the offending cell in its message, which may be a person's value.
+        raise RejectedExport("csv_unreadable", path.name) from None
+    for line in ragged.lines:
+        findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
+    n, skipped = raw.num_rows, set(ragged.lines)
+    numbers = [line for line in range(2, n + 2 + len(skipped)) if line not in skipped][:n]
+    data: dict[str, pa.Array | pa.ChunkedArray] = {
+        "clinic": pa.repeat(export.clinic.key, n),
+        "arrival_day": pa.repeat(pa.scalar(export.arrival_day, pa.date32()), n),
+        "export_id": pa.repeat(export.export_id, n),
+        "source_file": pa.repeat(path.name, n),
+        "source_line": pa.array(numbers, pa.int64()),
+    }
+    for ours, theirs in found.items():
+        data[ours] = raw.column(theirs) if theirs else pa.nulls(n, pa.string())
+    return pa.table(data)
+
+
+def read_all(
+    exports: list[Export], file_name: str, columns: dict[str, tuple[str, ...]], required: set[str], findings: Findings
+) -> pa.Table:
+    """`read_delimited` of that file (name in any case) in every export that has it, concatenated."""
+    parts = [
+        read_delimited(export, path, columns, required, findings)
+        for export in exports
+        for path in export.files()
+        if path.name.lower() == file_name
+    ]
+    schema = pa.schema(
+        [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string()),
+         ("source_file", pa.string()), ("source_line", pa.int64()), *((name, pa.string()) for name in columns)]
+    )  # fmt: skip
+    return pa.concat_tables(parts) if parts else schema.empty_table()

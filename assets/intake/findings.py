@@ -1,0 +1,45 @@
+"""What a reader has to say about an export: value-free rows of `FINDINGS`, and refusal as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from assets.contract.schemas import CANONICAL, FINDINGS
+from assets.intake.connector import Export
+
+
+class RejectedExport(Exception):
+    """The export cannot be used at all. Message: value-free reason; `file`: which file, if one is at fault."""
+
+    def __init__(self, rule: str, file: str | None = None) -> None:
+        super().__init__(rule)
+        self.rule, self.file = rule, file
+
+
+@dataclass
+class Findings:
+    """Collects findings in columns; one call adds any number of lines of one rule."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def add(
+        self, export: Export, rule: str, severity: str, file: str | None = None, line: int | None = None,
+        column: str | None = None, table: str | None = None, family: str = "format",
+    ) -> None:  # fmt: skip
+        self.rows.append(
+            {
+                "clinic": export.clinic.key, "arrival_day": export.arrival_day, "export_id": export.export_id,
+                "source_file": file, "source_line": line, "rule": rule, "family": family, "severity": severity,
+                "column_name": column, "table_name": table,
+            }
+        )  # fmt: skip
+
+    def table(self) -> pa.Table:
+        return pa.Table.from_pylist(self.rows, schema=FINDINGS)
+
+
+def empty_canonical() -> dict[str, pa.Table]:
+    """Canonical tables without rows."""
+    return {name: schema.empty_table() for name, schema in CANONICAL.items()}

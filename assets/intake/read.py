@@ -1,0 +1,74 @@
+"""Landed exports → canonical tables: chooses the reader, sorts out exports that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pyarrow as pa
+
+from assets.contract.city import City
+from assets.intake import consent_csv, fhir, p21, practice
+from assets.intake.connector import Export
+from assets.intake.findings import Findings, RejectedExport, empty_canonical
+from assets.lake.engine import connect
+
+CHECKS: Final[dict[str, Callable[[Export], None]]] = {"fhir": fhir.check, "p21": p21.check, "practice": practice.check}
+
+
+def _read_together(exports: list[Export], city: City, findings: Findings) -> dict[str, pa.Table]:
+    """Canonical tables of exports of one clinic."""
+    clinic = exports[0].clinic
+    with connect([e.folder for e in exports] if len(exports) < 4 else [exports[0].folder.parent.parent]) as con:
+        if clinic.format == "fhir":
+            tables = fhir.read(con, exports, findings, city.time_zone)
+            if clinic.consent_source == "csv":
+                case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
+                tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
+            return tables
+        tables = (p21 if clinic.format == "p21" else practice).read(con, exports, findings)
+    if clinic.consent_source == "fhir":
+        with connect([exports[0].folder.parent.parent]) as con:
+            side = fhir.read(con, exports, findings, city.time_zone, consent_only=True)
+            tables["consent_provisions"] = side["consent_provisions"]
+    return tables
+
+
+def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table], dict[str, str]]:
+    """Canonical tables of all exports, and rejected exports with their rule. Other exports go on.
+
+    All exports of a clinic are read at once; only if one of them turns out broken are they read one by
+    one, to tell which.
+    """
+    findings, rejected = Findings(), {}
+    parts: list[dict[str, pa.Table]] = []
+
+    def reject(export: Export, error: RejectedExport) -> None:
+        rejected[export.export_id] = error.rule
+        findings.add(export, error.rule, "rejected", error.file)
+
+    for clinic in city.clinics:
+        good = []
+        for export in (e for e in exports if e.clinic.key == clinic.key):
+            try:
+                CHECKS[clinic.format](export)
+                good.append(export)
+            except RejectedExport as error:
+                reject(export, error)
+        if not good:
+            continue
+        mark = len(findings.rows)
+        try:
+            parts.append(_read_together(good, city, findings))
+        except RejectedExport:
+            del findings.rows[mark:]
+            for export in good:
+                try:
+                    parts.append(_read_together([export], city, findings))
+                except RejectedExport as error:
+                    reject(export, error)
+    tables: dict[str, Any] = {
+        name: pa.concat_tables([p[name] for p in parts] or [empty]) for name, empty in empty_canonical().items()
+    }
+    tables["findings"] = findings.table()
+    return tables, rejected

@@ -1,0 +1,53 @@
+"""Intake of a range of arrival days: pull, read, hand canonical tables on inside the confidential zone.
+
+Staged tables hold original identifiers: they are encrypted, belong to one run, and the identity stage
+erases them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import pyarrow.compute as pc
+
+from assets.contract.city import City
+from assets.contract.schemas import CANONICAL
+from assets.intake.connector import Delivery, landed, pull
+from assets.intake.read import read_exports
+from assets.lake.lake import Lake
+
+
+def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
+    """Pull what arrived for `days` from every clinic's inbox."""
+    return pull(lake, city, days, today)
+
+
+def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+    """Read every landed export of `days` and stage the canonical tables; returns value-free counts."""
+    exports = landed(lake, city, days)
+    tables, rejected = read_exports(exports, city)
+    for name, table in tables.items():
+        lake.write(f"staging/canonical/{name}", days[-1], table)
+    lake.write_days("findings", days, tables["findings"], "arrival_day")
+    accepted = {(e.clinic.key, e.arrival_day) for e in exports if e.export_id not in rejected}
+    missing = {c.key: sum((c.key, d) not in accepted for d in days) for c in city.clinics}
+    return {
+        "exports": len(exports),
+        "rejected": dict(Counter(rejected.values())),
+        "rows": {name: table.num_rows for name, table in tables.items()},
+        "cases_by_clinic": {
+            v["values"]: v["counts"] for v in pc.value_counts(tables["cases"].column("clinic")).to_pylist()
+        },
+        "findings": {v["values"]: v["counts"] for v in pc.value_counts(tables["findings"].column("rule")).to_pylist()},
+        "days_without_export": missing,
+    }
+
+
+def staged(lake: Lake, step: str, days: Sequence[date]) -> dict[str, Any]:
+    """The tables that `step` staged for this run. Raises `FileNotFoundError` naming what must run first."""
+    if days[-1] not in lake.days(f"staging/{step}/cases"):
+        raise FileNotFoundError(f"nothing staged by {step!r} for {days[-1]}: materialise it in the same run")
+    return {name: lake.read(f"staging/{step}/{name}", schema, [days[-1]]) for name, schema in CANONICAL.items()}
