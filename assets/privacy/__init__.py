@@ -1,0 +1,1 @@
+"""Differential privacy: bounds, plan, noise, ledger, consistency. One patient over one 364-day window."""

@@ -1,0 +1,118 @@
+"""The release plan, priced: what each table costs and how accurate every published level will be.
+
+Closed form and independent of the data, so it is known before anything is measured or spent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, rho_of, squared_sensitivity, variance_of
+from assets.privacy.consistency import Level, Product, variance
+
+TIME_LEVELS: Final = ("window", "period", "week", "day")
+DIMENSIONS: Final = ("area", "age_group", "sex", "chapter", "admission", "los")
+
+
+class PlanRefused(ValueError):
+    """The plan misses an acceptance limit, or asks for nothing that can be measured."""
+
+
+@dataclass(frozen=True)
+class PricedTable:
+    table: MeasuredTable
+    cost_units: int
+    """ρ units for one unit of squared sensitivity."""
+
+    @property
+    def variance(self) -> Fraction:
+        return variance_of(self.cost_units)
+
+
+@dataclass(frozen=True)
+class ExpectedError:
+    """Expected accuracy of a published level for one `care`; error is the mean absolute one, of the noise alone."""
+
+    time: str
+    dimensions: tuple[str, ...]
+    care: str
+    mean_count: float
+    mae: float
+
+    @property
+    def relative(self) -> float:
+        return self.mae / self.mean_count
+
+
+@dataclass(frozen=True)
+class PricedPlan:
+    tables: tuple[PricedTable, ...]
+    budget_units: int
+    spent_units: int
+    epsilon_year: float
+    epsilon_five_years: float
+    errors: tuple[ExpectedError, ...]
+
+
+def published_levels(city: City) -> list[tuple[str, tuple[str, ...]]]:
+    """(time level, dimensions) of everything published: each measured table, its coarser times, city totals."""
+    found = set()
+    for table in city.plan.tables:
+        coarser = TIME_LEVELS[: TIME_LEVELS.index(table.time) + 1]
+        found |= {(time, dims) for time in coarser for dims in (tuple(table.dimensions), ())}
+    return sorted(found, key=lambda f: (len(f[1]), f[1], -TIME_LEVELS.index(f[0])))
+
+
+def level_of(time: str, dimensions: tuple[str, ...], top: str = "window") -> Level:
+    """Index of a marginal in the product whose coarsest time level is `top`."""
+    return TIME_LEVELS.index(time) - TIME_LEVELS.index(top), tuple(sorted(DIMENSIONS.index(d) for d in dimensions))
+
+
+def product_of(city: City, top: str = "window") -> Product:
+    """The product of chains of one block of time: a window, period, week or day."""
+    time = tuple(LEVEL_DAYS[top] // LEVEL_DAYS[t] for t in TIME_LEVELS[TIME_LEVELS.index(top) :])
+    return Product(time, tuple(len(city.categories(d)) for d in DIMENSIONS))
+
+
+def price(city: City) -> PricedPlan:
+    """Price the city's plan. Raises `PlanRefused` naming the level and limit that is missed."""
+    budget = math.floor(rho_of(city.budget.epsilon, city.budget.delta) * UNITS_PER_RHO)
+    tables = tuple(
+        PricedTable(t, int(Fraction(t.share) * budget) // squared_sensitivity(t.time, city.caps)) for t in city.plan.tables
+    )
+    variances: dict[Level, float] = {}
+    for priced in tables:
+        level = level_of(priced.table.time, priced.table.dimensions)
+        if level in variances or not priced.cost_units:
+            raise PlanRefused(f"table {priced.table.name} repeats another one, or its share buys nothing")
+        variances[level] = float(priced.variance)
+    product = product_of(city)
+    errors = []
+    for time, dimensions in published_levels(city):
+        level = level_of(time, dimensions)
+        spread = variance(product, level, variances)
+        if spread is None:
+            continue
+        mae = math.sqrt(spread * 2 / math.pi)
+        for care, yearly in city.plan.expected_cases_per_year.items():
+            cells = product.cells(level) / WINDOW_DAYS * 365.25
+            errors.append(ExpectedError(time, dimensions, care, yearly / cells, mae))
+    for limit in city.plan.acceptance:
+        error = next((e for e in errors if (e.time, e.dimensions, e.care) == (limit.time, limit.dimensions, "inpatient")), None)
+        where = f"{limit.time} × {' × '.join(limit.dimensions) or 'city'}"
+        if error is None:
+            raise PlanRefused(f"acceptance names {where}, which no measured table gives")
+        if error.relative > limit.max_relative_error:
+            raise PlanRefused(
+                f"{where}: expected relative error {error.relative:.1%} is above the limit {limit.max_relative_error:.1%};"
+                " raise its share or the budget, or publish it at a coarser level"
+            )
+    spent = sum(p.cost_units * squared_sensitivity(p.table.time, city.caps) for p in tables)
+    rho = spent / UNITS_PER_RHO
+    return PricedPlan(
+        tables, budget, spent, epsilon_of(rho, city.budget.delta), epsilon_of(5 * rho, city.budget.delta), tuple(errors)
+    )

@@ -1,0 +1,44 @@
+"""Quality over a range of arrival days: validate what is consented, quarantine the rest, certify the result."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+
+from assets.contract.city import City
+from assets.intake.stage import staged
+from assets.lake.lake import Lake
+from assets.quality.certificate import certificate
+from assets.quality.report import report_markdown
+from assets.quality.validate import validate
+
+
+def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+    """Stages valid tables, writes quarantine and the certificate; returns value-free results."""
+    tables = staged(lake, "consented", days)
+    result = validate(tables, city)
+    for name, table in {**tables, **result.valid}.items():
+        lake.write(f"staging/valid/{name}", days[-1], table)
+    for name, table in result.quarantined.items():
+        lake.write_days(f"quarantine/{name}", days, table, "arrival_day")
+    lake.write_days(
+        "quality_findings", days, result.findings.cast(tables["findings"].schema), "arrival_day"
+    )
+    cert = certificate(result.valid, result.rule_results, city)
+    lake.write_record("quality_certificate", cert)
+    failed: dict[str, dict[str, int]] = defaultdict(dict)
+    for r in result.rule_results:
+        if r.failed:
+            failed[r.family][r.rule] = r.failed
+    cases: pa.Table = tables["cases"]
+    counts = {v["values"]: v["counts"] for v in cases.column("clinic").value_counts().to_pylist()}
+    return {
+        "report": report_markdown(result.rule_results, counts),
+        "quarantined": {name: table.num_rows for name, table in result.quarantined.items()},
+        "certificate": cert["sha256"],
+        "failed": dict(failed),
+    }

@@ -1,0 +1,66 @@
+"""Assembly: one factory that builds all Dagster definitions for an environment."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.consent import asset as consent
+from assets.contract.city import load_city
+from assets.identity import asset as identity
+from assets.intake import asset as intake
+from assets.partitions import arrival_days
+from assets.privacy import asset as privacy
+from assets.publication import asset as publication
+from assets.quality import asset as quality
+from assets.resources import Site
+from pipelines.environments import Environment, current
+from pipelines.late_exports import late_exports_sensor
+
+JOB = "daily_run"
+
+
+class NoImplicitStorage(dg.IOManager):
+    """Assets write their own files; an implicit pickle is a mistake, so it is refused."""
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        if obj is not None:
+            raise dg.DagsterInvariantViolationError("an asset returned a value; write a file and return its metadata")
+
+    def load_input(self, context: dg.InputContext) -> object:
+        raise dg.DagsterInvariantViolationError("assets name `deps` and read files themselves")
+
+
+def build_definitions(environment: Environment) -> dg.Definitions:
+    """Every asset, the job, and (where `unattended`) the nightly schedule and the sensor for late exports."""
+    city = load_city(environment.city_file)
+    partitions = arrival_days(city)
+    assets = [
+        a for stage in (intake, consent, quality, identity, privacy, publication) for a in stage.build(partitions)
+    ]
+    job = dg.define_asset_job(
+        JOB,
+        selection=dg.AssetSelection.assets(*assets),
+        partitions_def=partitions,
+        executor_def=dg.in_process_executor,
+        description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
+    )
+    schedules, sensors = [], []
+    if environment.unattended:
+        schedules = [dg.build_schedule_from_partitioned_job(job, hour_of_day=3, minute_of_hour=30)]
+        sensors = [late_exports_sensor(job, city, environment.data_root)]
+    site = Site(
+        city_file=str(environment.city_file),
+        data_root=str(environment.data_root),
+        key_folder=str(environment.key_folder or ""),
+    )
+    return dg.Definitions(
+        assets=assets,
+        jobs=[job],
+        schedules=schedules,
+        sensors=sensors,
+        resources={"site": site, "io_manager": NoImplicitStorage()},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(current())

@@ -1,0 +1,262 @@
+"""The consent rule, hole by hole, and the real test data patient by patient."""
+
+from __future__ import annotations
+
+import random
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assets.consent.rule import decide, keep_permitted
+from assets.contract.city import Clinic, ConsentRule
+from assets.contract.codes import CONSENT_COLLECT, CONSENT_STORE, CONSENT_USE
+from assets.contract.schemas import CANONICAL, CASES, CONSENT_PROVISIONS
+from assets.intake import fhir
+from assets.intake.connector import Export
+from assets.intake.findings import Findings
+from assets.lake.engine import connect
+
+RULE = ConsentRule(decided_by="test", decided_on=None, note="")
+TODAY = date(2025, 6, 1)
+CODES = (CONSENT_COLLECT, CONSENT_STORE, CONSENT_USE)
+FROM, TO = date(2025, 1, 1), date(2030, 1, 1)
+
+
+def provision(code: str = CONSENT_USE, decision: str = "permit", **over: Any) -> dict[str, Any]:
+    row = {
+        "clinic": "k", "arrival_day": FROM, "export_id": "e", "source_file": "f", "source_line": 1, "patient_id": "p",
+        "consent_id": "c", "status": "active", "declared_at": datetime(2025, 1, 1, 12), "policy_uri": None,
+        "code": code, "decision": decision, "valid_from": FROM, "valid_to": TO, "period_readable": True,
+    }  # fmt: skip
+    return row | over
+
+
+def permits(**over: Any) -> list[dict[str, Any]]:
+    return [provision(code, **over) for code in CODES]
+
+
+def reason(provisions: list[dict[str, Any]], first: date = date(2025, 2, 1), last: date | None = date(2025, 2, 5)) -> str:
+    case = {"clinic": "k", "arrival_day": FROM, "export_id": "e", "source_file": "f", "source_line": 1, "case_id": "x",
+            "patient_id": "p", "admitted_on": first, "discharged_on": last}  # fmt: skip
+    cases = pa.Table.from_pylist([case], schema=CASES)
+    register = pa.Table.from_pylist(provisions, schema=CONSENT_PROVISIONS)
+    return decide(cases, register, RULE, TODAY).column("reason")[0].as_py()
+
+
+def deny(**over: Any) -> list[dict[str, Any]]:
+    return [provision(c, "deny", **({"consent_id": "d", "declared_at": datetime(2025, 3, 1)} | over)) for c in CODES]
+
+
+def test_a_full_consent_permits():
+    assert reason(permits()) == "permitted"
+
+
+def test_without_any_consent_nothing_is_permitted():
+    assert reason([]) == "no_consent"
+
+
+def test_a_deny_without_end_withdraws_for_ever():
+    assert reason(permits() + deny(valid_from=date(2025, 3, 1), valid_to=None)) == "withdrawn"
+
+
+def test_a_recalculated_state_of_denies_until_3000_withdraws():
+    assert reason(permits() + deny(valid_from=FROM, valid_to=date(3000, 1, 1))) == "withdrawn"
+
+
+@pytest.mark.parametrize("status", ["inactive", "rejected", "entered-in-error", "draft", "proposed", None])
+def test_only_an_active_document_grants(status: str | None):
+    assert reason(permits(status=status)) == "no_consent"
+
+
+def test_a_newer_version_of_the_same_document_replaces_the_older():
+    assert reason(permits() + permits(status="inactive", arrival_day=date(2025, 3, 1), source_line=9)) == "no_consent"
+
+
+def test_the_presence_of_a_code_is_no_permit():
+    assert reason([provision(c, "deny") for c in CODES]) == "withdrawn"
+
+
+def test_codes_may_stand_in_different_documents():
+    assert reason([provision(c, consent_id=f"c{i}") for i, c in enumerate(CODES)]) == "permitted"
+
+
+def test_every_required_code_is_needed():
+    for missing in CODES:
+        assert reason([provision(c) for c in CODES if c != missing]) != "permitted"
+
+
+def test_the_last_declared_counts_not_the_last_in_file_order():
+    old_deny = deny(declared_at=datetime(2024, 1, 1), valid_from=date(2024, 1, 1), valid_to=None)
+    assert reason(permits() + old_deny) == "permitted"
+    assert reason(old_deny + permits()) == "permitted"
+
+
+def test_at_equal_time_deny_wins():
+    assert reason(permits() + deny(declared_at=datetime(2025, 1, 1, 12), valid_to=None)) == "withdrawn"
+
+
+def test_a_deny_without_readable_period_denies_everything():
+    unreadable = provision(CONSENT_USE, "deny", consent_id="d", valid_from=None, valid_to=None, period_readable=False)
+    assert reason([*permits(), unreadable]) == "withdrawn"
+
+
+def test_a_permit_without_readable_period_grants_nothing():
+    assert reason(permits(valid_from=None, period_readable=False)) == "no_consent"
+
+
+def test_a_permit_without_end_holds_until_the_evaluation_day():
+    assert reason(permits(valid_to=None)) == "permitted"
+
+
+def test_a_deny_without_declaration_time_counts_as_declared_last():
+    assert reason(permits() + deny(declared_at=None, valid_to=None)) == "withdrawn"
+
+
+def test_a_full_withdrawal_form_without_provisions_denies():
+    form = provision("*", "none", consent_id="d", declared_at=datetime(2025, 3, 1), policy_uri="urn:oid:2.16.840.1.113883.3.1937.777.24.2.2718")  # fmt: skip
+    assert reason([*permits(), form]) == "withdrawn"
+
+
+def test_the_whole_case_must_lie_in_the_collection_window():
+    collect = provision(CONSENT_COLLECT, valid_from=date(2025, 2, 3))
+    others = [provision(CONSENT_STORE), provision(CONSENT_USE)]
+    assert reason([collect, *others]) == "case_outside_collection_window"
+    assert reason([collect, *others], first=date(2025, 2, 3), last=date(2025, 2, 3)) == "permitted"
+
+
+def test_a_gap_in_the_collection_window_is_found_even_inside_a_case():
+    gap = [
+        provision(CONSENT_COLLECT, valid_to=date(2025, 2, 2), consent_id="a"),
+        provision(CONSENT_COLLECT, valid_from=date(2025, 2, 4), consent_id="b"),
+        provision(CONSENT_STORE), provision(CONSENT_USE),
+    ]  # fmt: skip
+    assert reason(gap) == "case_outside_collection_window"
+    gap[1] = provision(CONSENT_COLLECT, valid_from=date(2025, 2, 3), consent_id="b")
+    assert reason(gap) == "permitted"
+
+
+def test_both_ends_of_a_period_are_inclusive():
+    assert reason(permits(valid_from=date(2025, 2, 1), valid_to=TODAY)) == "permitted"
+    assert reason(permits(valid_to=date(2025, 5, 31))) == "not_permitted_on_evaluation_day"
+
+
+def test_only_rows_of_permitted_cases_go_on():
+    case = {"clinic": "k", "arrival_day": FROM, "case_id": "x", "patient_id": "p", "admitted_on": date(2025, 2, 1), "discharged_on": date(2025, 2, 2)}  # fmt: skip
+    cases = pa.Table.from_pylist([case, case | {"case_id": "y", "patient_id": "q"}], schema=CASES)
+    tables = {n: s.empty_table() for n, s in CANONICAL.items()} | {"cases": cases}
+    register = pa.Table.from_pylist(permits(), schema=CONSENT_PROVISIONS)
+    kept = keep_permitted(tables, decide(cases, register, RULE, TODAY))
+    assert kept["cases"].column("case_id").to_pylist() == ["x"]
+
+
+DAYS = st.integers(0, 400).map(lambda n: date.fromordinal(date(2024, 10, 1).toordinal() + n))
+ROWS = st.builds(
+    lambda code, decision, doc, declared, start, end: provision(
+        code, decision, consent_id=doc, declared_at=declared and datetime(declared.year, declared.month, declared.day),
+        valid_from=start, valid_to=end, period_readable=start is not None,
+    ),
+    st.sampled_from([*CODES, "*"]), st.sampled_from(["permit", "permit", "deny"]), st.sampled_from("abcd"),
+    st.none() | DAYS, st.none() | DAYS, st.none() | DAYS,
+)  # fmt: skip
+
+
+def naive(rows: list[dict[str, Any]], first: date, last: date) -> bool:
+    """The rule again, slowly, day by day, from its text."""
+
+    def covered(code: str, day: date) -> bool:
+        for p in rows:
+            if p["decision"] != "permit" or p["code"] != code or not p["period_readable"]:
+                continue
+            if not p["valid_from"] <= day <= (p["valid_to"] or TODAY):
+                continue
+            declared = p["declared_at"] or datetime.min
+            for d in rows:
+                if d["decision"] != "deny" or (d["declared_at"] or datetime.max) < declared:
+                    continue
+                if not d["period_readable"]:
+                    break
+                if d["code"] in (code, "*") and d["valid_from"] <= day <= (d["valid_to"] or date.max):
+                    break
+            else:
+                return True
+        return False
+
+    span = [date.fromordinal(n) for n in range(first.toordinal(), last.toordinal() + 1)]
+    return (
+        covered(CONSENT_STORE, TODAY) and covered(CONSENT_USE, TODAY) and all(covered(CONSENT_COLLECT, d) for d in span)
+    )
+
+
+def test_the_rule_agrees_with_a_naive_one_on_many_random_patients():
+    rng = random.Random(7)
+    rows, cases, expected = [], [], {}
+    for n in range(3000):
+        mine = []
+        for i in range(rng.randint(0, 9)):
+            day = lambda: date.fromordinal(date(2024, 10, 1).toordinal() + rng.randint(0, 400))  # noqa: E731
+            start = day() if rng.random() < 0.9 else None
+            declared = day()
+            mine.append(
+                provision(
+                    rng.choice([*CODES, *CODES, "*"]), "permit" if rng.random() < 0.75 else "deny", patient_id=f"p{n}",
+                    consent_id=f"c{n}-{i}", declared_at=datetime(declared.year, declared.month, declared.day),
+                    valid_from=start and min(start, date(2025, 4, 1)), valid_to=rng.choice([None, TO, day()]),
+                    period_readable=start is not None,
+                )
+            )  # fmt: skip
+        first = date(2025, 3, 1)
+        last = date.fromordinal(first.toordinal() + rng.randint(0, 20))
+        cases.append({"clinic": "k", "arrival_day": FROM, "case_id": f"x{n}", "patient_id": f"p{n}", "admitted_on": first, "discharged_on": last})  # fmt: skip
+        expected[f"x{n}"] = naive(mine, first, last)
+        rows += mine
+    table = decide(pa.Table.from_pylist(cases, schema=CASES), pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS), RULE, TODAY)  # fmt: skip
+    got = dict(zip(table.column("case_id").to_pylist(), table.column("permitted").to_pylist(), strict=True))
+    assert got == expected
+    assert 50 < sum(expected.values()) < 2900
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(ROWS, max_size=6), st.randoms())
+def test_order_never_matters_and_a_deny_never_adds(rows: list[dict[str, Any]], rng: random.Random):
+    rows = [r | {"consent_id": f"c{i}"} for i, r in enumerate(rows + permits())]
+    before = reason(rows)
+    shuffled = list(rows)
+    rng.shuffle(shuffled)
+    assert reason(shuffled) == before
+    if before != "permitted":
+        extra = provision(CONSENT_USE, "deny", consent_id="new", declared_at=datetime(2025, 4, 1))
+        assert reason([*rows, extra]) != "permitted"
+
+
+def test_decisions_on_the_real_input_as_worked_out_by_hand(shared: Path):
+    folder = shared / "mii-kds-testdata"
+    clinic = Clinic(key="mii", name="MII test data", format="fhir")
+    export = Export(clinic, TODAY, "mii:1", folder)
+    with connect([folder]) as con:
+        tables = fhir.read(con, [export], Findings(), "Europe/Berlin")
+    decisions = decide(tables["cases"], tables["consent_provisions"], RULE, TODAY)
+    got = {r["patient_id"].removeprefix("mii-exa-test-data-"): r["reason"] for r in decisions.to_pylist()}
+    assert got == {
+        "patient-1": "case_outside_collection_window",  # stay 14–22 Feb 2024, collection from 23 Feb
+        "patient-2": "case_outside_collection_window",  # stay 2–13 Mar 2024, collection from 14 Mar
+        "patient-3": "case_outside_collection_window",  # stay 2–22 Apr 2022, collection from 14 Apr
+        "patient-4": "permitted",
+        "patient-5": "permitted",
+        "patient-6": "permitted",
+        "patient-7": "permitted",
+        "patient-8": "not_permitted_on_evaluation_day",  # every code ended on 15 Nov 2023
+        "patient-9": "permitted",
+        "patient-10": "permitted",
+    } | {
+        p: "no_consent"
+        for p in (
+            "bildgebung-patient-1", "dokument-patient-1", "icu-patient-1", "molgen-patient-1", "molgen-patient-2",
+            "mtb-patient-1", "onko-patient-1", "patho-patient-1", "pro-patient-1", "seltene-patient-1",
+            "studien-patient-1",
+        )
+    }  # fmt: skip

@@ -1,0 +1,95 @@
+"""The lake keeps secrets: encrypted files, strict modes, keys refused when unsafe, atomic writes."""
+
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.lake.files import atomic_write
+from assets.lake.keys import KeyFileError, Keyring, create_keys, derive, read_key
+from assets.lake.lake import Lake
+
+SCHEMA = pa.schema([("day", pa.date32()), ("name", pa.string())])
+DAY = date(2025, 1, 1)
+
+
+def test_a_confidential_table_comes_back_and_is_unreadable_without_the_key(lake: Lake, tmp_path: Path):
+    rows = pa.table({"day": [DAY], "name": ["CANARY-NAME"]}, schema=SCHEMA)
+    lake.write("cases", DAY, rows)
+    assert lake.read("cases", SCHEMA).equals(rows)
+    file = lake.confidential / "cases" / "2025-01-01.parquet"
+    assert b"CANARY" not in file.read_bytes()
+    with pytest.raises(Exception, match=r"(?i)encrypt|decrypt"):
+        pq.read_table(file)
+    create_keys(tmp_path / "other")
+    stranger = Lake(lake.root, Keyring.load(tmp_path / "other"))
+    with pytest.raises(duckdb.Error):
+        stranger.read("cases", SCHEMA)
+
+
+def test_modes_are_strict(lake: Lake):
+    lake.write("cases", DAY, SCHEMA.empty_table())
+    assert (lake.confidential / "cases" / "2025-01-01.parquet").stat().st_mode & 0o777 == 0o600
+    assert lake.confidential.stat().st_mode & 0o777 == 0o700
+
+
+def test_days_are_replaced_one_by_one(lake: Lake):
+    days = [date(2025, 1, d) for d in (1, 2, 3)]
+    rows = pa.table({"day": [days[0], days[2], days[0]], "name": ["a", "c", "b"]}, schema=SCHEMA)
+    lake.write_days("t", days, rows, "day")
+    assert lake.days("t") == [days[0], days[2]]
+    lake.write_days("t", [days[0]], SCHEMA.empty_table(), "day")
+    assert lake.read("t", SCHEMA).column("name").to_pylist() == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [(b"x" * 16, 0o600, "holds 16 bytes"), (bytes(range(32)), 0o644, "others can read"), (b"\0" * 32, 0o600, "random")],
+)
+def test_an_unsafe_key_is_refused(tmp_path: Path, content: bytes, mode: int, message: str):
+    key = tmp_path / "pseudonym.key"
+    key.write_bytes(content)
+    key.chmod(mode)
+    with pytest.raises(KeyFileError, match=message):
+        read_key(key)
+
+
+def test_a_missing_key_is_refused_and_an_existing_one_never_overwritten(tmp_path: Path):
+    with pytest.raises(KeyFileError, match="no key file"):
+        Keyring.load(tmp_path)
+    assert create_keys(tmp_path)
+    first = (tmp_path / "pseudonym.key").read_bytes()
+    assert (tmp_path / "pseudonym.key").stat().st_mode & 0o777 == 0o600
+    assert not create_keys(tmp_path)
+    assert (tmp_path / "pseudonym.key").read_bytes() == first
+
+
+def test_subkeys_differ_by_every_label_and_the_ring_prints_no_key():
+    ring = Keyring(bytes(range(32)), bytes(range(32, 64)))
+    assert len({derive(ring.pseudonym, *labels) for labels in (("a", "b"), ("ab",), ("a", "c"), ("b", "a"))}) == 4
+    assert "\\x" not in repr(ring) and "bytes" not in repr(ring)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    target = tmp_path / "f"
+    atomic_write(target, b"old")
+    with pytest.raises(TypeError):
+        atomic_write(target, "not bytes")  # type: ignore[arg-type]
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_connection_is_sealed(lake: Lake, tmp_path: Path):
+    lake.write("cases", DAY, SCHEMA.empty_table())
+    outside = tmp_path / "outside.csv"
+    outside.write_text("a\n1\n")
+    with lake.connect() as con:
+        with pytest.raises(duckdb.PermissionException):
+            con.execute(f"SELECT * FROM '{outside}'")
+        with pytest.raises(duckdb.Error):
+            con.execute("SET enable_external_access = true")
+        with pytest.raises(duckdb.Error):
+            con.execute("INSTALL spatial")
