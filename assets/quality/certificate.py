@@ -1,0 +1,108 @@
+"""The certificate: which rules the valid tables passed, bound to the tables' content.
+
+Here: hashes over content, independent of the order of rows, and their verification. Not here: where the
+certificate is stored (`stage`). It holds hashes and counts, no values, and is not signed: it shows that data
+and certificate belong together, not who made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.contract.city import City
+from assets.quality.rules import PREPARED, Rule, rules
+from assets.quality.validate import RuleResult
+
+VERSION: Final = 1
+BATCH_ROWS: Final = 65_536
+
+
+class CertificateMismatch(Exception):
+    """Certificate and data do not belong together. Names tables only."""
+
+
+class _Digest:
+    """A file that only hashes what is written to it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(memoryview(data))
+
+    def flush(self) -> None:
+        pass
+
+
+def _zero(kind: pa.DataType) -> pa.Scalar:
+    if pa.types.is_string(kind):
+        return pa.scalar("", kind)
+    return pa.scalar(0, pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
+
+
+def table_sha256(table: pa.Table) -> str:
+    """SHA-256 over the Arrow IPC stream of the rows sorted by all columns.
+
+    What lies in memory under a null is not defined, so each column becomes two: is it null, and its value.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    for field in table.schema:
+        column = table.column(field.name)
+        columns[f"{field.name}.null"] = pc.is_null(column)
+        columns[field.name] = pc.fill_null(column, _zero(field.type))
+    plain = pa.table(columns)
+    order = pc.sort_indices(plain, sort_keys=[(name, "ascending") for name in plain.column_names])
+    plain = plain.take(order).combine_chunks()
+    sink = _Digest()
+    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), plain.schema) as writer:
+        writer.write_table(plain, max_chunksize=BATCH_ROWS)
+    return sink.hash.hexdigest()
+
+
+def _json_sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def rules_sha256(declared: Sequence[Rule]) -> str:
+    """Version of the rules: changes with any rule, predicate or prepared view."""
+    return _json_sha256({"rules": [{**asdict(r), "predicate": r.predicate} for r in declared], "prepared": PREPARED})
+
+
+def _seal(cert: dict[str, Any]) -> str:
+    return _json_sha256({k: v for k, v in cert.items() if k != "sha256"})
+
+
+def certificate(valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], city: City) -> dict[str, Any]:
+    """JSON-able; `sha256` is over everything else in it."""
+    cert: dict[str, Any] = {
+        "version": VERSION,
+        "city": city.key,
+        "tables": {n: {"rows": t.num_rows, "sha256": table_sha256(t)} for n, t in sorted(valid.items())},
+        "rules_sha256": rules_sha256(rules(city)),
+        "rules": {
+            r.rule: {"table": r.table, "severity": r.severity, "checked": r.checked, "failed": r.failed}
+            for r in rule_results
+        },
+    }
+    return {**cert, "sha256": _seal(cert)}
+
+
+def verify_certificate(cert: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+    """Raises `CertificateMismatch` unless `tables` are those that were certified and the certificate is whole."""
+    if cert.get("version") != VERSION or cert.get("sha256") != _seal(cert):
+        raise CertificateMismatch("the certificate was altered or is of another version")
+    if missing := sorted(set(cert["tables"]) ^ (set(tables) & set(cert["tables"]))):
+        raise CertificateMismatch(f"certified but not given: {', '.join(missing)}")
+    altered = [name for name, about in cert["tables"].items() if table_sha256(tables[name]) != about["sha256"]]
+    if altered:
+        raise CertificateMismatch(f"not the data that was certified: {', '.join(altered)}")

@@ -1,0 +1,170 @@
+"""Valid rows, quarantined rows and value-free findings.
+
+Here: finding the failing rows with the rules' predicates in DuckDB, having GX count them again, and what
+follows from a failing row for the rows that belong to it. Not here: the rules (`rules`), storage (`stage`).
+
+What follows: a failing person takes along the person's cases of that export day, a quarantined case its
+diagnoses and procedures. Every row is either valid or in quarantine, there once, under its first rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from assets.contract.city import City
+from assets.contract.schemas import FINDINGS
+from assets.lake.engine import connect
+from assets.quality.rules import EXEMPT, PREPARED, TABLES, Rule, rules
+from assets.quality.suite import run_gx
+
+FINDING_SEVERITY = {"quarantine": "quarantined", "warn": "info"}
+
+
+class QualityDisagreement(Exception):
+    """DuckDB and GX count differently for the same rows: nothing may be passed on. Names rules and counts only."""
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """How often one rule was checked and failed. Rows that only follow a failing row are not counted."""
+
+    rule: str
+    family: str
+    table: str
+    checked: int
+    failed: int
+    severity: str
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Validated:
+    valid: dict[str, pa.Table]
+    quarantined: dict[str, pa.Table]
+    """Canonical rows and the column `rule`."""
+    findings: pa.Table
+    rule_results: list[RuleResult]
+
+
+def _check(con: duckdb.DuckDBPyConnection, table: str, declared: Sequence[Rule]) -> None:
+    """Adds the failing rows of `table` to `failing`, after GX counted the same on the same prepared rows."""
+    con.execute(f"CREATE TEMP TABLE prepared AS {PREPARED[table]}")
+    own = [(number, rule) for number, rule in enumerate(declared) if rule.table == table]
+    for number, rule in own:
+        con.execute(
+            f"INSERT INTO failing SELECT '{table}', _row, {number}, {rule.severity == 'quarantine'}, false "
+            f"FROM prepared WHERE {rule.predicate}"
+        )
+    columns = ", ".join(f'"{c}"' for c in dict.fromkeys(rule.checked_column for _, rule in own))
+    frame = con.execute(f"SELECT {columns} FROM prepared").to_arrow_table().to_pandas()
+    counted = run_gx(table, frame, [rule for _, rule in own])
+    found = _counts(con, table)
+    unequal = [
+        f"{rule.id} (DuckDB {found.get(number, 0)}, GX {counted.get(rule.id)})"
+        for number, rule in own
+        if counted.get(rule.id) != found.get(number, 0)
+    ]
+    if unequal:
+        raise QualityDisagreement(f"{table}: {'; '.join(unequal)}")
+    con.execute("DROP TABLE prepared")
+
+
+def _counts(con: duckdb.DuckDBPyConnection, table: str) -> dict[int, int]:
+    query = "SELECT rule, count(*) FROM failing WHERE table_name = ? AND NOT follows GROUP BY rule"
+    return dict(con.execute(query, [table]).fetchall())
+
+
+def _follow(con: duckdb.DuckDBPyConnection) -> None:
+    """Adds to `failing` the cases of failing persons, then the diagnoses and procedures of quarantined cases."""
+    steps = (
+        ("persons", "cases", "patient_id", f"NOT {EXEMPT}"),
+        ("cases", "diagnoses", "case_id", "true"),
+        ("cases", "procedures", "case_id", "true"),
+    )
+    for cause, table, key, condition in steps:
+        con.execute(
+            f"""INSERT INTO failing
+            WITH keys AS (
+              SELECT c.clinic, c.arrival_day, c.{key}, arg_min(f.rule, (f.follows, f.rule)) AS rule
+              FROM failing f JOIN {cause} c ON c._row = f.row
+              WHERE f.table_name = '{cause}' AND f.quarantines GROUP BY ALL)
+            SELECT '{table}', t._row, keys.rule, true, true
+            FROM {table} t JOIN keys USING (clinic, arrival_day, {key}) WHERE {condition}"""
+        )
+
+
+def _findings(con: duckdb.DuckDBPyConnection, declared: Sequence[Rule]) -> pa.Table:
+    about = pa.table(
+        {
+            "number": pa.array(range(len(declared)), pa.int32()),
+            "rule": [rule.id for rule in declared],
+            "family": [rule.family for rule in declared],
+            "severity": [FINDING_SEVERITY[rule.severity] for rule in declared],
+            "column_name": [rule.columns[0] for rule in declared],
+        }
+    )
+    con.register("about", about)
+    parts = " UNION ALL ".join(
+        f"""SELECT t.clinic, t.arrival_day, t.export_id, t.source_file, t.source_line, a.rule, a.family, a.severity,
+          CASE WHEN NOT f.follows THEN a.column_name END AS column_name, f.table_name, t._row
+        FROM failing f JOIN {table} t ON t._row = f.row JOIN about a ON a.number = f.rule
+        WHERE f.table_name = '{table}'"""
+        for table in TABLES
+    )
+    query = f"SELECT * EXCLUDE (_row) FROM ({parts}) ORDER BY clinic, arrival_day, table_name, _row, rule"
+    return con.execute(query).to_arrow_table().cast(FINDINGS)
+
+
+def _split(
+    con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, declared: Sequence[Rule]
+) -> tuple[pa.Table, pa.Table]:
+    """(valid, quarantined with `rule`); a row's own failures go before those it follows."""
+    rows = con.execute(
+        """SELECT row, arg_min(rule, (follows, rule)) AS rule FROM failing
+        WHERE table_name = ? AND quarantines GROUP BY row ORDER BY row""",
+        [name],
+    ).to_arrow_table()
+    failing = rows.column("row").to_numpy()
+    keep = np.ones(table.num_rows, dtype=bool)
+    keep[failing] = False
+    ids = pa.array([rule.id for rule in declared], pa.string()).take(rows.column("rule").combine_chunks())
+    return table.filter(pa.array(keep)), table.take(pa.array(failing)).append_column("rule", ids)
+
+
+def validate(tables: dict[str, pa.Table], city: City) -> Validated:
+    """Checks the canonical `cases`, `persons`, `diagnoses` and `procedures`; other tables are left alone.
+
+    Raises `QualityDisagreement` if GX counts anything else than DuckDB, `SuiteFailed` if it cannot count.
+    """
+    declared = rules(city)
+    with connect() as con:
+        con.execute(
+            "CREATE TEMP TABLE failing (table_name VARCHAR, row BIGINT, rule INTEGER, quarantines BOOLEAN, follows BOOLEAN)"
+        )
+        for name in TABLES:
+            numbered = tables[name].append_column("_row", pa.array(np.arange(tables[name].num_rows)))
+            con.register(name, numbered)
+        for name in TABLES:
+            _check(con, name, declared)
+        counts = {name: _counts(con, name) for name in TABLES}
+        _follow(con)
+        findings = _findings(con, declared)
+        parts = {name: _split(con, name, tables[name], declared) for name in TABLES}
+    return Validated(
+        valid={name: valid for name, (valid, _) in parts.items()},
+        quarantined={name: quarantined for name, (_, quarantined) in parts.items()},
+        findings=findings,
+        rule_results=[
+            RuleResult(
+                rule.id, rule.family, rule.table, tables[rule.table].num_rows, counts[rule.table].get(number, 0),
+                rule.severity, rule.text_en, rule.remedy_en,
+            )
+            for number, rule in enumerate(declared)
+        ],
+    )  # fmt: skip

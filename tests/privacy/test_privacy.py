@@ -1,0 +1,244 @@
+"""Bounds, plan, ledger and consistency keep what they promise."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import sqlite3
+from collections import Counter, defaultdict
+from datetime import date, timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assets.contract.city import Caps, City
+from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.privacy.accounting import epsilon_of, released_sensitivity, rho_of, squared_sensitivity
+from assets.privacy.bounding import decide
+from assets.privacy.consistency import Product, estimate, variance
+from assets.privacy.ledger import AlreadyCommitted, BudgetExceeded, Ledger, Reservation, SnapshotMismatch
+from assets.privacy.mechanism import draw
+from assets.privacy.plan import PlanRefused, price
+
+EPOCH = date(2024, 12, 30)
+NONE = BOUNDING_DECISIONS.empty_table()
+EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 500), st.integers(0, 3)), max_size=40)
+
+
+def events(rows: list[tuple[str, int, int]]) -> pa.Table:
+    return pa.table(
+        {
+            "decided_on": [EPOCH + timedelta(day + delay) for _, day, delay in rows],
+            "person_key": [p for p, _, _ in rows],
+            "case_key": [f"{i:03}" for i in range(len(rows))],
+            "clinic": ["k"] * len(rows),
+            "event_day": [EPOCH + timedelta(day) for _, day, _ in rows],
+        },
+        schema=pa.schema([(f.name, f.type) for f in BOUNDING_DECISIONS if f.name != "kept"]),
+    )
+
+
+def naive(rows: list[tuple[str, int, int]], caps: Caps) -> set[str]:
+    """The caps again, one event after the other."""
+    kept: dict[str, list[int]] = defaultdict(list)
+    names = set()
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i][1] + rows[i][2], rows[i][1], i)):
+        person, day, _ = rows[i]
+        trial = [*kept[person], day]
+        weeks, periods = Counter(d // 7 for d in trial), Counter(d // 28 for d in trial)
+        full = any(sum(s <= d < s + 364 for d in trial) > caps.window for s in range(day - 363, day + 1))
+        if max(weeks.values()) <= 1 and max(periods.values()) <= caps.period and not full:
+            kept[person] = trial
+            names.add(f"{i:03}")
+    return names
+
+
+def kept_of(table: pa.Table) -> set[str]:
+    return {r["case_key"] for r in table.to_pylist() if r["kept"]}
+
+
+@settings(max_examples=80, deadline=None)
+@given(EVENTS)
+def test_bounding_agrees_with_a_naive_count(rows: list[tuple[str, int, int]]):
+    assert kept_of(decide(events(rows), NONE, Caps(), EPOCH)) == naive(rows, Caps())
+
+
+@settings(max_examples=30, deadline=None)
+@given(EVENTS)
+def test_removing_a_person_changes_nobody_else(rows: list[tuple[str, int, int]]):
+    everyone = events(rows)
+    others = everyone.filter(pa.compute.not_equal(everyone.column("person_key"), "a"))
+    all_kept = decide(everyone, NONE, Caps(), EPOCH).to_pylist()
+    assert kept_of(decide(others, NONE, Caps(), EPOCH)) == {r["case_key"] for r in all_kept if r["kept"] and r["person_key"] != "a"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(EVENTS, st.integers(0, 500))
+def test_deciding_in_two_runs_gives_the_same(rows: list[tuple[str, int, int]], cut: int):
+    table = events(rows)
+    early = pa.compute.less(table.column("decided_on"), pa.scalar(EPOCH + timedelta(cut)))
+    first = decide(table.filter(early), NONE, Caps(), EPOCH)
+    second = decide(table.filter(pa.compute.invert(early)), first, Caps(), EPOCH)
+    assert kept_of(first) | kept_of(second) == naive(rows, Caps())
+
+
+def test_rho_matches_the_published_table():
+    for epsilon, rho in ((1, 0.02436), (2, 0.08815), (3, 0.18507), (5, 0.46306), (8, 1.0524)):
+        assert rho_of(epsilon, 1e-6) == pytest.approx(rho, rel=5e-4)
+        assert epsilon_of(rho_of(epsilon, 1e-6), 1e-6) <= epsilon
+
+
+def test_sensitivities_are_those_of_the_worst_person():
+    assert [squared_sensitivity(t, Caps()) for t in ("day", "week", "period", "window")] == [4, 4, 8, 16]
+
+
+def test_a_window_never_charges_more_than_its_sensitivity():
+    for level, size in (("day", 1), ("week", 7), ("period", 28), ("window", 364)):
+        released: set[date] = set()
+        charged = 0
+        for n in range(0, 364, size):
+            before = released_sensitivity(level, released, Caps(), EPOCH)
+            released = released | {EPOCH + timedelta(n)}
+            step = released_sensitivity(level, released, Caps(), EPOCH) - before
+            assert step >= 0
+            charged += step
+        assert charged == squared_sensitivity(level, Caps())
+
+
+def test_the_plan_reproduces_the_measured_errors(city: City):
+    mae = {(e.time, e.dimensions): e.mae for e in price(city).errors if e.care == "inpatient"}
+    published = {("day", ()): 8.8, ("day", ("area",)): 4.0, ("week", ("area",)): 8.2, ("week", ("chapter",)): 5.9,
+                 ("period", ("age_group", "sex")): 16, ("window", ("area", "chapter")): 23.5}  # fmt: skip
+    for level, expected in published.items():
+        assert mae[level] == pytest.approx(expected, rel=0.1), level
+    assert mae["week", ()] <= 16
+
+
+def test_the_plan_spends_within_its_budget_and_keeps_a_reserve(city: City):
+    plan = price(city)
+    assert plan.spent_units <= 0.95 * plan.budget_units
+    assert plan.epsilon_year < city.budget.epsilon < plan.epsilon_five_years
+
+
+def test_a_plan_that_misses_a_limit_is_refused_by_name(city: City):
+    poor = city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": 0.2})})
+    with pytest.raises(PlanRefused, match=r"day × city: expected relative error"):
+        price(poor)
+
+
+def test_noise_has_the_variance_that_was_paid_for():
+    noise = np.array(draw([1000] * 20000, Fraction(50))) - 1000
+    assert abs(noise.mean()) < 4 * (50 / 20000) ** 0.5
+    assert 50 * 0.95 < noise.var() < 50 * 1.05
+
+
+def test_closed_form_equals_dense_least_squares():
+    product, rng = Product((1, 2, 6), (3, 2)), np.random.default_rng(1)
+    full = np.indices((6, 3, 2)).reshape(3, -1)
+
+    def matrix(level: tuple[int, tuple[int, ...]]) -> tuple[np.ndarray, list[int]]:
+        shape = [product.time[level[0]], *(product.dimensions[d] for d in level[1])]
+        key = [full[0] // (6 // shape[0]), *(full[1 + d] for d in level[1])]
+        out = np.zeros((int(np.prod(shape)), 36))
+        out[np.ravel_multi_index(key, shape), np.arange(36)] = 1
+        return out, shape
+
+    variances = {(2, ()): 2.0, (2, (0,)): 3.0, (1, (0, 1)): 1.5, (0, (0, 1)): 0.7, (2, (1,)): 5.0}
+    stacked, values, weights, tables = [], [], [], {}
+    for level, v in variances.items():
+        m, shape = matrix(level)
+        y = rng.normal(size=len(m))
+        tables[level] = y.reshape(shape)
+        stacked.append(m)
+        values.append(y)
+        weights.append(np.full(len(m), 1 / v))
+    s, y, w = np.vstack(stacked), np.concatenate(values), np.concatenate(weights)
+    inverse = np.linalg.pinv((s.T * w) @ s)
+    x = inverse @ ((s.T * w) @ y)
+    queries = [(t, d) for t in range(3) for n in range(3) for d in itertools.combinations((0, 1), n)]
+    result = estimate(product, tables, variances, queries)
+    assert (2, (0, 1)) not in result  # nothing measures both dimensions by the finest unit
+    assert len(result) == len(queries) - 1
+    for query, got in result.items():
+        m, _ = matrix(query)
+        assert np.abs(got.ravel() - m @ x).max() < 1e-9
+        assert np.diag(m @ inverse @ m.T) == pytest.approx(variance(product, query, variances))
+
+
+def ask(name: str = "t:2024-12-30:1", rho: int = 10, snapshot: str = "s") -> Reservation:
+    return Reservation(name, "w", rho, snapshot, "{}")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.open_scope("w", 25)
+    return ledger
+
+
+def test_the_same_measurement_is_drawn_and_paid_once(ledger: Ledger):
+    for _ in range(3):
+        ledger.reserve([ask()])
+    ledger.commit({ask().measurement: [1, 2]})
+    assert ledger.scopes() == {"w": (10, 25)}
+    with pytest.raises(AlreadyCommitted):
+        ledger.commit({ask().measurement: [3, 4]})
+    assert ledger.committed()[ask().measurement].values == [1, 2]
+
+
+def test_other_data_under_the_same_name_is_refused(ledger: Ledger):
+    ledger.reserve([ask()])
+    with pytest.raises(SnapshotMismatch):
+        ledger.reserve([ask(snapshot="other")])
+
+
+def test_a_reservation_above_the_cap_reserves_nothing(ledger: Ledger):
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve([ask("a:1:1"), ask("b:1:1"), ask("c:1:1")])
+    assert ledger.scopes() == {"w": (0, 25)} and ledger.reserved() == set()
+
+
+def test_the_database_itself_refuses_overspending_and_changes(ledger: Ledger):
+    ledger.reserve([ask()])
+    db = sqlite3.connect(ledger.path)
+    with pytest.raises(sqlite3.IntegrityError, match="budget exceeded"):
+        db.execute("INSERT INTO entries VALUES (9,'reserve','x','w',16,'s','{}',NULL,'p','h')")
+    for statement in ("UPDATE entries SET rho_units = 0", "DELETE FROM entries", "UPDATE scopes SET cap_units = 99"):
+        with pytest.raises(sqlite3.IntegrityError):
+            db.execute(statement)
+    db.close()
+
+
+def test_tampering_is_found(ledger: Ledger):
+    ledger.reserve([ask()])
+    ledger.commit({ask().measurement: [5]})
+    assert ledger.verify() == []
+    db = sqlite3.connect(ledger.path)
+    db.execute("DROP TRIGGER no_update")
+    db.execute("UPDATE entries SET measured = '[6]' WHERE kind = 'commit'")
+    db.commit()
+    db.close()
+    assert any("was changed" in p for p in ledger.verify())
+
+
+def _race(path: Path, worker: int) -> int:
+    ledger, won = Ledger(path), 0
+    for n in range(20):
+        try:
+            ledger.reserve([Reservation(f"t{n}:{worker}:1", "w", 1, "s", "{}")])
+            won += 1
+        except BudgetExceeded:
+            pass
+    return won
+
+
+def test_two_processes_never_pass_the_cap_together(ledger: Ledger):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        won = pool.starmap(_race, [(ledger.path, 1), (ledger.path, 2)])
+    assert sum(won) == 25
+    assert ledger.scopes() == {"w": (25, 25)} and ledger.verify() == []
