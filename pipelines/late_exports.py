@@ -1,10 +1,9 @@
 """The sensor for exports that arrive after the nightly run of their day."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -24,7 +23,7 @@ def late_folders(inbox: Path, city: City, before: date) -> Iterator[tuple[date, 
                 yield day, f"{clinic.key}/{folder.name}/{int(folder.stat().st_mtime)}"
 
 
-def late_exports_sensor(job: dg.UnresolvedAssetJobDefinition, city: City, data_root: Path) -> dg.SensorDefinition:
+def late_exports_sensor(job: Any, city: City, data_root: Path) -> dg.SensorDefinition:
     """Asks for a run of each past day whose inbox has changed since that day was last looked at.
 
     Runs are keyed by folder and modification time, so the same export asks once. Days that the schedule

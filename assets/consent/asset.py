@@ -1,7 +1,5 @@
 """Dagster asset of consent."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.consent import stage

@@ -1,7 +1,5 @@
 """Dagster asset of identity."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.contract.schemas import PSEUDONYMISED_CASES

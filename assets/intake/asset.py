@@ -1,7 +1,5 @@
 """Dagster assets of intake: what arrived, and what could be read of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from datetime import datetime
 from zoneinfo import ZoneInfo

@@ -1,7 +1,5 @@
 """Dagster asset of privacy: bounding, counting and noise are one, so that no exact count is ever stored."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.contract.schemas import EVENTS

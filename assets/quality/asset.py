@@ -1,7 +1,5 @@
 """Dagster asset of quality, with one check for each family of rules."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from assets.guard import value_free

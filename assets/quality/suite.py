@@ -52,7 +52,7 @@ def _context() -> Any:
     # Whatever GX has to say about an error may quote a value.
     logger = logging.getLogger("great_expectations")
     logger.propagate, logger.handlers = False, [logging.NullHandler()]
-    context = gx.get_context(mode="ephemeral")
+    context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     return context
 

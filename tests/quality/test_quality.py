@@ -161,6 +161,7 @@ def test_a_failing_person_takes_the_cases_of_that_day_and_their_codes(city: City
     follows = {(f["table_name"], f["rule"], f["column_name"]) for f in result.findings.to_pylist()}
     assert follows == {(n, "persons.sex_unlisted", "sex" if n == "persons" else None) for n in TABLES}
     assert sum(r.failed for r in result.rule_results) == 1
+    assert not any(r.failed for r in validate(result.valid, city).rule_results)  # what is valid stays valid
 
 
 def test_a_failing_code_row_goes_alone_and_a_row_is_quarantined_once(city: City):
@@ -187,17 +188,15 @@ def frames(name: str) -> st.SearchStrategy[pa.Table]:
              pa.int64(): st.integers(1, 9)}  # fmt: skip
     row = st.fixed_dictionaries({f.name: st.just("c") if f.name == "clinic" else st.just(DAY) if f.name == "arrival_day"
                                  else kinds[f.type] for f in CANONICAL[name]})  # fmt: skip
-    return st.lists(row, max_size=10).map(lambda rows: pa.Table.from_pylist(rows, schema=CANONICAL[name]))
+    return st.lists(row, max_size=20).map(lambda rows: pa.Table.from_pylist(rows, schema=CANONICAL[name]))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.fixed_dictionaries({name: frames(name) for name in TABLES}))
 def test_gx_and_duckdb_agree_and_no_row_is_lost(given_tables: dict[str, pa.Table]):
     result = validate(given_tables, load_city())  # raises QualityDisagreement otherwise
     for name in TABLES:
         assert result.valid[name].num_rows + result.quarantined[name].num_rows == given_tables[name].num_rows
-    again = validate(result.valid, load_city())
-    assert not any(r.failed for r in again.rule_results if r.severity == "quarantine")
 
 
 def test_extreme_days_are_caught_not_raised(city: City):

@@ -1,0 +1,45 @@
+"""Imports follow the data, and only four kinds of module know Dagster."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = ["contract", "lake", "intake", "consent", "quality", "identity", "privacy", "publication"]
+DAGSTER_MODULES = {"asset.py", "checks.py", "partitions.py", "resources.py", "guard.py", "metadata.py"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+    return found
+
+
+def test_imports_follow_the_arrow():
+    wrong = []
+    for path in (ROOT / "assets").rglob("*.py"):
+        stage = path.relative_to(ROOT / "assets").parts[0]
+        for name in imports(path):
+            if name.split(".")[0] == "pipelines":
+                wrong.append(f"{path} imports {name}")
+            part = name.split(".")[1] if name.startswith("assets.") else ""
+            if stage in ORDER and part in ORDER and ORDER.index(part) > ORDER.index(stage):
+                wrong.append(f"{path} imports {name}")
+    assert wrong == []
+
+
+def test_only_thin_modules_know_dagster():
+    knowing = {p.name for p in (ROOT / "assets").rglob("*.py") if any(n.split(".")[0] == "dagster" for n in imports(p))}
+    assert knowing <= DAGSTER_MODULES
+
+
+def test_release_code_uses_no_banned_mechanism():
+    names = {n for p in (ROOT / "assets").rglob("*.py") for n in imports(p) if n.startswith("diffprivlib")}
+    assert names <= {"diffprivlib.mechanisms", "diffprivlib.mechanisms.GaussianDiscrete"}
+
+
+def test_no_python_file_lies_at_the_root():
+    assert list(ROOT.glob("*.py")) == []

@@ -1,0 +1,119 @@
+"""The daily run through Dagster on small exports: three formats, bad neighbours, canaries, a second run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.contract.city import DEFAULT_CITY, City
+from assets.contract.schemas import EVENTS, PSEUDONYMISED_CASES
+from assets.lake.lake import Lake
+from assets.privacy.ledger import Ledger
+from pipelines.definitions import JOB, build_definitions
+from pipelines.environments import Environment
+
+START = date(2024, 12, 30)
+OID = "2.16.840.1.113883.3.1937.777.24.5.3"
+
+
+def consent(patient: str) -> dict[str, Any]:
+    period = {"start": "2024-01-01", "end": "2054-01-01"}
+    nested = [
+        {"type": "permit", "period": period, "code": [{"coding": [{"system": f"urn:oid:{OID}", "code": f"{OID}.{n}"}]}]}
+        for n in (6, 7, 8)
+    ]
+    return {"resourceType": "Consent", "id": f"consent-{patient}", "status": "active", "patient": {"reference": f"Patient/{patient}"},
+            "dateTime": "2024-01-01T10:00:00+01:00", "provision": {"type": "deny", "provision": nested}}  # fmt: skip
+
+
+def patient(name: str, **over: Any) -> dict[str, Any]:
+    return {"resourceType": "Patient", "id": name, "gender": "female", "birthDate": "1980-05-05",
+            "name": [{"family": "CANARYNAME"}], "address": [{"line": ["CANARYSTREET 1"], "postalCode": "64283"}],
+            "identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]} | over  # fmt: skip
+
+
+def encounter(name: str, who: str, start: str, **over: Any) -> dict[str, Any]:
+    return {"resourceType": "Encounter", "id": name, "status": "finished", "class": {"code": "IMP"},
+            "subject": {"reference": f"Patient/{who}"}, "period": {"start": start, "end": start}} | over  # fmt: skip
+
+
+@pytest.fixture
+def run(lake: Lake, tmp_path: Path) -> Callable[[date, date], dg.ExecuteInProcessResult]:
+    def execute(first: date, last: date) -> dg.ExecuteInProcessResult:
+        environment = Environment("test", DEFAULT_CITY, lake.root, tmp_path / "keys", unattended=False)
+        tags = {"dagster/asset_partition_range_start": str(first), "dagster/asset_partition_range_end": str(last)}
+        (tmp_path / "dagster").mkdir(exist_ok=True)
+        with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+            return build_definitions(environment).resolve_job_def(JOB).execute_in_process(instance=instance, tags=tags)
+
+    return execute
+
+
+def test_the_code_location_builds_as_the_server_builds_it():
+    from pipelines.definitions import defs
+
+    assert defs.resolve_job_def(JOB) and list(defs.schedules or []) and list(defs.sensors or [])
+
+
+def test_a_week_end_to_end(
+    run: Callable[..., Any], lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path
+):
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [patient("CANARYLOCAL1"), patient("p2", identifier=[])],
+        "Encounter.ndjson": [
+            # local midnight: in UTC it would fall on 29 December, outside the window
+            encounter("e1", "CANARYLOCAL1", "2024-12-30T00:00:00+01:00"),
+            encounter("e1d", "CANARYLOCAL1", "2024-12-30", partOf={"reference": "Encounter/e1"}),
+            encounter("e2", "p2", "2024-12-30"),
+        ],
+        "Consent.ndjson": [consent("CANARYLOCAL1")],
+    })  # fmt: skip
+    deliver("hospital-sued", START, {
+        "FALL.csv": "KH-internes-Kennzeichen;Versicherten-ID;Geburtsjahr;Geschlecht;PLZ;Wohnort;Aufnahmedatum;Aufnahmeanlass;Aufnahmegrund;Entlassungsdatum;Entlassungsgrund;Alter-in-Jahren-am-Aufnahmetag;Patientennummer\n"
+        "f1;A123456780;1980;w;64283;CANARYTOWN;202501051230;N;101;202501052430;011;44;q1\n"
+        "f2;;1990;m;64285;Darmstadt;202412301200;E;0101;;;34;q2\n",
+        "consent.csv": "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\nf1;;2024-01-01;6 7 8;2024-01-01;2050-01-01;\n",
+    })  # fmt: skip
+    deliver("hospital-sued", START + timedelta(6), {
+        "FALL.csv": "KH-internes-Kennzeichen;Geburtsjahr;Geschlecht;PLZ;Aufnahmedatum;Aufnahmeanlass;Aufnahmegrund;Alter-in-Jahren-am-Aufnahmetag;Patientennummer\n"
+        "f3;1970;w;64297;202501050800;E;0101;54;q3\n",
+        "consent.csv": "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n;q3;2024-01-01;6,7,8;2024-01-01;;\n",
+    })  # fmt: skip
+    deliver("praxisnetz", START, {"broken.txt": "CANARYBROKEN"})
+    result = run(START, START + timedelta(9))
+    assert result.success
+    cases = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
+    # f1 was admitted after its delivery and is quarantined; e2 and f2 have no consent
+    assert [(c["clinic"], c["admitted_on"], c["area"], c["age_group"]) for c in cases] == [
+        ("klinik-nord", START, "64283", "25-44"), ("hospital-sued", START + timedelta(6), "64297", "45-64"),
+    ]  # fmt: skip
+    assert lake.read("events", EVENTS).num_rows == 2
+    ledger = Ledger(lake.ledger_path)
+    names = {m.split(":")[0] for m in ledger.committed()}
+    assert names == {"day", "day_area", "week_area", "week_chapter", "week_admission"}
+    before = (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()})
+    assert run(START, START + timedelta(9)).success
+    assert (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()}) == before
+    for path in (*tmp_path.rglob("*"),):
+        inside = {"inbox", "landing"} & set(path.relative_to(tmp_path).parts)
+        if path.is_file() and not inside:
+            content = path.read_bytes()
+            for canary in (b"CANARY", b"A123456780"):
+                assert canary not in content and canary.decode() not in path.name, path
+
+
+def test_a_withdrawn_patient_is_erased_by_the_next_run(run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]):
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [patient("p1")], "Encounter.ndjson": [encounter("e1", "p1", "2024-12-30")], "Consent.ndjson": [consent("p1")],
+    })  # fmt: skip
+    run(START, START)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [consent("p1") | {"status": "inactive"}]})
+    run(START + timedelta(1), START + timedelta(1))
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+    assert lake.read("events", EVENTS).num_rows == 0
