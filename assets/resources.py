@@ -11,7 +11,7 @@ from assets.lake.keys import Keyring, default_key_folder
 from assets.lake.lake import Lake
 
 
-class Site(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Site(dg.ConfigurableResource):
     """One installation: city file, data root and key folder."""
 
     city_file: str

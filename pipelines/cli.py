@@ -100,12 +100,20 @@ def run(
     for event in result.get_asset_materialization_events():
         if event.partition in (None, str(end)):
             meta = event.materialization.metadata
-            shown = {k: v.value for k, v in meta.items() if isinstance(v.value, int | float | str) and "\n" not in str(v.value)}
-            rows.append({"asset": event.asset_key.to_user_string(), "result": json.dumps(shown, ensure_ascii=False)}) if event.asset_key else None
+            shown = {
+                k: v.value
+                for k, v in meta.items()
+                if isinstance(v.value, int | float | str) and "\n" not in str(v.value)
+            }
+            rows.append(
+                {"asset": event.asset_key.to_user_string(), "result": json.dumps(shown, ensure_ascii=False)}
+            ) if event.asset_key else None
     _print(f"{begin} to {end}", rows, False)
     if not result.success:
         failed = [e.step_key for e in result.all_events if e.is_step_failure]
-        _fail(f"failed: {', '.join(map(str, failed))}; nothing was spent or published twice, run it again after mending")
+        _fail(
+            f"failed: {', '.join(map(str, failed))}; nothing was spent or published twice, run it again after mending"
+        )
 
 
 def _ledger() -> Ledger:

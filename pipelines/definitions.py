@@ -10,6 +10,7 @@ from assets.identity import asset as identity
 from assets.intake import asset as intake
 from assets.partitions import arrival_days
 from assets.privacy import asset as privacy
+from assets.publication import asset as publication
 from assets.quality import asset as quality
 from assets.resources import Site
 from pipelines.environments import Environment, current
@@ -34,14 +35,14 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     city = load_city(environment.city_file)
     partitions = arrival_days(city)
     assets = [
-        a for stage in (intake, consent, quality, identity, privacy) for a in stage.build(partitions)
+        a for stage in (intake, consent, quality, identity, privacy, publication) for a in stage.build(partitions)
     ]
     job = dg.define_asset_job(
         JOB,
         selection=dg.AssetSelection.assets(*assets),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
-        description="From the clinics' inboxes to committed noisy measurements, for one arrival day or a range of them.",
+        description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
     )
     schedules, sensors = [], []
     if environment.unattended:

@@ -38,7 +38,9 @@ def late_exports_sensor(job: Any, city: City, data_root: Path) -> dg.SensorDefin
         seen = {key: day for day, key in late_folders(data_root / "inbox", city, yesterday)}
         fresh = {key: day for key, day in seen.items() if key not in known and day.isoformat() in done}
         first_look = context.cursor is None
-        requests = [] if first_look else [dg.RunRequest(run_key=k, partition_key=d.isoformat()) for k, d in fresh.items()]
+        requests = (
+            [] if first_look else [dg.RunRequest(run_key=k, partition_key=d.isoformat()) for k, d in fresh.items()]
+        )
         return dg.SensorResult(run_requests=requests, cursor="\n".join(sorted(seen)) or "-")
 
     return late_exports

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import pytest
 
 from assets.contract.city import DEFAULT_CITY, City
@@ -99,6 +100,10 @@ def test_a_week_end_to_end(
     before = (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()})
     assert run(START, START + timedelta(9)).success
     assert (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()}) == before
+    with duckdb.connect(str(lake.open_data / "city_health.duckdb"), read_only=True) as con:
+        (rows,) = con.execute("SELECT count(*) FROM cases_by_area WHERE measure = 'count'").fetchone() or (0,)
+    assert rows == 2 * (7 * 11 + 11)  # both kinds of case; seven days and their week, ten areas and the city
+    assert (lake.open_data / "cases_by_area" / "latest" / "data.parquet").exists()
     for path in (*tmp_path.rglob("*"),):
         inside = {"inbox", "landing"} & set(path.relative_to(tmp_path).parts)
         if path.is_file() and not inside:
@@ -107,7 +112,9 @@ def test_a_week_end_to_end(
                 assert canary not in content and canary.decode() not in path.name, path
 
 
-def test_a_withdrawn_patient_is_erased_by_the_next_run(run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]):
+def test_a_withdrawn_patient_is_erased_by_the_next_run(
+    run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]
+):
     deliver("klinik-nord", START, {
         "Patient.ndjson": [patient("p1")], "Encounter.ndjson": [encounter("e1", "p1", "2024-12-30")], "Consent.ndjson": [consent("p1")],
     })  # fmt: skip

@@ -11,7 +11,7 @@ from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
 
-def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
@@ -22,7 +22,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
         tags={"zone": "confidential"},
         metadata=column_schema(CONSENT_DECISIONS),
     )
-    def consented_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def consented_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """The cases whose patients permit their use, each decision with its reason; nothing else goes on."""
         with value_free("consent"):
             summary = stage.run(site.lake(), site.city(), days_of(context))

@@ -10,7 +10,7 @@ from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
 
-def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
@@ -21,7 +21,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
         tags={"zone": "confidential"},
         metadata=column_schema(PSEUDONYMISED_CASES),
     )
-    def pseudonymised_cases(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def pseudonymised_cases(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Encrypted tables under keyed pseudonyms; original identifiers end here, withdrawn patients are erased."""
         with value_free("identity"):
             summary = stage.run(site.lake(), site.city(), days_of(context))

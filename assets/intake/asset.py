@@ -13,7 +13,7 @@ from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
 
-def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
@@ -27,13 +27,13 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
             )
         ],
     )
-    def landed_exports(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def landed_exports(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Immutable copies of what the clinics delivered, each export once, with sha256 manifests."""
         with value_free("intake"):
             city, lake, days = site.city(), site.lake(), days_of(context)
             today = datetime.now(ZoneInfo(city.time_zone)).date()
             found = stage.take(lake, city, days, today)
-        outcomes = Counter(d.outcome for d in found)
+        outcomes: Counter[str] = Counter(d.outcome for d in found)
         problems = [d for d in found if d.outcome in ("rejected", "waiting")]
         for problem in problems[:20]:
             context.log.warning(f"{problem.clinic} {problem.arrival_day or ''}: {problem.outcome}: {problem.reason}")
@@ -66,7 +66,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
             ),
         ],
     )
-    def canonical_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def canonical_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """FHIR NDJSON, §21 CSV and practice CSV translated to the same four tables and consent provisions."""
         with value_free("intake"):
             summary = stage.read(site.lake(), site.city(), days_of(context))

@@ -10,7 +10,7 @@ from assets.privacy import stage
 from assets.resources import Site
 
 
-def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
@@ -21,7 +21,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
         tags={"zone": "confidential"},
         metadata=column_schema(EVENTS),
     )
-    def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Each table of each closed unit of time, drawn once with discrete Gaussian noise, committed to the ledger."""
         with value_free("privacy"):
             summary = stage.run(site.lake(), site.city(), days_of(context))

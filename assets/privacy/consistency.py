@@ -117,7 +117,7 @@ def estimate(
             continue
         shape = (product.time[query[0]], *(product.dimensions[d] for d in query[1]))
         out = np.zeros(shape)
-        for (time, kept), part in parts.items():
+        for (_time, kept), part in parts.items():
             assert part is not None
             spread = np.repeat(part, shape[0] // part.shape[0], axis=0)
             out += spread.reshape(shape[0], *(product.dimensions[d] if d in kept else 1 for d in query[1]))

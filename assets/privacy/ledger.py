@@ -115,7 +115,9 @@ class Ledger:
             db.execute("INSERT INTO scopes VALUES (?, ?) ON CONFLICT DO NOTHING", (scope, cap_units))
             (cap,) = db.execute("SELECT cap_units FROM scopes WHERE scope = ?", (scope,)).fetchone()
         if cap != cap_units:
-            raise ValueError(f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from")
+            raise ValueError(
+                f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
+            )
 
     def _append(self, db: sqlite3.Connection, content: Sequence[Any]) -> None:
         row = db.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
@@ -130,7 +132,8 @@ class Ledger:
         with self._write() as db:
             for r in reservations:
                 known = db.execute(
-                    "SELECT snapshot, parameters FROM entries WHERE measurement = ? AND kind = 'reserve'", (r.measurement,)
+                    "SELECT snapshot, parameters FROM entries WHERE measurement = ? AND kind = 'reserve'",
+                    (r.measurement,),
                 ).fetchone()
                 if known:
                     if known != (r.snapshot, r.parameters):
@@ -153,7 +156,9 @@ class Ledger:
                 ).fetchone()
                 if row is None:
                     raise KeyError(f"{measurement} was never reserved")
-                if db.execute("SELECT 1 FROM entries WHERE measurement = ? AND kind = 'commit'", (measurement,)).fetchone():
+                if db.execute(
+                    "SELECT 1 FROM entries WHERE measurement = ? AND kind = 'commit'", (measurement,)
+                ).fetchone():
                     raise AlreadyCommitted(measurement)
                 scope, rho, snapshot, parameters = row
                 self._append(db, ("commit", measurement, scope, rho, snapshot, parameters, json.dumps(list(drawn))))
@@ -163,7 +168,10 @@ class Ledger:
             rows = db.execute(
                 "SELECT measurement, scope, rho_units, parameters, measured FROM entries WHERE kind = 'commit' ORDER BY seq"
             ).fetchall()
-        return {m: Committed(scope, rho, json.loads(parameters), json.loads(values)) for m, scope, rho, parameters, values in rows}
+        return {
+            m: Committed(scope, rho, json.loads(parameters), json.loads(values))
+            for m, scope, rho, parameters, values in rows
+        }
 
     def reserved(self) -> set[str]:
         """Measurements that are reserved, committed or not."""
@@ -185,7 +193,9 @@ class Ledger:
         """Problems found: broken hash chain, changed entry, cap passed, commit without reservation."""
         problems, previous, expected = [], _GENESIS, 1
         with self._connection() as db:
-            for seq, *content, before, digest in db.execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq"):
+            for seq, *content, before, digest in db.execute(
+                f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq"
+            ):
                 if seq != expected:
                     problems.append(f"entry {expected} is missing")
                 if before != previous or digest != _digest(previous, content):

@@ -68,8 +68,9 @@ def measure(
     costs = {p.table.name: p for p in plan.tables}
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
     for known in ledger.reserved():
-        name, start, _ = known.split(":")
-        released[name, city.window_start(date.fromisoformat(start)).isoformat()].add(date.fromisoformat(start))
+        table_name, unit, _ = known.split(":")
+        first = date.fromisoformat(unit)
+        released[table_name, city.window_start(first).isoformat()].add(first)
     reservations, exact = [], {}
     for table, start in wanted:
         scope = city.window_start(start).isoformat()
@@ -167,7 +168,9 @@ def _block_rows(
                 columns[name] = np.array(city.categories(name), dtype=object)[grid[axis]]
             nothing = pa.nulls(values.size, pa.string())
             tables.append(
-                pa.table({f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES})
+                pa.table(
+                    {f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES}
+                )
             )
     return tables
 
@@ -212,10 +215,11 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
     for priced in plan.tables:
         squares = per_level[priced.table.time]
         if int(squares.max()) > squared_sensitivity(priced.table.time, city.caps):
-            raise RuntimeError(f"a person's contribution to {priced.table.name} is above its bound: nothing may be released")
+            raise RuntimeError(
+                f"a person's contribution to {priced.table.name} is above its bound: nothing may be released"
+            )
     worst = {tuple(int(per_level[p.table.time][i]) for p in plan.tables) for i in range(int(person.max()) + 1)}
     highest = max(sum(s * p.cost_units for s, p in zip(row, plan.tables, strict=True)) for row in worst)
     if highest > plan.budget_units:
         raise RuntimeError("a person's loss is above the budget: nothing may be released")
     return highest
-

@@ -82,7 +82,8 @@ def price(city: City) -> PricedPlan:
     """Price the city's plan. Raises `PlanRefused` naming the level and limit that is missed."""
     budget = math.floor(rho_of(city.budget.epsilon, city.budget.delta) * UNITS_PER_RHO)
     tables = tuple(
-        PricedTable(t, int(Fraction(t.share) * budget) // squared_sensitivity(t.time, city.caps)) for t in city.plan.tables
+        PricedTable(t, int(Fraction(t.share) * budget) // squared_sensitivity(t.time, city.caps))
+        for t in city.plan.tables
     )
     variances: dict[Level, float] = {}
     for priced in tables:
@@ -102,7 +103,9 @@ def price(city: City) -> PricedPlan:
             cells = product.cells(level) / WINDOW_DAYS * 365.25
             errors.append(ExpectedError(time, dimensions, care, yearly / cells, mae))
     for limit in city.plan.acceptance:
-        error = next((e for e in errors if (e.time, e.dimensions, e.care) == (limit.time, limit.dimensions, "inpatient")), None)
+        error = next(
+            (e for e in errors if (e.time, e.dimensions, e.care) == (limit.time, limit.dimensions, "inpatient")), None
+        )
         where = f"{limit.time} × {' × '.join(limit.dimensions) or 'city'}"
         if error is None:
             raise PlanRefused(f"acceptance names {where}, which no measured table gives")

@@ -17,7 +17,7 @@ FAMILIES = {
 }
 
 
-def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
@@ -29,7 +29,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # 
         metadata=canonical_schema("cases"),
         check_specs=[dg.AssetCheckSpec(f, asset="validated_records", description=d) for f, d in FAMILIES.items()],
     )
-    def validated_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def validated_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Rows that pass every rule; failing rows are in quarantine with rule and line."""
         with value_free("quality"):
             summary = stage.run(site.lake(), site.city(), days_of(context))

@@ -25,9 +25,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         lake.write(f"staging/valid/{name}", days[-1], table)
     for name, table in result.quarantined.items():
         lake.write_days(f"quarantine/{name}", days, table, "arrival_day")
-    lake.write_days(
-        "quality_findings", days, result.findings.cast(tables["findings"].schema), "arrival_day"
-    )
+    lake.write_days("quality_findings", days, result.findings.cast(tables["findings"].schema), "arrival_day")
     cert = certificate(result.valid, result.rule_results, city)
     lake.write_record("quality_certificate", cert)
     failed: dict[str, dict[str, int]] = defaultdict(dict)

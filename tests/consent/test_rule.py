@@ -40,7 +40,9 @@ def permits(**over: Any) -> list[dict[str, Any]]:
     return [provision(code, **over) for code in CODES]
 
 
-def reason(provisions: list[dict[str, Any]], first: date = date(2025, 2, 1), last: date | None = date(2025, 2, 5)) -> str:
+def reason(
+    provisions: list[dict[str, Any]], first: date = date(2025, 2, 1), last: date | None = date(2025, 2, 5)
+) -> str:
     case = {"clinic": "k", "arrival_day": FROM, "export_id": "e", "source_file": "f", "source_line": 1, "case_id": "x",
             "patient_id": "p", "admitted_on": first, "discharged_on": last}  # fmt: skip
     cases = pa.Table.from_pylist([case], schema=CASES)

@@ -74,7 +74,9 @@ def test_removing_a_person_changes_nobody_else(rows: list[tuple[str, int, int]])
     everyone = events(rows)
     others = everyone.filter(pa.compute.not_equal(everyone.column("person_key"), "a"))
     all_kept = decide(everyone, NONE, Caps(), EPOCH).to_pylist()
-    assert kept_of(decide(others, NONE, Caps(), EPOCH)) == {r["case_key"] for r in all_kept if r["kept"] and r["person_key"] != "a"}
+    assert kept_of(decide(others, NONE, Caps(), EPOCH)) == {
+        r["case_key"] for r in all_kept if r["kept"] and r["person_key"] != "a"
+    }
 
 
 @settings(max_examples=30, deadline=None)

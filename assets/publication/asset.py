@@ -1,0 +1,34 @@
+"""Dagster asset of publication: what citizens and analysts get."""
+
+import dagster as dg
+
+from assets.guard import value_free
+from assets.metadata import counts_table
+from assets.partitions import BACKFILL
+from assets.publication import stage
+from assets.resources import Site
+
+
+def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=BACKFILL,
+        group_name="publication",
+        deps=["noisy_measurements"],
+        owners=["team:open-data"],
+        kinds={"parquet", "duckdb"},
+        tags={"zone": "open"},
+    )
+    def open_data(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
+        """Immutable dataset versions (Parquet, CSV, Data Package) and the analysts' DuckDB file."""
+        with value_free("publication"):
+            summary, _ = stage.run(site.lake(), site.city())
+        return dg.MaterializeResult(
+            metadata={
+                "datasets": counts_table("dataset", summary["datasets"]),
+                "changed": summary["changed"],
+                "data_as_of": summary.get("data_as_of", "nothing measured yet"),
+            }
+        )
+
+    return [open_data]

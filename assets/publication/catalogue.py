@@ -1,0 +1,252 @@
+"""The indicator catalogue: one definition from which data, schemas, documents and the database are made.
+
+Here: datasets, measures and columns, in German and English. Not here: how a number is computed
+(`indicators`), how files are written (`bundle`, `database`).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from assets.contract.city import Text, TimeLevel
+from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, SEXES
+
+Measure = Literal["count", "rate_per_100000", "share", "mean_days", "median_days"]
+Care = Literal["inpatient", "emergency_visit"]
+
+TOTAL: Final = "total"
+"""`dimensions` of an estimate that is not broken down."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeasureDefinition(_Model):
+    """A measure: its unit, how many decimals are shown, what it means."""
+
+    unit: str
+    decimals: int
+    meaning: Text
+
+
+class Level(_Model):
+    """A published level of the estimates that a dataset takes."""
+
+    time: TimeLevel
+    dimensions: str = TOTAL
+
+
+class Dataset(_Model):
+    """A published dataset."""
+
+    key: str
+    title: Text
+    description: Text
+    levels: tuple[Level, ...]
+    care: tuple[Care, ...] = ("inpatient", "emergency_visit")
+    measures: tuple[Measure, ...] = ("count",)
+    keywords: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """Units of its measures."""
+        return "; ".join(f"{m}: {MEASURES[m].unit}" for m in self.measures)
+
+
+MEASURES: Final[dict[str, MeasureDefinition]] = {
+    "count": MeasureDefinition(
+        unit="cases",
+        decimals=0,
+        meaning=Text(de="Zahl der Fälle in der Zeiteinheit", en="number of cases in the unit of time"),
+    ),
+    "rate_per_100000": MeasureDefinition(
+        unit="cases per 100,000 residents in the unit of time",
+        decimals=1,
+        meaning=Text(
+            de="Fälle je 100.000 Einwohner in der jeweiligen Zeiteinheit, nicht auf ein Jahr hochgerechnet",
+            en="cases per 100,000 residents in the respective unit of time, not annualised",
+        ),
+    ),
+    "share": MeasureDefinition(
+        unit="proportion",
+        decimals=3,
+        meaning=Text(
+            de="Anteil der als Notfall aufgenommenen an allen stationären Fällen",
+            en="inpatient cases admitted as an emergency divided by all inpatient cases",
+        ),
+    ),
+    "mean_days": MeasureDefinition(
+        unit="days",
+        decimals=1,
+        meaning=Text(
+            de="Mittlere Verweildauer aus den Mitten der Klassen; 28 und mehr Tage zählen als 38 Tage (Annahme)",
+            en="mean length of stay from the midpoints of the bins; 28 days or more count as 38 days (assumption)",
+        ),
+    ),
+    "median_days": MeasureDefinition(
+        unit="days",
+        decimals=1,
+        meaning=Text(
+            de="Median der Verweildauer, in der Klasse linear interpoliert",
+            en="median length of stay, interpolated linearly inside its bin",
+        ),
+    ),
+}
+
+
+def _levels(times: tuple[TimeLevel, ...], dimensions: str = TOTAL) -> tuple[Level, ...]:
+    return tuple(Level(time=t, dimensions=dimensions) for t in times)
+
+
+DATASETS: Final[tuple[Dataset, ...]] = (
+    Dataset(
+        key="cases_by_area",
+        title=Text(de="Fälle nach Wohngebiet", en="Cases by area of residence"),
+        description=Text(
+            de="Stationäre Fälle und Notfallbesuche nach Aufnahmetag und Wohngebiet, mit Raten je 100.000 Einwohner "
+            "der Woche, der vier Wochen oder der 364 Tage, wo Einwohnerzahlen vorliegen.",
+            en="Inpatient cases and emergency visits by day of admission and area of residence, with rates per 100,000 "
+            "residents in the week, the four weeks or the 364 days where population figures exist.",
+        ),
+        levels=_levels(("day", "week", "period", "window")) + _levels(("day", "week", "period", "window"), "area"),
+        measures=("count", "rate_per_100000"),
+        keywords=("hospital", "area", "Krankenhaus", "Wohngebiet"),
+    ),
+    Dataset(
+        key="cases_by_chapter",
+        title=Text(de="Fälle nach ICD-10-Kapitel", en="Cases by ICD-10 chapter"),
+        description=Text(
+            de="Stationäre Fälle und Notfallbesuche nach dem ICD-10-GM-Kapitel der Hauptdiagnose.",
+            en="Inpatient cases and emergency visits by ICD-10-GM chapter of the principal diagnosis.",
+        ),
+        levels=(*_levels(("week", "period", "window"), "chapter"), *_levels(("window",), "area+chapter")),
+        keywords=("hospital", "diagnosis", "ICD-10-GM", "Diagnose"),
+    ),
+    Dataset(
+        key="cases_by_age_sex",
+        title=Text(de="Fälle nach Alter und Geschlecht", en="Cases by age and sex"),
+        description=Text(
+            de="Stationäre Fälle und Notfallbesuche nach Altersgruppe und Geschlecht, je Gebiet für 364 Tage mit Raten.",
+            en="Inpatient cases and emergency visits by age group and sex; by area for 364 days, with rates.",
+        ),
+        levels=(*_levels(("period", "window"), "age_group+sex"), *_levels(("window",), "area+age_group+sex")),
+        measures=("count", "rate_per_100000"),
+        keywords=("hospital", "age", "sex", "Alter", "Geschlecht"),
+    ),
+    Dataset(
+        key="emergency_share",
+        title=Text(de="Anteil der Notfallaufnahmen", en="Share of emergency admissions"),
+        description=Text(
+            de="Anteil der stationären Fälle, die als Notfall aufgenommen wurden.",
+            en="Share of inpatient cases that were admitted as an emergency.",
+        ),
+        levels=_levels(("week", "period", "window"), "admission"),
+        care=("inpatient",),
+        measures=("share",),
+        keywords=("hospital", "emergency", "Notfall"),
+    ),
+    Dataset(
+        key="length_of_stay",
+        title=Text(de="Verweildauer", en="Length of stay"),
+        description=Text(
+            de="Mittlere und mediane Verweildauer stationärer Fälle in Tagen, aus zwölf Klassen berechnet.",
+            en="Mean and median length of stay of inpatient cases in days, computed from twelve bins.",
+        ),
+        levels=_levels(("period", "window"), "los"),
+        care=("inpatient",),
+        measures=("mean_days", "median_days"),
+        keywords=("hospital", "length of stay", "Verweildauer"),
+    ),
+)
+
+
+def dataset(key: str) -> Dataset:
+    """The dataset of that key; `KeyError` otherwise."""
+    return {d.key: d for d in DATASETS}[key]
+
+
+class Column(BaseModel):
+    """A column of every published dataset."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    name: str
+    kind: pa.DataType
+    comment: Text
+    values: tuple[str, ...] = ()
+
+
+def _column(name: str, kind: pa.DataType, de: str, en: str, values: tuple[str, ...] = ()) -> Column:
+    return Column(name=name, kind=kind, comment=Text(de=de, en=en), values=values)
+
+
+_TEXT, _DAY, _NUMBER, _AGE = pa.string(), pa.date32(), pa.float64(), pa.int16()
+
+COLUMNS: Final[tuple[Column, ...]] = (
+    _column("indicator", _TEXT, "Schlüssel des Datensatzes", "key of the dataset", tuple(d.key for d in DATASETS)),
+    _column("care", _TEXT, "Art der Versorgung", "kind of care", CARE),
+    _column(
+        "time_level",
+        _TEXT,
+        "Zeiteinheit: Tag, ISO-Woche, 28 Tage, 364 Tage",
+        "unit of time: day, ISO week, 28 days, 364 days",
+        ("day", "week", "period", "window"),
+    ),
+    _column("period_start", _DAY, "erster Tag der Zeiteinheit", "first day of the unit of time"),
+    _column("period_end", _DAY, "letzter Tag, einschließlich", "last day of the unit of time, inclusive"),
+    _column("iso_week", _TEXT, "ISO-Woche, nur bei Wochen", "ISO week such as 2025-W01, only for weeks"),
+    _column("region_key", _TEXT, "Regionalschlüssel (ARS) der Stadt", "German region key (ARS) of the city"),
+    _column("area_key", _TEXT, "Gebiet; leer: alle Gebiete", "area; empty: all areas together"),
+    _column("area_name_de", _TEXT, "Name des Gebiets, deutsch", "name of the area in German"),
+    _column("area_name_en", _TEXT, "Name des Gebiets, englisch", "name of the area in English"),
+    _column("icd_chapter", _TEXT, "ICD-10-GM-Kapitel; leer: alle", "ICD-10-GM chapter; empty: all", CHAPTER_KEYS),
+    _column("icd_chapter_name_de", _TEXT, "Name des Kapitels, deutsch", "name of the chapter in German"),
+    _column("icd_chapter_name_en", _TEXT, "Name des Kapitels, englisch", "name of the chapter in English"),
+    _column("age_group", _TEXT, "Altersgruppe; leer: alle", "age group; empty: all", AGE_GROUP_KEYS),
+    _column("age_lower", _AGE, "unteres Alter der Gruppe", "lowest age of the group in years"),
+    _column("age_upper", _AGE, "oberes Alter; leer: offen", "highest age of the group; empty: open"),
+    _column("sex", _TEXT, "Geschlecht; leer: alle", "m, w, other (or unknown); empty: all", SEXES),
+    _column("measure", _TEXT, "Maß", "measure", tuple(MEASURES)),
+    _column(
+        "value",
+        _NUMBER,
+        "unverzerrter Schätzwert mit Rauschen, kann negativ sein: zum Rechnen",
+        "estimate with privacy noise, counts are unbiased and may be negative: use it for sums and means",
+    ),
+    _column("value_display", _NUMBER, "gerundet, nicht negativ: zum Zeigen", "rounded, never negative: for display"),
+    _column("unit", _TEXT, "Einheit des Werts", "unit of the value"),
+    _column("ci95_lower", _NUMBER, "95-%-Intervall des Rauschens, unten", "lower end of the 95% interval of the noise"),
+    _column("ci95_upper", _NUMBER, "95-%-Intervall des Rauschens, oben", "upper end of the 95% interval of the noise"),
+    _column(
+        "quality",
+        _TEXT,
+        "halbe Intervallbreite zum Wert: A bis 10 %, B bis 25 %, C bis 50 %, sonst D",
+        "half the width of the interval relative to the value: A to 10%, B to 25%, C to 50%, else D",
+        ("A", "B", "C", "D"),
+    ),
+    _column(
+        "status",
+        _TEXT,
+        "vorläufig, solange das Budgetfenster offen ist; endgültig; pausiert",
+        "provisional while the budget window is open, then final; paused when the budget is used up",
+        ("provisional", "final", "paused"),
+    ),
+    _column("data_as_of", _DAY, "Datenstand", "day up to which data went into the release"),
+    _column("release_version", _TEXT, "Fassung der Veröffentlichung", "version of the release"),
+)
+
+KEY: Final = ("time_level", "period_start", "care", "area_key", "icd_chapter", "age_lower", "sex", "measure")
+"""Columns that tell the rows of a dataset apart, in the order of the files."""
+
+_MAY_BE_EMPTY: Final = frozenset(
+    {"iso_week", "area_key", "icd_chapter", "icd_chapter_name_de", "icd_chapter_name_en", "age_group"}
+    | {"age_lower", "age_upper", "sex"}
+)
+REQUIRED: Final = frozenset(c.name for c in COLUMNS) - _MAY_BE_EMPTY
+"""Columns that are never empty in a release."""
+
+SCHEMA: Final = pa.schema([pa.field(c.name, c.kind, metadata={"comment": c.comment.en}) for c in COLUMNS])

@@ -1,0 +1,268 @@
+"""The analyst database: one DuckDB file over the published indicators, explained by comments on everything.
+
+Here: tables, comments and macros of `city_health.duckdb`. Not here: any number that is not published as a
+bundle too. The file is built beside its place and replaced in one step: who holds the old one keeps reading it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+from assets.contract.city import City
+from assets.contract.codes import AGE_GROUPS
+from assets.lake.files import fsync_directory, make_directory
+from assets.publication.bundle import to_arrow
+from assets.publication.catalogue import COLUMNS, Dataset, dataset
+
+STORAGE_VERSION: Final = "v1.2.0"
+"""So that older and newer clients open it."""
+
+_COMMENTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
+    "catalogue": (
+        "one row for each dataset: what it holds",
+        {
+            "dataset": "name of the table of the dataset",
+            "title_de": "title in German",
+            "title_en": "title in English",
+            "description_de": "description in German",
+            "description_en": "description in English",
+            "unit": "measures and their units",
+            "levels": "units of time × dimensions that are published",
+            "care": "kinds of care that are counted",
+        },
+    ),
+    "release": (
+        "one row for each dataset: which release the table holds",
+        {
+            "dataset": "name of the table of the dataset",
+            "release_version": "version of the release",
+            "data_as_of": "day up to which data went into the release",
+            "published_rows": "rows of the table (public, they do not depend on persons)",
+            "publisher": "who publishes",
+            "contact": "whom to ask",
+            "licence": "address of the licence",
+            "licence_title": "name of the licence",
+            "synthetic": "true where the numbers are made up for a demonstration",
+        },
+    ),
+    "privacy": (
+        "the guarantee that protects every patient, and what it costs in accuracy",
+        {"item": "what is stated", "statement": "its value, as text or JSON"},
+    ),
+    "geography": (
+        "areas with their residents by age group and sex, and the source of these figures",
+        {
+            "region_key": "German region key (ARS) of the city",
+            "area_key": "area, as in the datasets",
+            "area_name_de": "name in German",
+            "area_name_en": "name in English",
+            "age_group": "age group",
+            "age_lower": "lowest age of the group in years",
+            "age_upper": "highest age of the group; empty: open",
+            "sex": "w or m",
+            "residents": "residents; empty where no figure is at hand",
+            "source": "where the figures come from",
+            "as_of": "day that the figures describe",
+            "estimate": "true where the figures are estimated",
+        },
+    ),
+}
+
+_MACROS: Final[tuple[tuple[str, str, str, str], ...]] = (
+    (
+        "MACRO",
+        "rate_per_100000",
+        "(cases, residents) AS cases * 100000.0 / nullif(residents, 0)",
+        "cases per 100,000 residents in the unit of time of the cases",
+    ),
+    (
+        "MACRO TABLE",
+        "moving_average_with_interval",
+        """(which_care, which_area, days) AS TABLE
+        SELECT period_start AS day, average, average - half AS ci95_lower, average + half AS ci95_upper
+        FROM (SELECT period_start, avg(value) OVER w AS average, count(*) OVER w AS found,
+                     sqrt(sum(((ci95_upper - ci95_lower) / 2) ** 2) OVER w) / days AS half,
+                     period_start - min(period_start) OVER w AS reach
+              FROM cases_by_area
+              WHERE time_level = 'day' AND measure = 'count' AND care = which_care
+                AND area_key IS NOT DISTINCT FROM which_area
+              WINDOW w AS (ORDER BY period_start ROWS BETWEEN days - 1 PRECEDING AND CURRENT ROW))
+        WHERE found = days AND reach = days - 1""",
+        "average of the last `days` days of an area (NULL: all areas) with its 95% interval. Days are taken as "
+        "independent; weekly measurements only make their errors cancel, so the interval is rather too wide. "
+        "Example: FROM moving_average_with_interval('inpatient', NULL, 7)",
+    ),
+    (
+        "MACRO TABLE",
+        "compare_areas",
+        """(which_care, which_level, which_measure, area_a, area_b) AS TABLE
+        SELECT period_start, period_end, a_value, b_value, difference,
+               difference - half AS ci95_lower, difference + half AS ci95_upper,
+               CASE WHEN abs(difference) <= half THEN 'inside the noise' ELSE 'larger than the noise' END AS verdict
+        FROM (SELECT a.period_start, a.period_end, a.value AS a_value, b.value AS b_value, a.value - b.value AS difference,
+                     sqrt(((a.ci95_upper - a.ci95_lower) / 2) ** 2 + ((b.ci95_upper - b.ci95_lower) / 2) ** 2
+                          + 2 * (a.ci95_upper - a.ci95_lower) / 2 * (b.ci95_upper - b.ci95_lower) / 2
+                            / (SELECT greatest(count(DISTINCT area_key) - 1, 1) FROM geography)) AS half
+              FROM cases_by_area a JOIN cases_by_area b USING (period_start, care, time_level, measure)
+              WHERE care = which_care AND time_level = which_level AND measure = which_measure
+                AND a.area_key = area_a AND b.area_key = area_b)
+        ORDER BY period_start""",
+        "difference of two areas with its 95% interval, and whether it lies inside the noise. Errors of areas are "
+        "negatively correlated because they add up to the total; the interval takes the largest such correlation. "
+        "The interval is of the privacy noise alone. "
+        "Example: FROM compare_areas('inpatient', 'week', 'rate_per_100000', '64283', '64285')",
+    ),
+)
+
+
+def _catalogue(about: list[Dataset]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "dataset": d.key,
+                "title_de": d.title.de,
+                "title_en": d.title.en,
+                "description_de": d.description.de,
+                "description_en": d.description.en,
+                "unit": d.unit,
+                "levels": "; ".join(f"{x.time} × {x.dimensions}" for x in d.levels),
+                "care": ", ".join(d.care),
+            }
+            for d in about
+        ],
+        schema=pa.schema([(name, pa.string()) for name in _COMMENTS["catalogue"][1]]),
+    )
+
+
+def _release(tables: dict[str, pa.Table], city: City) -> pa.Table:
+    def one(table: pa.Table, column: str) -> Any:
+        return table.column(column)[0].as_py() if table.num_rows else None
+
+    kinds = {"data_as_of": pa.date32(), "published_rows": pa.int64(), "synthetic": pa.bool_()}
+    about = city.publication
+    return pa.Table.from_pylist(
+        [
+            {
+                "dataset": key,
+                "release_version": one(table, "release_version"),
+                "data_as_of": one(table, "data_as_of"),
+                "published_rows": table.num_rows,
+                "publisher": about.publisher,
+                "contact": f"{about.contact_name} <{about.contact_email}>",
+                "licence": about.licence,
+                "licence_title": about.licence_title,
+                "synthetic": city.synthetic,
+            }
+            for key, table in tables.items()
+        ],
+        schema=pa.schema([(n, kinds.get(n, pa.string())) for n in _COMMENTS["release"][1]]),
+    )
+
+
+def _geography(city: City) -> pa.Table:
+    kinds = {
+        "age_lower": pa.int16(),
+        "age_upper": pa.int16(),
+        "residents": pa.int64(),
+        "as_of": pa.date32(),
+        "estimate": pa.bool_(),
+    }
+    return pa.Table.from_pylist(
+        [
+            {
+                "region_key": city.region.ars,
+                "area_key": area.key,
+                "area_name_de": area.name.de,
+                "area_name_en": area.name.en,
+                "age_group": age,
+                "age_lower": low,
+                "age_upper": up,
+                "sex": sex,
+                "residents": area.residents(age, sex),
+                "source": city.population.source,
+                "as_of": city.population.as_of,
+                "estimate": city.population.estimate,
+            }
+            for area in city.areas
+            for age, low, up in AGE_GROUPS
+            for sex in ("w", "m")
+        ],
+        schema=pa.schema([(n, kinds.get(n, pa.string())) for n in _COMMENTS["geography"][1]]),
+    )
+
+
+def _privacy(city: City, plan_summary: dict[str, Any]) -> pa.Table:
+    stated = {
+        "unit of protection": "one patient over all clinics with a linkable identifier, over a window of 364 days"
+        + ("" if all(c.linkable for c in city.clinics) else "; one patient per clinic at clinics without one"),
+        "epsilon of a window": city.budget.epsilon,
+        "delta of a window": city.budget.delta,
+        "cases of one patient that count": f"{city.caps.week} a week, {city.caps.period} a period, {city.caps.window} a window",
+        **plan_summary,
+    }
+    text = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in stated.values()]
+    return pa.table({"item": pa.array(list(stated), pa.string()), "statement": pa.array(text, pa.string())})
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _fill(con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str, dict[str, str]]]) -> None:
+    """Create the tables with their comments, then the macros. COMMENT takes no parameter: text is quoted."""
+    for name, (table, comment, columns) in tables.items():
+        con.register("incoming", table)
+        con.execute(f'CREATE TABLE "{name}" AS SELECT * FROM incoming')
+        con.unregister("incoming")
+        con.execute(f'COMMENT ON TABLE "{name}" IS {_quoted(comment)}')
+        for column, text in columns.items():
+            con.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS {_quoted(text)}')
+    for kind, name, body, comment in _MACROS:
+        con.execute(f"CREATE MACRO {name}{body}")
+        con.execute(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
+
+
+def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, plan_summary: dict[str, Any]) -> None:
+    """Write the analyst database from the released frames (`bundle.stamped`), replacing the old file in one step."""
+    data = {key: to_arrow(frame) for key, frame in frames.items()}
+    note = " Synthetic demonstration data." if city.synthetic else ""
+    columns = {c.name: c.comment.en for c in COLUMNS}
+    tables = {
+        key: (table, f"{dataset(key).title.en}: {dataset(key).description.en}{note}", columns)
+        for key, table in data.items()
+    }
+    others = {
+        "catalogue": _catalogue([dataset(key) for key in frames]),
+        "release": _release(data, city),
+        "privacy": _privacy(city, plan_summary),
+        "geography": _geography(city),
+    }
+    tables |= {name: (table, *_COMMENTS[name]) for name, table in others.items()}
+    make_directory(path.parent, 0o755)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        with duckdb.connect(
+            config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+        ) as con:
+            con.execute(f"ATTACH {_quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
+            con.execute("USE released")
+            _fill(con, tables)
+            con.execute("CHECKPOINT")
+            con.execute("USE memory")
+            con.execute("DETACH released")
+        beside.chmod(0o644)
+        handle = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(beside, path)
+    fsync_directory(path.parent)

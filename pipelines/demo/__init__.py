@@ -1,0 +1,1 @@
+"""The demo city: a synthetic Darmstadt, delivered day by day as its clinics would."""

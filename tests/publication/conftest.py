@@ -1,0 +1,112 @@
+"""A consistent synthetic table of estimates: days of areas are drawn, everything else is summed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from assets.contract.city import City
+from assets.contract.codes import ADMISSION_TYPES, AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, LOS_BIN_KEYS, SEXES
+from assets.contract.schemas import ESTIMATES
+
+DAYS = {"day": 1, "week": 7, "period": 28, "window": 364}
+LOS_WEIGHTS = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
+
+
+def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    dims = {
+        "area": tuple(a.key for a in city.areas),
+        "chapter": CHAPTER_KEYS,
+        "age_group": AGE_GROUP_KEYS,
+        "sex": SEXES,
+        "admission": ADMISSION_TYPES,
+        "los": LOS_BIN_KEYS,
+    }
+
+    def level(time: str, names: tuple[str, ...], mean: float, variance: float) -> pd.DataFrame:
+        starts = [city.budget.epoch + timedelta(d) for d in range(0, days - DAYS[time] + 1, DAYS[time])]
+        index = pd.MultiIndex.from_product(
+            [starts, CARE, *(dims[n] for n in names)], names=["unit_start", "care", *names]
+        )
+        frame = index.to_frame(index=False)
+        weight = frame["los"].map(dict(zip(LOS_BIN_KEYS, LOS_WEIGHTS, strict=True))) if names == ("los",) else 1.0
+        frame["value"] = rng.normal(mean, 1.0, len(frame)) * weight + rng.normal(0, variance**0.5, len(frame))
+        return frame.assign(time_level=time, dimensions="+".join(names) or "total", variance=variance)
+
+    area_day = level("day", ("area",), 20, 9.0)
+    parts = [area_day]
+    for time, size in DAYS.items():
+        if days < size:
+            continue
+        block = area_day["unit_start"].map(
+            lambda d, size=size: city.budget.epoch + timedelta((d - city.budget.epoch).days // size * size)
+        )
+        whole = block.map(lambda d, size=size: d + timedelta(size) <= city.budget.epoch + timedelta(days))
+        work = area_day.assign(unit_start=block)[whole]
+        by_area = work.groupby(["unit_start", "care", "area"], as_index=False)[["value", "variance"]].sum()
+        total = work.groupby(["unit_start", "care"], as_index=False)[["value", "variance"]].sum()
+        if time != "day":
+            parts.append(by_area.assign(time_level=time, dimensions="area"))
+        parts.append(total.assign(time_level=time, dimensions="total"))
+        yearly = 200 * size
+        if time != "day":
+            parts.append(level(time, ("chapter",), yearly / 23, 30.0 * size / 7))
+            parts.append(level(time, ("admission",), yearly / 2, 50.0 * size / 7))
+        if size >= 28:
+            parts.append(level(time, ("age_group", "sex"), yearly / 24, 150.0 * size / 28))
+            parts.append(level(time, ("los",), yearly, 100.0 * size / 28))
+    if days >= 364:
+        parts.append(level("window", ("area", "chapter"), 300, 900.0))
+        parts.append(level("window", ("area", "age_group", "sex"), 300, 900.0))
+    frame = pd.concat(parts, ignore_index=True)
+    size = frame["time_level"].map(DAYS)
+    frame["unit_end"] = [s + timedelta(int(n) - 1) for s, n in zip(frame["unit_start"], size, strict=True)]
+    return frame.assign(status="provisional")
+
+
+@pytest.fixture(scope="session")
+def make_estimates(city: City) -> Callable[..., pa.Table]:
+    """`make_estimates(days, seed)`: an `ESTIMATES` table of that many days from the epoch."""
+
+    def make(days: int = 364, seed: int = 1) -> pa.Table:
+        frame = _frame(city, days, seed).astype(object)
+        frame = frame.where(frame.notna(), None)
+        return pa.Table.from_pylist(frame.to_dict("records"), schema=ESTIMATES)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def estimates(make_estimates: Callable[..., pa.Table]) -> pa.Table:
+    return make_estimates()
+
+
+@pytest.fixture(scope="session")
+def frames(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
+    from assets.publication.indicators import build
+
+    return build(estimates, city)
+
+
+@pytest.fixture(scope="session")
+def small(make_estimates: Callable[..., pa.Table], city: City) -> dict[str, pd.DataFrame]:
+    from assets.publication.indicators import build
+
+    return build(make_estimates(56, 2), city)
+
+
+@pytest.fixture
+def plan() -> dict[str, Any]:
+    return {"epsilon_year": 2.9, "epsilon_five_years": 8.1, "tables": {"day": 0.03}, "note": "it's a test"}
+
+
+@pytest.fixture
+def as_of() -> date:
+    return date(2025, 12, 31)
