@@ -17,7 +17,7 @@ from assets.intake.connector import Export
 from assets.intake.delimited import read_all
 from assets.intake.findings import Findings, RejectedExport
 
-FALL: Final = {
+FALL: Final[dict[str, tuple[str, ...]]] = {
     "case_id": ("KH-internes-Kennzeichen",),
     "insured_id": ("Versicherten-ID",),
     "birth_year": ("Geburtsjahr",),
@@ -33,18 +33,22 @@ FALL: Final = {
     "segment": ("Entgeltbereich",),
     "merged": ("Fallzusammenführung", "Fallzusammenfuehrung"),
 }
-FAB: Final = {
+FAB: Final[dict[str, tuple[str, ...]]] = {
     "case_id": ("KH-internes-Kennzeichen",),
     "department": ("Fachabteilung", "FAB"),
     "entered": ("FAB-Aufnahmedatum",),
 }
-ICD: Final = {
+ICD: Final[dict[str, tuple[str, ...]]] = {
     "case_id": ("KH-internes-Kennzeichen",),
     "kind": ("Diagnoseart",),
     "code": ("ICD-Kode",),
     "certainty": ("Diagnosensicherheit",),
 }
-OPS: Final = {"case_id": ("KH-internes-Kennzeichen",), "code": ("OPS-Kode",), "day": ("OPS-Datum",)}
+OPS: Final[dict[str, tuple[str, ...]]] = {
+    "case_id": ("KH-internes-Kennzeichen",),
+    "code": ("OPS-Kode",),
+    "day": ("OPS-Datum",),
+}
 
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 

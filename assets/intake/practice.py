@@ -18,7 +18,7 @@ from assets.intake.delimited import read_all
 from assets.intake.findings import Findings, RejectedExport
 
 FILE: Final = "practice.csv"
-COLUMNS: Final = {
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     name: (name,)
     for name in (
         "case_id", "patient_id", "insured_id", "birth_date", "sex", "postal_code", "visited_on", "left_on",

@@ -26,7 +26,8 @@ def _read_together(exports: list[Export], city: City, findings: Findings) -> dic
                 case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
                 tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
             return tables
-        tables = (p21 if clinic.format == "p21" else practice).read(con, exports, findings)
+        read = p21.read if clinic.format == "p21" else practice.read
+        tables = read(con, exports, findings)
     if clinic.consent_source == "fhir":
         with connect([exports[0].folder.parent.parent]) as con:
             side = fhir.read(con, exports, findings, city.time_zone, consent_only=True)

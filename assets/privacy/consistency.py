@@ -50,7 +50,7 @@ class Product:
         outside the subspace of length 1.
         """
         time, kept = subspace
-        out = table.reshape(self.time[time], -1, *table.shape[1:]).mean(axis=1)
+        out: np.ndarray = table.reshape(self.time[time], -1, *table.shape[1:]).mean(axis=1)
         for axis, dimension in enumerate(level[1], start=1):
             mean = out.mean(axis=axis, keepdims=True)
             out = out - mean if dimension in kept else mean
