@@ -1,0 +1,139 @@
+"""Bad deliveries are refused or quarantined with a reason, good ones are taken once, neighbours go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from assets.contract.city import City, CityFileError, load_city
+from assets.intake.connector import landed, pull
+from assets.intake.read import read_exports
+from assets.lake.lake import Lake
+
+DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
+PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1980"}
+ENCOUNTER = {"resourceType": "Encounter", "id": "e", "status": "finished", "class": {"code": "IMP"},
+             "subject": {"reference": "Patient/p"}, "period": {"start": "2025-01-05", "end": "2025-01-06"}}  # fmt: skip
+Deliver = Callable[..., Path]
+
+
+def test_the_same_export_twice_is_taken_once(lake: Lake, city: City, deliver: Deliver):
+    deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]})
+    assert [pull(lake, city, [DAY], TODAY)[0].outcome for _ in range(2)] == ["taken", "known"]
+    assert len(landed(lake, city, [DAY])) == 1
+
+
+def test_two_exports_of_one_day_are_both_taken_and_the_later_version_counts(lake: Lake, city: City, deliver: Deliver):
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER]})
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER | {"id": "e2"}]}, suffix="-second")
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken", "taken"]
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    assert sorted(tables["cases"].column("case_id").to_pylist()) == ["e", "e2"]
+
+
+def test_a_half_written_export_waits(lake: Lake, city: City, deliver: Deliver):
+    deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]}, complete=False)
+    found = pull(lake, city, [DAY], TODAY)
+    assert found[0].outcome == "waiting" and "_COMPLETE" in found[0].reason
+    assert landed(lake, city, [DAY]) == []
+
+
+@pytest.mark.parametrize(
+    ("clinic", "day", "files", "reason"),
+    [
+        ("nobody", DAY, {"Patient.ndjson": "{}"}, "names no clinic"),
+        ("klinik-nord", DAY, {}, "empty"),
+        ("klinik-nord", date(2031, 1, 1), {"Patient.ndjson": "{}"}, "future"),
+        ("klinik-nord", DAY, {"a b;c.ndjson": "{}"}, "characters"),
+    ],
+)
+def test_a_folder_that_cannot_be_taken_says_why(lake: Lake, city: City, deliver: Deliver, clinic, day, files, reason):
+    deliver(clinic, day, files)
+    found = pull(lake, city, [DAY], TODAY)
+    assert [d.outcome for d in found] == ["rejected"] and reason in found[0].reason
+
+
+def test_a_link_out_of_the_inbox_is_refused(lake: Lake, city: City, deliver: Deliver, tmp_path: Path):
+    folder = deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]})
+    (folder / "Encounter.ndjson").symlink_to(tmp_path / "keys" / "pseudonym.key")
+    assert pull(lake, city, [DAY], TODAY)[0].outcome == "rejected"
+
+
+def test_a_truncated_line_is_a_finding_with_its_line_and_the_rest_is_read(lake: Lake, city: City, deliver: Deliver):
+    text = json.dumps(ENCOUNTER) + "\n" + json.dumps(ENCOUNTER | {"id": "CANARY"})[:60] + "\n"
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": text, "Patient.ndjson": [PATIENT]})
+    pull(lake, city, [DAY], TODAY)
+    tables, rejected = read_exports(landed(lake, city, [DAY]), city)
+    assert rejected == {} and tables["cases"].num_rows == 1
+    found = tables["findings"].to_pylist()
+    assert [(f["rule"], f["source_file"], f["source_line"]) for f in found] == [
+        ("json_unreadable", "Encounter.ndjson", 2)
+    ]
+    assert "CANARY" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("clinic", "files", "rule"),
+    [
+        ("klinik-nord", {"Patient.ndjson": '{"name":"Müller"}'.encode("latin-1")}, "encoding_not_utf8"),
+        ("klinik-nord", {"readme.txt": "hello"}, "no_known_file"),
+        ("hospital-sued", {"ICD.csv": "KH-internes-Kennzeichen;ICD-Kode\n"}, "fall_csv_missing"),
+        ("hospital-sued", {"FALL.csv": "KH-internes-Kennzeichen;Geschlecht\n1;m\n"}, "header_misses_admitted"),
+        ("praxisnetz", {"practice.csv": b"\x00\x01\x02"}, "encoding_unreadable"),
+    ],
+)
+def test_a_broken_export_is_rejected_as_a_whole_and_the_others_go_on(
+    lake: Lake, city: City, deliver: Deliver, clinic, files, rule
+):
+    deliver(clinic, DAY, files)
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER]}, suffix="-good")
+    pull(lake, city, [DAY], TODAY)
+    tables, rejected = read_exports(landed(lake, city, [DAY]), city)
+    assert list(rejected.values()) == [rule]
+    assert tables["cases"].num_rows == 1
+
+
+def test_what_a_spreadsheet_damaged_is_repaired_and_said(lake: Lake, city: City, deliver: Deliver):
+    head = "KH-internes-Kennzeichen;Geschlecht;PLZ;Aufnahmedatum;Aufnahmegrund;Entlassungsdatum\n"
+    deliver(
+        "hospital-sued",
+        DAY,
+        {"FALL.csv": head + "1;m;1067;202501050800;107;202501062400\n2;w;zu;viele;Felder;hier;!\n"},
+    )
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    case, person = tables["cases"].to_pylist()[0], tables["persons"].to_pylist()[0]
+    assert (case["admission_reason"], case["admission_type"], case["discharged_on"]) == (
+        "0107",
+        "emergency",
+        date(2025, 1, 6),
+    )
+    assert person["postal_code"] == "01067"
+    rules = {f["rule"]: f["source_line"] for f in tables["findings"].to_pylist()}
+    assert rules["wrong_number_of_fields"] == 3
+    assert {"postal_code_leading_zero", "admission_reason_leading_zero", "hour_24"} <= set(rules)
+
+
+def test_a_foreign_export_is_read_and_holds_no_consent(lake: Lake, city: City, shared: Path, deliver: Deliver):
+    files = {p.name: p.read_bytes() for p in (shared / "synthea-us-10").glob("*.ndjson")}
+    deliver("klinik-nord", DAY, files)
+    pull(lake, city, [DAY], TODAY)
+    tables, rejected = read_exports(landed(lake, city, [DAY]), city)
+    assert rejected == {} and tables["cases"].num_rows == 1215
+    assert tables["consent_provisions"].num_rows == 0 and tables["diagnoses"].num_rows == 0
+
+
+def test_an_error_in_the_city_file_names_its_line(tmp_path: Path):
+    from assets.contract.city import DEFAULT_CITY
+
+    lines = DEFAULT_CITY.read_text().splitlines()
+    line = next(i for i, text in enumerate(lines) if "epsilon:" in text)
+    lines[line] = "  epsilon: lots"
+    broken = tmp_path / "city.yaml"
+    broken.write_text("\n".join(lines))
+    with pytest.raises(CityFileError, match=rf"city.yaml:{line + 1}: budget.epsilon"):
+        load_city(broken)
