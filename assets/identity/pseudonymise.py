@@ -107,7 +107,7 @@ def pseudonymise(
               CAST($key_id AS VARCHAR) AS key_id, admitted_on, discharged_on,
               CASE WHEN status IN ({counted}) AND care IN ({care}) THEN care ELSE '{CARE_UNCOUNTED}' END AS care,
               admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
-              {bin_case_sql("greatest(age, 0)", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
+              {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
               {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
             FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)
             ORDER BY arrival_day, case_key""",
