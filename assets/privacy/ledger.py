@@ -27,11 +27,18 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TRIGGER IF NOT EXISTS cap BEFORE INSERT ON entries WHEN NEW.kind = 'reserve' BEGIN
   SELECT RAISE(ABORT, 'budget exceeded') WHERE
     NEW.rho_units + (SELECT coalesce(sum(rho_units), 0) FROM entries WHERE scope = NEW.scope AND kind = 'reserve')
-    > (SELECT cap_units FROM scopes WHERE scope = NEW.scope);
+    > coalesce((SELECT cap_units FROM scopes WHERE scope = NEW.scope), -1);
 END;
 CREATE TRIGGER IF NOT EXISTS reserved_first BEFORE INSERT ON entries WHEN NEW.kind = 'commit' BEGIN
   SELECT RAISE(ABORT, 'commit without reservation') WHERE NOT EXISTS (SELECT 1 FROM entries
     WHERE measurement = NEW.measurement AND kind = 'reserve' AND snapshot = NEW.snapshot);
+END;
+CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'append only')
+  WHERE EXISTS (SELECT 1 FROM entries WHERE seq = NEW.seq OR hash = NEW.hash
+    OR (measurement = NEW.measurement AND kind = NEW.kind));
+END;
+CREATE TRIGGER IF NOT EXISTS scope_once BEFORE INSERT ON scopes BEGIN SELECT RAISE(ABORT, 'caps are fixed')
+  WHERE EXISTS (SELECT 1 FROM scopes WHERE scope = NEW.scope);
 END;
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
@@ -112,8 +119,10 @@ class Ledger:
     def open_scope(self, scope: str, cap_units: int) -> None:
         """Fix the cap of a window. Raises `ValueError` where it was opened with another one."""
         with self._write() as db:
-            db.execute("INSERT INTO scopes VALUES (?, ?) ON CONFLICT DO NOTHING", (scope, cap_units))
-            (cap,) = db.execute("SELECT cap_units FROM scopes WHERE scope = ?", (scope,)).fetchone()
+            row = db.execute("SELECT cap_units FROM scopes WHERE scope = ?", (scope,)).fetchone()
+            if row is None:
+                db.execute("INSERT INTO scopes VALUES (?, ?)", (scope, cap_units))
+        cap = row[0] if row else cap_units
         if cap != cap_units:
             raise ValueError(
                 f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
@@ -173,10 +182,11 @@ class Ledger:
             for m, scope, rho, parameters, values in rows
         }
 
-    def reserved(self) -> set[str]:
-        """Measurements that are reserved, committed or not."""
+    def reserved(self) -> dict[str, dict[str, Any]]:
+        """Measurements that are reserved, committed or not, with their parameters."""
         with self._connection() as db:
-            return {m for (m,) in db.execute("SELECT measurement FROM entries WHERE kind = 'reserve'")}
+            rows = db.execute("SELECT measurement, parameters FROM entries WHERE kind = 'reserve'").fetchall()
+        return {m: json.loads(parameters) for m, parameters in rows}
 
     def scopes(self) -> dict[str, tuple[int, int]]:
         """Window → (spent units, cap units)."""

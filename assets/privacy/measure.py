@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,15 @@ from assets.privacy.mechanism import draw
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
 
 Due = tuple[MeasuredTable, date]
+
+
+class PlanChanged(RuntimeError):
+    """A table's noise, shape or caps differ from those its window began with: charges would no longer add up."""
+
+
+def _terms(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for all measurements of a table in one window."""
+    return {k: v for k, v in parameters.items() if k != "unit_start"}
 
 
 def measurement_id(table: MeasuredTable, start: date) -> str:
@@ -67,10 +77,13 @@ def measure(
     """
     costs = {p.table.name: p for p in plan.tables}
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
-    for known in ledger.reserved():
+    agreed: dict[tuple[str, str], dict[str, Any]] = {}
+    for known, earlier in ledger.reserved().items():
         table_name, unit, _ = known.split(":")
         first = date.fromisoformat(unit)
-        released[table_name, city.window_start(first).isoformat()].add(first)
+        window = city.window_start(first).isoformat()
+        released[table_name, window].add(first)
+        agreed[table_name, window] = _terms(earlier)
     reservations, exact = [], {}
     for table, start in wanted:
         scope = city.window_start(start).isoformat()
@@ -81,11 +94,15 @@ def measure(
         events = load(start, start + timedelta(LEVEL_DAYS[table.time] - 1))
         counts = count(events, table, city)
         priced = costs[table.name]
-        parameters = {
+        parameters: dict[str, Any] = {
             "table": table.name, "time": table.time, "unit_start": start.isoformat(), "shape": list(counts.shape),
-            "dimensions": list(table.dimensions), "mechanism": "discrete gaussian",
+            "dimensions": list(table.dimensions), "mechanism": "discrete gaussian", "caps": city.caps.model_dump(),
             "variance": f"{priced.variance.numerator}/{priced.variance.denominator}",
         }  # fmt: skip
+        if agreed.setdefault((table.name, scope), _terms(parameters)) != _terms(parameters):
+            raise PlanChanged(
+                f"{table.name}: share, dimensions or caps changed inside window {scope}; wait for the next"
+            )
         name = measurement_id(table, start)
         exact[name] = (counts, priced.variance)
         rho = (spent[1] - spent[0]) * priced.cost_units
@@ -120,6 +137,16 @@ def _blocks(city: City, committed: dict[str, Committed], tables: tuple[MeasuredT
                 covered = day + timedelta(LEVEL_DAYS[level])
                 break
     return blocks
+
+
+def _is_final(city: City, committed: dict[str, Committed], block: tuple[str, date]) -> bool:
+    """Whether every table of the window is in, those with extra lag included: later ones would move the estimates."""
+    level, first = block
+    return level == "window" and all(
+        measurement_id(table, first + timedelta(n)) in committed
+        for table in city.plan.tables
+        for n in range(0, LEVEL_DAYS[level], LEVEL_DAYS[table.time])
+    )
 
 
 def _block_rows(
@@ -190,7 +217,7 @@ def estimates(city: City, plan: PricedPlan, committed: dict[str, Committed]) -> 
         (city.plan.tables, [x for x in levels if lagging & set(x[1])]),
     ):
         for block in _blocks(city, committed, tables):
-            parts += _block_rows(city, plan, committed, block, mine, final=block[0] == "window")
+            parts += _block_rows(city, plan, committed, block, mine, final=_is_final(city, committed, block))
     if not parts:
         return ESTIMATES.empty_table()
     order = [(n, "ascending") for n in ESTIMATES.names if n not in ("value", "variance", "status")]

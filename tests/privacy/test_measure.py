@@ -1,0 +1,126 @@
+"""Measuring end to end: drawn once, charged exactly, resumed after a crash, refused when the plan changes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.contract.city import City
+from assets.privacy import measure as measuring
+from assets.privacy.ledger import Ledger, Reservation
+from assets.privacy.plan import price
+
+LATER = date(2027, 1, 1)
+DIMENSIONS = ("area", "age_group", "sex", "chapter", "admission", "los")
+Load = Callable[[date, date], pa.Table]
+
+
+@pytest.fixture(scope="module")
+def events(city: City) -> pa.Table:
+    rng, n = np.random.default_rng(0), 20_000
+    day = np.sort(rng.integers(0, 364, n))
+
+    def pick(name: str) -> list[str]:
+        return [city.categories(name)[i] for i in rng.integers(0, len(city.categories(name)), n)]
+
+    return pa.table(
+        {
+            "event_day": pa.array(np.datetime64(city.budget.epoch) + day),
+            "person_key": [f"p{i}" for i in range(n)],
+            "case_key": [f"c{i:05}" for i in range(n)],
+            "clinic": ["k"] * n,
+            **{name: pick(name) for name in ("care", *DIMENSIONS)},
+        }
+    )
+
+
+@pytest.fixture
+def load(events: pa.Table) -> Load:
+    days = events.column("event_day").to_numpy().astype("datetime64[D]")
+
+    def between(first: date, last: date) -> pa.Table:
+        begin, end = days.searchsorted(np.datetime64(first)), days.searchsorted(np.datetime64(last), "right")
+        return events.slice(int(begin), int(end - begin))
+
+    return between
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def first_days(city: City, n: int) -> list[date]:
+    return [city.budget.epoch + timedelta(i) for i in range(n)]
+
+
+def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: Ledger, load: Load):
+    plan, days = price(city), first_days(city, 364)
+    wanted = measuring.due(city, days, LATER, ())
+    measuring.measure(city, plan, ledger, wanted, load, b"k")
+    assert [spent for spent, _ in ledger.scopes().values()] == [plan.spent_units]
+    assert measuring.due(city, days, LATER, ledger.committed().keys()) == []
+    estimates = measuring.estimates(city, plan, ledger.committed())
+    assert set(estimates.column("status").to_pylist()) == {"final"}
+    frame = estimates.to_pandas()
+    sums = frame.groupby(["care", "time_level", "dimensions"])["value"].sum().groupby("care")
+    assert (sums.max() - sums.min()).max() < 1e-6
+
+
+def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger: Ledger, load: Load):
+    plan, days = price(city), first_days(city, 364)
+    measuring.measure(city, plan, ledger, measuring.due(city, days, days[-1] + timedelta(3), ()), load, b"k")
+    waiting = measuring.estimates(city, plan, ledger.committed())
+    assert set(waiting.column("status").to_pylist()) == {"provisional"}
+
+
+@pytest.mark.parametrize("step", ["draw", "commit"])
+def test_a_crash_after_reserving_spends_nothing_twice(
+    city: City, ledger: Ledger, load: Load, step: str, monkeypatch: pytest.MonkeyPatch
+):
+    plan, wanted = price(city), measuring.due(city, first_days(city, 28), LATER, ())
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((measuring, "draw") if step == "draw" else (Ledger, "commit")), crash)
+        with pytest.raises(KeyboardInterrupt):
+            measuring.measure(city, plan, ledger, wanted, load, b"k")
+    spent = ledger.scopes()
+    assert ledger.committed() == {}
+    measuring.measure(city, plan, ledger, wanted, load, b"k")
+    assert ledger.scopes() == spent and len(ledger.committed()) == len(wanted) and ledger.verify() == []
+
+
+def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load: Load):
+    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 56), LATER, ()), load, b"k")
+    tables = tuple(t.model_copy(update={"share": 0.05}) if t.name == "day" else t for t in city.plan.tables)
+    other = city.model_copy(update={"plan": city.plan.model_copy(update={"tables": tables})})
+    wanted = measuring.due(other, first_days(city, 60), LATER, ledger.committed().keys())
+    with pytest.raises(measuring.PlanChanged, match="day"):
+        measuring.measure(other, price(other), ledger, wanted, load, b"k")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT OR REPLACE INTO scopes VALUES ('w', 1000000)",
+        "INSERT INTO entries VALUES (9, 'reserve', 'x', 'nowhere', 9, 's', '{}', NULL, 'p', 'h')",
+        "INSERT OR REPLACE INTO entries SELECT seq, kind, measurement, scope, 0, snapshot, parameters, measured,"
+        " previous, hash FROM entries",
+    ],
+)
+def test_replacing_is_refused_like_updating(ledger: Ledger, statement: str):
+    ledger.open_scope("w", 25)
+    ledger.reserve([Reservation("t:2024-12-30:1", "w", 10, "s", "{}")])
+    db = sqlite3.connect(ledger.path)
+    with pytest.raises(sqlite3.IntegrityError):
+        db.execute(statement)
+    db.close()
