@@ -101,7 +101,8 @@ def _versions(city: City, cases: pd.DataFrame, people_of: pd.DataFrame, last_day
     v["code"] = v["code"].where(dirt != "icd_undotted", v["code"].str.replace(".", "", regex=False))
     v["department"] = np.array(DEPARTMENTS, dtype=object)[rng.integers(0, len(DEPARTMENTS), n)]
     v["procedure"] = np.where(rng.random(n) < 0.4, np.array(PROCEDURES, dtype=object)[rng.integers(0, len(PROCEDURES), n)], None)
-    further = rng.integers(0, 4, n)
+    # Where nobody coded a principal diagnosis, nobody coded any.
+    further = np.where(dirt == "icd_missing", 0, rng.integers(0, 4, n))
     start = rng.integers(0, len(SECONDARY), n)
     lists = [[SECONDARY[(s + i) % len(SECONDARY)] for i in range(k)] for s in range(len(SECONDARY)) for k in range(4)]
     v["secondary"] = np.array([*lists, None], dtype=object)[:-1][start * 4 + further]

@@ -1,0 +1,121 @@
+"""A demo year is recounted from its truth by plain Python: every exact count before noise must be the same."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from assets.contract.city import DEFAULT_CITY, LEVEL_DAYS, City
+from assets.contract.codes import CARE, LOS_BINS
+from assets.contract.schemas import PSEUDONYMISED_CASES
+from assets.identity.pseudonyms import pseudonyms
+from assets.lake.keys import Keyring, create_keys
+from assets.lake.lake import Lake
+from assets.privacy.ledger import Ledger
+from pipelines.definitions import JOB, build_definitions
+from pipelines.demo.generate import DEFAULT_DAYS, generate
+from pipelines.environments import Environment
+
+PATIENTS, DIRT = 3_000, 0.15
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory: pytest.TempPathFactory, city: City) -> Any:
+    """A whole dirty demo year run as one, with the noise taken out: the ledger then holds the exact counts."""
+    root = tmp_path_factory.mktemp("year")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("assets.privacy.measure.draw", lambda counts, _variance: list(counts))
+        generate(root / "demo", city, patients=PATIENTS, days=DEFAULT_DAYS, seed=3, dirt=DIRT)
+        (root / "data").mkdir()
+        (root / "demo" / "inbox").rename(root / "data" / "inbox")
+        create_keys(root / "keys")
+        environment = Environment("test", DEFAULT_CITY, root / "data", root / "keys", unattended=False)
+        last = city.start + timedelta(DEFAULT_DAYS - 1)
+        tags = {"dagster/asset_partition_range_start": str(city.start), "dagster/asset_partition_range_end": str(last)}
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = build_definitions(environment).resolve_job_def(JOB).execute_in_process(instance=instance, tags=tags)
+    assert result.success
+    lake = Lake(root / "data", Keyring.load(root / "keys"))
+    return lake, pd.read_parquet(root / "demo" / "truth" / "cases.parquet")
+
+
+def counted_cases(truth: pd.DataFrame, lake: Lake, city: City) -> list[dict[str, Any]]:
+    """What should count, by the rules as the documents state them, one case at a time."""
+    rows = truth[(truth["fate"] == "ok") & truth["consented"]].to_dict("records")
+    rows = [r for r in rows if (r["first_arrival_day"] - r["admitted_on"]).days <= city.freeze_lag_days]
+    for row in rows:
+        ids = pa.chunked_array([[row["case_id"]]])
+        row["case_key"] = pseudonyms(ids, lake.keys, "pseudonym", row["clinic"], "case")[0].as_py()
+        row["who"] = row["insured_id"] if row["insured_id_valid"] else (row["clinic"], row["patient_id"])
+    kept: dict[Any, list[date]] = defaultdict(list)
+    counted = []
+    for row in sorted(rows, key=lambda r: (r["first_arrival_day"], r["case_key"])):
+        day, mine = row["admitted_on"], kept[row["who"]]
+        same_week = sum(city.unit_start("week", d) == city.unit_start("week", day) for d in mine)
+        same_period = sum(city.unit_start("period", d) == city.unit_start("period", day) for d in mine)
+        days = sorted([*mine, day])
+        crowded = any(
+            sum(first <= d < first + timedelta(364) for d in days) > city.caps.window
+            for first in days
+            if first <= day < first + timedelta(364)
+        )
+        if same_week < city.caps.week and same_period < city.caps.period and not crowded:
+            mine.append(day)
+            counted.append(row)
+    return counted
+
+
+def test_every_exact_count_equals_the_recount_from_the_truth(year: Any, city: City):
+    lake, truth = year
+    counted = counted_cases(truth, lake, city)
+    assert 1_000 < len(counted) < truth["consented"].sum()
+    for row in counted:
+        row["los"] = next(key for key, low, high in LOS_BINS if low <= row["los_days"] and (high is None or row["los_days"] <= high))
+    committed = Ledger(lake.ledger_path).committed()
+    seen: Counter[str] = Counter()
+    for name, entry in committed.items():
+        table = next(t for t in city.plan.tables if t.name == entry.parameters["table"])
+        first = date.fromisoformat(entry.parameters["unit_start"])
+        last = first + timedelta(LEVEL_DAYS[table.time] - 1)
+        axes = [CARE, *(city.categories(d) for d in table.dimensions)]
+        cells = Counter(
+            (r["care"], *(r[d] for d in table.dimensions)) for r in counted if first <= r["admitted_on"] <= last
+        )
+        assert dict(zip(pd.MultiIndex.from_product(axes), entry.values, strict=True)) == {
+            cell: cells.get(cell if isinstance(cell, tuple) else (cell,), 0) for cell in pd.MultiIndex.from_product(axes)
+        }, name
+        seen[table.name] += 1
+    # a window, its periods, weeks and days are all there
+    assert {t.name for t in city.plan.tables} == set(seen)
+    assert seen["day"] == 364 + 28 and seen["period_los"] == 13 and seen["window_area_chapter"] == 1
+
+
+def test_what_reaches_the_confidential_zone_is_what_the_truth_says(year: Any):
+    lake, truth = year
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    with duckdb.connect() as con:
+        con.register("cases", cases)
+        con.register("truth", truth)
+        (keys,) = con.execute("SELECT count(DISTINCT case_key) FROM cases WHERE care <> 'other'").fetchone() or (0,)
+        (should,) = con.execute("SELECT count(*) FROM truth WHERE fate = 'ok' AND consented").fetchone() or (0,)
+    assert keys == should
+    assert set(truth["fate"]) == {"ok", "quarantined", "not_counted", "rejected"}
+
+
+def test_the_same_seed_gives_the_same_city(tmp_path: Path, city: City):
+    for name in ("one", "two"):
+        generate(tmp_path / name, city, patients=400, days=10, seed=5)
+    generate(tmp_path / "three", city, patients=400, days=10, seed=6)
+    content = [
+        {str(p.relative_to(tmp_path / n)): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
+        for n in ("one", "two", "three")
+    ]
+    assert content[0] == content[1] and content[0] != content[2]
