@@ -12,16 +12,18 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-run: $(BIN)/.installed ## what the release plan costs and how accurate it will be; then a run of yesterday
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	mkdir -p $(DAGSTER_HOME) && cp $< $@
+
+run: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## a synthetic city year, from clinic exports to open data
 	$(BIN)/digitalstadt keys
-	$(BIN)/digitalstadt plan
-	$(BIN)/digitalstadt run
+	$(BIN)/digitalstadt demo --out $(DIGITALSTADT_DATA)
+	$(BIN)/digitalstadt run --demo
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
 
-ui: $(BIN)/.installed ## Dagster on http://127.0.0.1:3000
-	mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/
+ui: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## Dagster on http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml
 
 lint: $(BIN)/.installed

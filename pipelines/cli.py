@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from datetime import date, datetime, timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 from zoneinfo import ZoneInfo
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from assets.contract.city import CityFileError, load_city
+from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError, Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO
@@ -27,21 +29,32 @@ out = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """Print why, and leave with exit code 1."""
     Console(stderr=True).print(f"[red]{message}[/red]", highlight=False)
     raise typer.Exit(1)
 
 
-def _print(title: str, rows: list[dict[str, object]], as_json: bool) -> None:
+def print_rows(title: str, rows: list[dict[str, object]], as_json: bool) -> None:
+    """A table for people, or the same rows as JSON."""
     if as_json:
-        sys.stdout.write(json.dumps(rows, default=str, indent=1) + "\n")
+        sys.stdout.write(json.dumps(rows, default=str, indent=1, ensure_ascii=False) + "\n")
         return
-    table = Table(title=title)
-    for name in rows[0] if rows else ["nothing"]:
-        table.add_column(name)
+    table = Table(title=title, title_justify="left")
+    for name, value in (rows[0] if rows else {"nothing": ""}).items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
     out.print(table)
+
+
+def open_site() -> tuple[City, Lake]:
+    """City and lake of this environment; leaves with a message where the city file or a key is wrong."""
+    try:
+        city = load_city(current().city_file)
+        return city, Lake(current().data_root, Keyring.load(key_folder(current(), city.key)))
+    except (CityFileError, KeyFileError) as error:
+        fail(str(error))
 
 
 @app.command()
@@ -57,7 +70,7 @@ def plan(as_json: Json = False) -> None:
     try:
         priced = price(load_city())
     except (CityFileError, PlanRefused) as error:
-        return _fail(str(error))
+        fail(str(error))
     rows: list[dict[str, object]] = [
         {
             "level": f"{e.time} × {' × '.join(e.dimensions) or 'city'}",
@@ -68,7 +81,65 @@ def plan(as_json: Json = False) -> None:
         }
         for e in priced.errors
     ]
-    _print(f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five", rows, as_json)
+    print_rows(f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five", rows, as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Writes inbox/ and truth/ into it.")] = Path("data"),
+    patients: Annotated[int, typer.Option(min=200, max=5_000_000, help="Residents of the city.")] = 160_000,
+    days: Annotated[int, typer.Option(min=2, max=4_000, help="Delivery days from the city's start.")] = 395,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    dirt: Annotated[float, typer.Option(min=0, max=1, help="Share of cases with a fault.")] = 0.01,
+    as_json: Json = False,
+) -> None:
+    """Write the exports of a synthetic city, and apart from them the truth about it. Nobody in it exists."""
+    from pipelines.demo.generate import generate
+
+    if (folder / "inbox").exists() and not (folder / "truth" / "summary.json").exists():
+        fail(f"{folder / 'inbox'} exists and is not of a demo; choose another --out")
+    try:
+        city = load_city()
+    except CityFileError as error:
+        fail(str(error))
+    with Progress(
+        TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), console=out, transient=True
+    ) as bar:
+        task = bar.add_task("synthetic city", total=1.0)
+        summary = generate(
+            folder,
+            city,
+            patients,
+            days,
+            seed,
+            dirt,
+            lambda text, share: bar.update(task, description=text, completed=share),
+        )
+    last = city.start + timedelta(days - 1)
+    if as_json:
+        sys.stdout.write(json.dumps(summary | {"first_day": city.start, "last_day": last}, default=str) + "\n")
+        return
+    out.print(
+        f"synthetic city: {summary['cases']:,} cases, {summary['exports']:,} exports of {len(city.clinics)} clinics,"
+        f" {city.start} to {last}, in {folder / 'inbox'}", highlight=False, soft_wrap=True
+    )  # fmt: skip
+
+
+def _days(
+    city: City, day: datetime | None, first: datetime | None, last: datetime | None, demo: bool
+) -> tuple[date, date]:
+    today = datetime.now(ZoneInfo(city.time_zone)).date()
+    if demo:
+        summary = current().data_root / "truth" / "summary.json"
+        if not summary.exists():
+            fail("no demo city in the data root: run `digitalstadt demo` first")
+        begin, end = city.start, city.start + timedelta(json.loads(summary.read_text())["days"] - 1)
+    else:
+        begin = (first or day or datetime.combine(today - timedelta(1), datetime.min.time())).date()
+        end = last.date() if last else begin
+    if not city.start <= begin <= end < today:
+        raise typer.BadParameter(f"days must lie between {city.start} and yesterday, in order")
+    return begin, end
 
 
 @app.command()
@@ -76,49 +147,29 @@ def run(
     day: Annotated[datetime | None, typer.Option("--day", formats=["%Y-%m-%d"], help="Default: yesterday.")] = None,
     first: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"])] = None,
     last: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"])] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The days of the demo city; compare with its truth.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Run one arrival day, or a range of them as one run."""
-    import dagster as dg
+    """Run one arrival day, or a range of them as one run, from the inboxes to open data."""
+    from pipelines import runner
+    from pipelines.summary import accuracy, summarise
 
-    from pipelines.definitions import JOB, build_definitions
-
-    try:
-        city = load_city()
-        Keyring.load(key_folder(current(), city.key))
-    except (CityFileError, KeyFileError) as error:
-        return _fail(str(error))
-    today = datetime.now(ZoneInfo(city.time_zone)).date()
-    begin: date = (first or day or datetime.combine(today - timedelta(1), datetime.min.time())).date()
-    end: date = last.date() if last else begin
-    if not city.start <= begin <= end < today:
-        raise typer.BadParameter(f"days must lie between {city.start} and yesterday, in order")
-    job = build_definitions(current()).resolve_job_def(JOB)
-    tags = {"dagster/asset_partition_range_start": str(begin), "dagster/asset_partition_range_end": str(end)}
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
-    rows: list[dict[str, object]] = []
-    for event in result.get_asset_materialization_events():
-        if event.partition in (None, str(end)):
-            meta = event.materialization.metadata
-            shown = {
-                k: v.value
-                for k, v in meta.items()
-                if isinstance(v.value, int | float | str) and "\n" not in str(v.value)
-            }
-            rows.append(
-                {"asset": event.asset_key.to_user_string(), "result": json.dumps(shown, ensure_ascii=False)}
-            ) if event.asset_key else None
-    _print(f"{begin} to {end}", rows, False)
-    if not result.success:
-        failed = [e.step_key for e in result.all_events if e.is_step_failure]
-        _fail(
-            f"failed: {', '.join(map(str, failed))}; nothing was spent or published twice, run it again after mending"
-        )
-
-
-def _ledger() -> Ledger:
-    city = load_city()
-    return Ledger(Lake(current().data_root, Keyring.load(key_folder(current(), city.key))).ledger_path)
+    city, lake = open_site()
+    begin, end = _days(city, day, first, last, demo)
+    outcome = runner.execute(current(), begin, end, Console(stderr=True))
+    print_rows(f"{city.name.en}, {begin} to {end}", summarise(outcome, lake, city), as_json)
+    if outcome.failures:
+        reasons = "\n".join(f"{step}: {why}" for step, why in outcome.failures.items())
+        fail(f"{reasons}\nnothing was spent or published twice: mend it and run the same days again")
+    if demo and not as_json:
+        print_rows("Expected and actual error of what was published (truth of the demo)", accuracy(lake, city), False)
+    if not as_json:
+        out.print(
+            f"\nOpen data: {lake.open_data}\n"
+            f"Query it:  duckdb -readonly {lake.open_data / 'city_health.duckdb'} \"FROM cases_by_area LIMIT 10\"\n"
+            "Look:      make ui, then http://127.0.0.1:3000; digitalstadt plan; digitalstadt ledger show",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 @ledger_app.command()
@@ -126,15 +177,22 @@ def show(as_json: Json = False) -> None:
     """Budget spent in each window."""
     rows: list[dict[str, object]] = [
         {"window": s, "rho": spent / UNITS_PER_RHO, "of budget": f"{spent / cap:.1%}"}
-        for s, (spent, cap) in _ledger().scopes().items()
+        for s, (spent, cap) in Ledger(open_site()[1].ledger_path).scopes().items()
     ]
-    _print("budget", rows, as_json)
+    print_rows("budget", rows, as_json)
 
 
 @ledger_app.command()
-def verify() -> None:
+def verify(as_json: Json = False) -> None:
     """Check hash chain and caps."""
-    problems = _ledger().verify()
+    problems = Ledger(open_site()[1].ledger_path).verify()
+    if as_json:
+        sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
     if problems:
-        _fail("\n".join(problems))
-    out.print("the ledger verifies")
+        fail("\n".join(problems))
+    if not as_json:
+        out.print("the ledger verifies")
+
+
+if __name__ == "__main__":
+    app()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+
 import dagster as dg
 
 from assets.consent import asset as consent
@@ -17,6 +20,8 @@ from pipelines.environments import Environment, current
 from pipelines.late_exports import late_exports_sensor
 
 JOB = "daily_run"
+# Backfill policies and owners are in beta: Dagster is pinned to one minor release, so nothing changes under us.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 
 class NoImplicitStorage(dg.IOManager):
@@ -30,7 +35,9 @@ class NoImplicitStorage(dg.IOManager):
         raise dg.DagsterInvariantViolationError("assets name `deps` and read files themselves")
 
 
-def build_definitions(environment: Environment) -> dg.Definitions:
+def build_definitions(
+    environment: Environment, loggers: Mapping[str, dg.LoggerDefinition] | None = None
+) -> dg.Definitions:
     """Every asset, the job, and (where `unattended`) the nightly schedule and the sensor for late exports."""
     city = load_city(environment.city_file)
     partitions = arrival_days(city)
@@ -60,6 +67,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         sensors=sensors,
         resources={"site": site, "io_manager": NoImplicitStorage()},
         executor=dg.in_process_executor,
+        loggers=loggers,
     )
 
 

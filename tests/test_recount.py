@@ -41,7 +41,9 @@ def year(tmp_path_factory: pytest.TempPathFactory, city: City) -> Any:
         last = city.start + timedelta(DEFAULT_DAYS - 1)
         tags = {"dagster/asset_partition_range_start": str(city.start), "dagster/asset_partition_range_end": str(last)}
         with dg.DagsterInstance.ephemeral() as instance:
-            result = build_definitions(environment).resolve_job_def(JOB).execute_in_process(instance=instance, tags=tags)
+            result = (
+                build_definitions(environment).resolve_job_def(JOB).execute_in_process(instance=instance, tags=tags)
+            )
     assert result.success
     lake = Lake(root / "data", Keyring.load(root / "keys"))
     return lake, pd.read_parquet(root / "demo" / "truth" / "cases.parquet")
@@ -78,7 +80,9 @@ def test_every_exact_count_equals_the_recount_from_the_truth(year: Any, city: Ci
     counted = counted_cases(truth, lake, city)
     assert 1_000 < len(counted) < truth["consented"].sum()
     for row in counted:
-        row["los"] = next(key for key, low, high in LOS_BINS if low <= row["los_days"] and (high is None or row["los_days"] <= high))
+        row["los"] = next(
+            key for key, low, high in LOS_BINS if low <= row["los_days"] and (high is None or row["los_days"] <= high)
+        )
     committed = Ledger(lake.ledger_path).committed()
     seen: Counter[str] = Counter()
     for name, entry in committed.items():
@@ -90,7 +94,8 @@ def test_every_exact_count_equals_the_recount_from_the_truth(year: Any, city: Ci
             (r["care"], *(r[d] for d in table.dimensions)) for r in counted if first <= r["admitted_on"] <= last
         )
         assert dict(zip(pd.MultiIndex.from_product(axes), entry.values, strict=True)) == {
-            cell: cells.get(cell if isinstance(cell, tuple) else (cell,), 0) for cell in pd.MultiIndex.from_product(axes)
+            cell: cells.get(cell if isinstance(cell, tuple) else (cell,), 0)
+            for cell in pd.MultiIndex.from_product(axes)
         }, name
         seen[table.name] += 1
     # a window, its periods, weeks and days are all there

@@ -76,6 +76,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "findings": counts_table("rule", summary["findings"]),
                 "cases_by_clinic": counts_table("clinic", summary["cases_by_clinic"]),
                 "exports": summary["exports"],
+                "rejected": counts_table("rule", summary["rejected"]),
             },
             check_results=[
                 dg.AssetCheckResult(

@@ -34,7 +34,9 @@ def _days(city: City, care: str, per_year: float, days: int, rng: np.random.Gene
     day = np.datetime64(city.start, "D") + np.arange(days - 1)
     weekday = (day.astype(np.int64) + 3) % 7
     of_year = (day - day.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)
-    rate = per_year / YEAR * np.array(WEEKDAY[care])[weekday] * (1 + SEASON * np.cos(2 * np.pi * (of_year - 25) / 365.25))
+    rate = (
+        per_year / YEAR * np.array(WEEKDAY[care])[weekday] * (1 + SEASON * np.cos(2 * np.pi * (of_year - 25) / 365.25))
+    )
     return np.repeat(day, rng.poisson(rate))
 
 
@@ -113,7 +115,9 @@ def schedule(cases: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     clinic = pd.Categorical(cases["clinic"]).codes.astype(np.int64)
     # Bijections modulo a prime again: ids tell nothing, and repeat between clinics.
     cases["patient_id"] = "P" + pd.Series((cases["person"] * 7_919 + clinic * 31) % 1_000_003).astype(str).str.zfill(7)
-    cases["case_id"] = "F" + pd.Series((np.arange(n, dtype=np.int64) * 104_729 + 11) % 99_999_989).astype(str).str.zfill(8)
+    cases["case_id"] = "F" + pd.Series((np.arange(n, dtype=np.int64) * 104_729 + 11) % 99_999_989).astype(
+        str
+    ).str.zfill(8)
     pair = cases["person"].to_numpy() * 64 + clinic
     unique, place = np.unique(pair, return_inverse=True)
     hidden = rng.random(len(unique)) < MISSING_INSURED_ID

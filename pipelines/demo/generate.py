@@ -74,7 +74,9 @@ def _truth(city: City, cases: pd.DataFrame, docs: pd.DataFrame, last_day: pd.Tim
     return truth.join(permitted(cases, docs, last_day))
 
 
-def _versions(city: City, cases: pd.DataFrame, people_of: pd.DataFrame, last_day: pd.Timestamp, seed: int) -> pd.DataFrame:
+def _versions(
+    city: City, cases: pd.DataFrame, people_of: pd.DataFrame, last_day: pd.Timestamp, seed: int
+) -> pd.DataFrame:
     """One row for each delivered version of a case, with every value as it stands in the file, dirt included."""
     rng = np.random.default_rng([seed, 7])
     n = len(cases)
@@ -85,7 +87,12 @@ def _versions(city: City, cases: pd.DataFrame, people_of: pd.DataFrame, last_day
     v["admitted"] = cases["admitted"] + pd.to_timedelta(np.where(dirt == "admitted_in_future", 400, 0), "D")
     early = dirt == "discharge_before_admission"
     v["discharged"] = cases["discharged"].where(~early, cases["admitted"] - pd.Timedelta(days=3))
-    v["begins"] = v["admitted"].dt.strftime("%Y-%m-%dT") + v["clock"] + ":00" + _offsets(city, v["admitted"], cases["hour"].to_numpy())
+    v["begins"] = (
+        v["admitted"].dt.strftime("%Y-%m-%dT")
+        + v["clock"]
+        + ":00"
+        + _offsets(city, v["admitted"], cases["hour"].to_numpy())
+    )
     noon = np.full(n, 23)
     v["ends"] = v["discharged"].dt.strftime("%Y-%m-%dT23:45:00") + _offsets(city, v["discharged"], noon)
     v["sex"] = cases["sex"].where(dirt != "sex_unreadable", "z")
@@ -96,11 +103,15 @@ def _versions(city: City, cases: pd.DataFrame, people_of: pd.DataFrame, last_day
     v["postal_code"] = cases["postal_code"].where(dirt != "postal_code_malformed", "D-" + cases["postal_code"].str[:3])
     v["postal_code"] = v["postal_code"].where(dirt != "postal_code_missing", None)
     other_digit = ((pd.to_numeric(cases["insured_id"].str[-1]) + 1) % 10).astype("Int64").astype(str)
-    v["insured_id"] = cases["insured_id"].where(dirt != "insured_id_invalid", cases["insured_id"].str[:-1] + other_digit)
+    v["insured_id"] = cases["insured_id"].where(
+        dirt != "insured_id_invalid", cases["insured_id"].str[:-1] + other_digit
+    )
     v["code"] = cases["code"].where(dirt != "icd_malformed", "ZZ9.9").where(dirt != "icd_missing", None)
     v["code"] = v["code"].where(dirt != "icd_undotted", v["code"].str.replace(".", "", regex=False))
     v["department"] = np.array(DEPARTMENTS, dtype=object)[rng.integers(0, len(DEPARTMENTS), n)]
-    v["procedure"] = np.where(rng.random(n) < 0.4, np.array(PROCEDURES, dtype=object)[rng.integers(0, len(PROCEDURES), n)], None)
+    v["procedure"] = np.where(
+        rng.random(n) < 0.4, np.array(PROCEDURES, dtype=object)[rng.integers(0, len(PROCEDURES), n)], None
+    )
     # Where nobody coded a principal diagnosis, nobody coded any.
     further = np.where(dirt == "icd_missing", 0, rng.integers(0, 4, n))
     start = rng.integers(0, len(SECONDARY), n)
@@ -128,7 +139,9 @@ def _break_exports(city: City, out: Path, days: int) -> int:
             again.mkdir()
             for file in folder.iterdir():
                 (again / file.name).write_bytes(file.read_bytes())
-            (folder / "FALL.csv").write_bytes((folder / "FALL.csv").read_bytes().decode("utf-8", "replace").encode("utf-16"))
+            (folder / "FALL.csv").write_bytes(
+                (folder / "FALL.csv").read_bytes().decode("utf-8", "replace").encode("utf-16")
+            )
         else:
             text = (folder / "practice.csv").read_text(encoding="utf-8")
             (folder / "practice.csv").write_text(text.replace("visited_on", "besucht_am", 1), encoding="utf-8")
@@ -137,7 +150,12 @@ def _break_exports(city: City, out: Path, days: int) -> int:
 
 
 def generate(
-    out: Path, city: City, patients: int = DEFAULT_PATIENTS, days: int = DEFAULT_DAYS, seed: int = 1, dirt: float = 0.01,
+    out: Path,
+    city: City,
+    patients: int = DEFAULT_PATIENTS,
+    days: int = DEFAULT_DAYS,
+    seed: int = 1,
+    dirt: float = 0.01,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `out/inbox/<clinic>/<day>/` for `days` delivery days from the city's start, and `out/truth/`.

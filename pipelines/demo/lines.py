@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def write_lines(
 
     The lines of a day lie side by side in Arrow's buffer, so a file is one slice of it.
     """
-    table = con.execute(f"SELECT arrival, line || chr(10) AS line FROM ({query}) ORDER BY arrival, line").to_arrow_table()
+    table = con.execute(
+        f"SELECT arrival, line || chr(10) AS line FROM ({query}) ORDER BY arrival, line"
+    ).to_arrow_table()
     days = table.column("arrival").to_numpy().astype("datetime64[D]")
     lines = pc.cast(table.column("line"), pa.large_string()).combine_chunks()
     if isinstance(lines, pa.ChunkedArray):
@@ -48,7 +51,7 @@ def write_lines(
     offsets = np.frombuffer(lines.buffers()[1], dtype=np.int64)
     text = memoryview(lines.buffers()[2])
     edges = np.flatnonzero(np.concatenate([[True], days[1:] != days[:-1], [True]]))
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         folder = inbox / str(days[first])
         folder.mkdir(parents=True, exist_ok=True)
         suffix, data = encode(header.encode() + bytes(text[offsets[first] : offsets[last]]), days[first])

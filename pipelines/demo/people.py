@@ -68,7 +68,9 @@ def people(city: City, residents: int, rng: np.random.Generator) -> pd.DataFrame
     codes = {a.key: a.postal_codes for a in city.areas} | {AREA_ELSEWHERE: FAR_POSTAL_CODES}
     frame["postal_code"] = ""
     for key, rows in frame.groupby("area").indices.items():
-        frame.loc[rows, "postal_code"] = np.array(codes[str(key)], dtype=object)[rng.integers(0, len(codes[str(key)]), len(rows))]
+        frame.loc[rows, "postal_code"] = np.array(codes[str(key)], dtype=object)[
+            rng.integers(0, len(codes[str(key)]), len(rows))
+        ]
     age = rng.integers(frame["low"].to_numpy(), frame["high"].to_numpy() + 1)
     born = np.datetime64(city.start, "D") - (age * 365.2425 + rng.uniform(1, 364, n)).astype(np.int64)
     frame["birth"] = born

@@ -1,0 +1,85 @@
+"""How far the published numbers of a demo run are from its truth. Only a synthetic city can be compared so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.codes import CARE
+from assets.identity.pseudonyms import pseudonyms
+from assets.lake.lake import Lake
+from assets.privacy.bounding import decide
+from assets.privacy.plan import price
+from assets.privacy.stage import publishable
+
+
+def bounded_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
+    """The cases of the truth that should count: valid, consented, on time and within the caps, one row each."""
+    good = truth[(truth["fate"] == "ok") & truth["consented"]]
+    delay = (pd.to_datetime(good["first_arrival_day"]) - pd.to_datetime(good["admitted_on"])).dt.days
+    good = good[delay <= city.freeze_lag_days].copy()
+    unlinked = good["clinic"] + "/" + good["patient_id"]
+    good["person_key"] = np.where(good["insured_id_valid"], good["insured_id"].fillna(""), unlinked)
+    good["case_key"] = ""
+    for clinic, rows in good.groupby("clinic"):
+        ids = pa.chunked_array([pa.array(rows["case_id"])])
+        good.loc[rows.index, "case_key"] = pseudonyms(ids, lake.keys, "pseudonym", str(clinic), "case").to_pylist()
+    good = good.sort_values(["first_arrival_day", "person_key", "case_key"])
+    events = pa.table(
+        {
+            "decided_on": pa.array(good["first_arrival_day"], pa.date32()),
+            "person_key": pa.array(good["person_key"], pa.string()),
+            "case_key": pa.array(good["case_key"], pa.string()),
+            "clinic": pa.array(good["clinic"], pa.string()),
+            "event_day": pa.array(good["admitted_on"], pa.date32()),
+        }
+    )
+    decisions = decide(
+        events, events.slice(0, 0).append_column("kept", pa.array([], pa.bool_())), city.caps, city.budget.epoch
+    )
+    kept = decisions.filter(decisions.column("kept")).column("case_key").to_pylist()
+    return good[good["case_key"].isin(kept)]
+
+
+def errors(lake: Lake, city: City, truth_folder: Path) -> list[dict[str, Any]]:
+    """For each published level without length of stay: mean count, expected and actual mean absolute error."""
+    counted = bounded_truth(pd.read_parquet(truth_folder / "cases.parquet"), lake, city)
+    epoch = pd.Timestamp(city.budget.epoch)
+    since = (pd.to_datetime(counted["admitted_on"]) - epoch).dt.days
+    estimates = publishable(lake, city).to_pandas(date_as_object=False)
+    rows = []
+    expected = {(e.time, e.dimensions): e for e in price(city).errors if e.care == CARE[0]}
+    for (time, dimensions), promised in expected.items():
+        if "los" in dimensions:
+            continue
+        mine = estimates[
+            (estimates["time_level"] == time) & (estimates["dimensions"] == ("+".join(dimensions) or "total"))
+        ]
+        if mine.empty:
+            continue
+        size = LEVEL_DAYS[time]
+        keys = ["unit_start", "care", *dimensions]
+        exact = (
+            counted.assign(unit_start=epoch + pd.to_timedelta(since // size * size, "D"))
+            .groupby(keys, observed=True).size().rename("exact").reset_index()
+        )  # fmt: skip
+        exact["unit_start"] = exact["unit_start"].astype(mine["unit_start"].dtype)
+        joined = mine.merge(exact, on=keys, how="left").fillna({"exact": 0})
+        error = float((joined["value"] - joined["exact"]).abs().mean())
+        covered = ((joined["value"] - joined["exact"]).abs() <= 1.96 * np.sqrt(joined["variance"])).mean()
+        rows.append(
+            {
+                "level": f"{time} × {' × '.join(dimensions) or 'city'}",
+                "cells": len(joined),
+                "mean count": round(float(joined["exact"].mean()), 1),
+                "expected error": round(promised.mae, 2),
+                "actual error": round(error, 2),
+                "inside 95% interval": f"{covered:.1%}",
+            }
+        )
+    return rows
