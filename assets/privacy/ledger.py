@@ -1,6 +1,6 @@
 """The ledger: what was spent and drawn, once and for all. SQLite, append-only, hash-chained.
 
-Steps of a measurement: reserve (one write transaction; refused when the cap would be passed) → draw → commit
+Opening a window is an entry like any other: its cap stands in the hash chain. Steps of a measurement: reserve (one write transaction; refused when the cap would be passed) → draw → commit
 values. Reserved counts as spent. Database triggers, not only this code, forbid changing or deleting an entry
 and passing a cap. Committed values are differentially private, so this file holds no one's data.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,32 +19,30 @@ from pathlib import Path
 from typing import Any, Final
 
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS scopes (scope TEXT PRIMARY KEY, cap_units INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS entries (
-  seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('reserve', 'commit')), measurement TEXT NOT NULL,
-  scope TEXT NOT NULL REFERENCES scopes, rho_units INTEGER NOT NULL CHECK (rho_units >= 0),
+  seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('open', 'reserve', 'commit')), measurement TEXT NOT NULL,
+  scope TEXT NOT NULL, rho_units INTEGER NOT NULL CHECK (rho_units >= 0),
   snapshot TEXT NOT NULL, parameters TEXT NOT NULL, measured TEXT, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
   UNIQUE (measurement, kind));
+CREATE INDEX IF NOT EXISTS by_scope ON entries (scope, kind, rho_units);
 CREATE TRIGGER IF NOT EXISTS cap BEFORE INSERT ON entries WHEN NEW.kind = 'reserve' BEGIN
   SELECT RAISE(ABORT, 'budget exceeded') WHERE
     NEW.rho_units + (SELECT coalesce(sum(rho_units), 0) FROM entries WHERE scope = NEW.scope AND kind = 'reserve')
-    > coalesce((SELECT cap_units FROM scopes WHERE scope = NEW.scope), -1);
+    > coalesce((SELECT rho_units FROM entries WHERE scope = NEW.scope AND kind = 'open'), -1);
 END;
 CREATE TRIGGER IF NOT EXISTS reserved_first BEFORE INSERT ON entries WHEN NEW.kind = 'commit' BEGIN
   SELECT RAISE(ABORT, 'commit without reservation') WHERE NOT EXISTS (SELECT 1 FROM entries
     WHERE measurement = NEW.measurement AND kind = 'reserve' AND snapshot = NEW.snapshot);
 END;
+CREATE TRIGGER IF NOT EXISTS scope_once BEFORE INSERT ON entries WHEN NEW.kind = 'open' BEGIN
+  SELECT RAISE(ABORT, 'caps are fixed') WHERE EXISTS (SELECT 1 FROM entries WHERE scope = NEW.scope);
+END;
 CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'append only')
   WHERE EXISTS (SELECT 1 FROM entries WHERE seq = NEW.seq OR hash = NEW.hash
     OR (measurement = NEW.measurement AND kind = NEW.kind));
 END;
-CREATE TRIGGER IF NOT EXISTS scope_once BEFORE INSERT ON scopes BEGIN SELECT RAISE(ABORT, 'caps are fixed')
-  WHERE EXISTS (SELECT 1 FROM scopes WHERE scope = NEW.scope);
-END;
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS fixed_cap BEFORE UPDATE ON scopes BEGIN SELECT RAISE(ABORT, 'caps are fixed'); END;
-CREATE TRIGGER IF NOT EXISTS keep_scope BEFORE DELETE ON scopes BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 _GENESIS: Final = "0" * 64
 _COLUMNS: Final = "kind, measurement, scope, rho_units, snapshot, parameters, measured"
@@ -119,9 +118,9 @@ class Ledger:
     def open_scope(self, scope: str, cap_units: int) -> None:
         """Fix the cap of a window. Raises `ValueError` where it was opened with another one."""
         with self._write() as db:
-            row = db.execute("SELECT cap_units FROM scopes WHERE scope = ?", (scope,)).fetchone()
+            row = db.execute("SELECT rho_units FROM entries WHERE scope = ? AND kind = 'open'", (scope,)).fetchone()
             if row is None:
-                db.execute("INSERT INTO scopes VALUES (?, ?)", (scope, cap_units))
+                self._append(db, ("open", f"window:{scope}", scope, cap_units, "", "{}", None))
         cap = row[0] if row else cap_units
         if cap != cap_units:
             raise ValueError(
@@ -194,14 +193,17 @@ class Ledger:
             return {
                 scope: (spent, cap)
                 for scope, cap, spent in db.execute(
-                    "SELECT s.scope, s.cap_units, coalesce(sum(e.rho_units), 0) FROM scopes s LEFT JOIN entries e"
-                    " ON e.scope = s.scope AND e.kind = 'reserve' GROUP BY s.scope ORDER BY s.scope"
+                    "SELECT o.scope, o.rho_units, coalesce(sum(e.rho_units), 0) FROM entries o LEFT JOIN entries e"
+                    " ON e.scope = o.scope AND e.kind = 'reserve' WHERE o.kind = 'open' GROUP BY o.scope ORDER BY o.scope"
                 )
             }
 
     def verify(self) -> list[str]:
-        """Problems found: broken hash chain, changed entry, cap passed, commit without reservation."""
+        """Problems found: broken hash chain, changed entry, cap passed, commit that nothing was reserved for."""
         problems, previous, expected = [], _GENESIS, 1
+        caps: dict[str, int] = {}
+        spent: dict[str, int] = defaultdict(int)
+        asked: dict[str, tuple[Any, ...]] = {}
         with self._connection() as db:
             for seq, *content, before, digest in db.execute(
                 f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq"
@@ -211,5 +213,14 @@ class Ledger:
                 if before != previous or digest != _digest(previous, content):
                     problems.append(f"entry {seq} does not follow from the one before it: it was changed")
                 previous, expected = digest, seq + 1
-        problems += [f"window {s} is overspent" for s, (spent, cap) in self.scopes().items() if spent > cap]
+                kind, measurement, scope, rho, *terms, _ = content
+                if kind == "open":
+                    caps[scope] = rho
+                elif kind == "reserve":
+                    asked[measurement] = (scope, rho, *terms)
+                    spent[scope] += rho
+                    if spent[scope] > caps.get(scope, -1):
+                        problems.append(f"entry {seq} passes the cap of window {scope}")
+                elif asked.get(measurement) != (scope, rho, *terms):
+                    problems.append(f"entry {seq} commits what was not reserved so")
         return problems

@@ -13,33 +13,41 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from assets.contract.city import City
+from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.pseudonymise import LINKS
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
 from assets.privacy.bounding import decide
+from assets.privacy.certificate import certificate
+from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger
-from assets.privacy.measure import certificate, due, estimates, measure
+from assets.privacy.measure import due, known_by, measure
 from assets.privacy.plan import price
 
+_TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
+"""Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
 
-def bound(lake: Lake, city: City, through: date) -> pa.Table:
+
+def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
     """Decide every case that arrived in time for its day and has no decision yet; all decisions so far.
 
-    In time: its first version arrived by admission day + freeze lag, and that day is not frozen yet.
+    In time: its first version arrived by admission day + freeze lag, and that day is not frozen yet. So a case
+    is decided by its own arrival day, however days are grouped into runs. What was decided before a patient
+    delivered an insured number counts for the person that the number then links to.
     """
-    cases = lake.read("cases", PSEUDONYMISED_CASES)
     decided = lake.read("bounding", BOUNDING_DECISIONS)
     frozen = lake.days("events")
     with duckdb.connect() as con:
         con.register("cases", cases)
         con.register("decided", decided)
+        con.register("links", lake.read("links", LINKS))
         con.register("frozen", pa.table({"day": pa.array(frozen, pa.date32())}))
         new = con.execute(
-            """WITH first AS (
-              SELECT * FROM cases WHERE arrival_day <= $through
-              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day) = 1)
+            f"""WITH first AS (
+              SELECT * FROM cases c WHERE arrival_day <= $through
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {_TIES}) = 1)
             SELECT arrival_day AS decided_on, person_key, case_key, clinic, admitted_on AS event_day
             FROM first ANTI JOIN decided USING (case_key)
             WHERE care <> 'other' AND admitted_on >= $start AND arrival_day <= admitted_on + $lag
@@ -47,31 +55,53 @@ def bound(lake: Lake, city: City, through: date) -> pa.Table:
             ORDER BY ALL""",
             {"through": through, "start": city.start, "lag": city.freeze_lag_days},
         ).to_arrow_table()
-    fresh = decide(new, decided, city.caps, city.budget.epoch)
+        linked = (
+            con.execute(
+                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
+                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
+                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
+            )
+            .to_arrow_table()
+            .cast(BOUNDING_DECISIONS)
+        )
+    fresh = decide(new, linked, city.caps, city.budget.epoch)
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")
     return everything
 
 
-def freeze(lake: Lake, city: City, days: Sequence[date], decisions: pa.Table) -> list[date]:
-    """Write the events of each day that this run closes: kept cases as known on day + lag. Never rewritten."""
-    lag = timedelta(city.freeze_lag_days)
-    done = set(lake.days("events"))
-    closing = [d - lag for d in days if d - lag >= city.start and d - lag not in done]
-    cases = lake.read("cases", PSEUDONYMISED_CASES)
+def closing_days(lake: Lake, city: City, days: Sequence[date]) -> list[date]:
+    """Days that are to be frozen after `days`: all whose lag is over, also where their own arrival day never ran.
+
+    Only days before the very first run of all stay open: no export of theirs was ever asked for.
+    """
+    lag, done = timedelta(city.freeze_lag_days), lake.days("events")
+    began = min([days[0] - lag, *done[:1], *(d - lag for d in lake.days("cases")[:1])])
+    first = max(city.start, began)
+    return sorted({first + timedelta(n) for n in range((days[-1] - lag - first).days + 1)} - set(done))
+
+
+def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisions: pa.Table) -> list[date]:
+    """Write the events of each day that closes: kept cases as known on day + lag. Never rewritten.
+
+    A case whose last version by then says that it does not count (cancelled) is no event.
+    """
+    closing = closing_days(lake, city, days)
+    own = ("event_day", "person_key", "case_key", "clinic")
     with duckdb.connect() as con:
         con.register("cases", cases)
         con.register("decisions", decisions)
         con.register("closing", pa.table({"event_day": pa.array(closing, pa.date32())}))
         events = (
             con.execute(
-                f"""SELECT {", ".join("d." + n if n in ("event_day", "person_key", "case_key", "clinic") else "c." + n for n in EVENTS.names)}
-            FROM decisions d JOIN closing USING (event_day)
-            JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= d.event_day + $lag
-            WHERE d.kept AND c.care <> 'other'
-            QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC) = 1
-            ORDER BY event_day, case_key""",
+                f"""WITH known AS (
+              SELECT {", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)}
+              FROM decisions d JOIN closing USING (event_day)
+              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= d.event_day + $lag
+              WHERE d.kept
+              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {_TIES}) = 1)
+            FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
                 {"lag": city.freeze_lag_days},
             )
             .to_arrow_table()
@@ -81,17 +111,17 @@ def freeze(lake: Lake, city: City, days: Sequence[date], decisions: pa.Table) ->
     return closing
 
 
-def counted_events(lake: Lake, through: date) -> pa.Table:
-    """All frozen events with the length of stay as known on `through` (null: still in hospital)."""
+def with_length_of_stay(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
+    """`events` with the length of stay that was known at the end of arrival day `day` (null: still in hospital)."""
     with duckdb.connect() as con:
-        con.register("events", lake.read("events", EVENTS))
-        con.register("cases", lake.read("cases", PSEUDONYMISED_CASES))
+        con.register("events", events)
+        con.register("cases", cases)
         return con.execute(
             """SELECT e.*, c.los FROM events e LEFT JOIN (
-              SELECT case_key, arg_max(los, arrival_day) AS los FROM cases
-              WHERE arrival_day <= $through AND los IS NOT NULL GROUP BY case_key) c USING (case_key)
+              SELECT case_key, los FROM cases WHERE arrival_day <= $day AND los IS NOT NULL
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC, los) = 1) c USING (case_key)
             ORDER BY event_day, case_key""",
-            {"through": through},
+            {"day": day},
         ).to_arrow_table()
 
 
@@ -99,15 +129,20 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget and counts of measurements (no count of persons)."""
     plan = price(city)
     through = days[-1]
-    freeze(lake, city, days, bound(lake, city, through))
-    events = counted_events(lake, through)
-    starts = sorted({city.window_start(d) for d in lake.days("events")})
-    for start in starts:
-        certificate(_between(events, start, start + timedelta(363)), city, plan)
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    freeze(lake, city, cases, days, bound(lake, city, cases, through))
+    events = lake.read("events", EVENTS).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
+    for start in sorted({city.window_start(d) for d in lake.days("events")}):
+        certificate(_between(events, start, start + timedelta(WINDOW_DAYS - 1)), city, plan)
+
+    def load(table: MeasuredTable, start: date) -> pa.Table:
+        seen = _between(events, start, start + timedelta(LEVEL_DAYS[table.time] - 1))
+        return with_length_of_stay(seen, cases, known_by(city, table, start)) if "los" in table.dimensions else seen
+
     ledger = Ledger(lake.ledger_path)
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
-    measured = measure(city, plan, ledger, wanted, lambda first, last: _between(events, first, last), key)
+    measured = measure(city, plan, ledger, wanted, load, key)
     problems = ledger.verify()
     if problems:
         raise RuntimeError("the ledger does not verify: " + "; ".join(problems))

@@ -8,17 +8,19 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from assets.contract.city import City
+from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
 from assets.privacy import measure as measuring
+from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger, Reservation
 from assets.privacy.plan import price
 
 LATER = date(2027, 1, 1)
 DIMENSIONS = ("area", "age_group", "sex", "chapter", "admission", "los")
-Load = Callable[[date, date], pa.Table]
+Load = Callable[[MeasuredTable, date], pa.Table]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def events(city: City) -> pa.Table:
 def load(events: pa.Table) -> Load:
     days = events.column("event_day").to_numpy().astype("datetime64[D]")
 
-    def between(first: date, last: date) -> pa.Table:
+    def between(table: MeasuredTable, first: date) -> pa.Table:
+        last = first + timedelta(LEVEL_DAYS[table.time] - 1)
         begin, end = days.searchsorted(np.datetime64(first)), days.searchsorted(np.datetime64(last), "right")
         return events.slice(int(begin), int(end - begin))
 
@@ -66,17 +69,37 @@ def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: L
     measuring.measure(city, plan, ledger, wanted, load, b"k")
     assert [spent for spent, _ in ledger.scopes().values()] == [plan.spent_units]
     assert measuring.due(city, days, LATER, ledger.committed().keys()) == []
-    estimates = measuring.estimates(city, plan, ledger.committed())
-    assert set(estimates.column("status").to_pylist()) == {"final"}
-    frame = estimates.to_pandas()
+    result = estimates(city, plan, ledger.committed())
+    assert set(result.column("status").to_pylist()) == {"final"}
+    frame = result.to_pandas()
     sums = frame.groupby(["care", "time_level", "dimensions"])["value"].sum().groupby("care")
     assert (sums.max() - sums.min()).max() < 1e-6
+
+
+@pytest.mark.parametrize("through", [9, 30, 37, 60, 200, 366, 380, 394])
+def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledger, load: Load, through: int):
+    plan, days = price(city), first_days(city, min(through - 2, 364))
+    wanted = measuring.due(city, days, city.budget.epoch + timedelta(through), ())
+    measuring.measure(city, plan, ledger, wanted, load, b"k")
+    frame = estimates(city, plan, ledger.committed()).to_pandas()
+    frame["unit_start"] = pd.to_datetime(frame["unit_start"])
+    sums = frame.groupby(["care", "time_level", "unit_start", "dimensions"])["value"].sum().unstack("dimensions")
+    parts = sums.drop(columns="total").sub(sums["total"], axis=0).abs()
+    assert not sums["total"].isna().any()
+    assert (parts.max(axis=1) <= 1e-9 * sums["total"].abs().clip(lower=1)).all()
+    assert ("los" in sums.columns) == (through >= 27 + 3 + 28), "lagging levels appear with their table, not before"
+    for level in ("window", "period", "week"):  # the days of each longer unit that is published add up to it
+        for (care, _, start), total in sums["total"][sums.index.get_level_values("time_level") == level].items():
+            inside = sums["total"].loc[care, "day"]
+            inside = inside[(inside.index >= start) & (inside.index < start + pd.Timedelta(days=LEVEL_DAYS[level]))]
+            assert inside.sum() == pytest.approx(total, rel=1e-9)
+            assert len(inside) == LEVEL_DAYS[level]
 
 
 def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger: Ledger, load: Load):
     plan, days = price(city), first_days(city, 364)
     measuring.measure(city, plan, ledger, measuring.due(city, days, days[-1] + timedelta(3), ()), load, b"k")
-    waiting = measuring.estimates(city, plan, ledger.committed())
+    waiting = estimates(city, plan, ledger.committed())
     assert set(waiting.column("status").to_pylist()) == {"provisional"}
 
 
@@ -111,7 +134,9 @@ def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load:
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT OR REPLACE INTO scopes VALUES ('w', 1000000)",
+        "INSERT OR REPLACE INTO entries SELECT seq, kind, measurement, scope, 1000000, snapshot, parameters, measured,"
+        " previous, hash FROM entries WHERE kind = 'open'",
+        "INSERT INTO entries VALUES (9, 'open', 'window:w2', 'w', 1000000, '', '{}', NULL, 'p', 'h')",
         "INSERT INTO entries VALUES (9, 'reserve', 'x', 'nowhere', 9, 's', '{}', NULL, 'p', 'h')",
         "INSERT OR REPLACE INTO entries SELECT seq, kind, measurement, scope, 0, snapshot, parameters, measured,"
         " previous, hash FROM entries",

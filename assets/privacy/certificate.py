@@ -1,0 +1,50 @@
+"""The certificate: the exact privacy loss of every person, computed on the very events that are counted.
+
+It does not trust the bounding: it counts again, in integers, and refuses a release that would pass the plan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from assets.contract.city import LEVEL_DAYS, City
+from assets.privacy.accounting import squared_sensitivity
+from assets.privacy.plan import PricedPlan
+
+
+def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
+    """Exact largest privacy loss, in ρ units, that any person of `events` (one window) can have by the plan.
+
+    Σ over tables of c · Σ over cells of (events of the person in the cell)², where every dimension only splits
+    cells and so can only lower the sum: the units of time bound it from above. Raises `RuntimeError` above the plan.
+    """
+    if not events.num_rows:
+        return 0
+    person = events.column("person_key").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    day = events.column("event_day").to_numpy().astype("datetime64[D]").astype(np.int64)
+    day -= np.datetime64(city.budget.epoch, "D").astype(np.int64)
+    squares = {level: _squares(person, day // size) for level, size in LEVEL_DAYS.items()}
+    for priced in plan.tables:
+        if int(squares[priced.table.time].max()) > squared_sensitivity(priced.table.time, city.caps):
+            raise RuntimeError(
+                f"a person's contribution to {priced.table.name} is above its bound: nothing may be released"
+            )
+    # Every term is now at most its table's share of the budget, so 64 bits hold the sum.
+    loss = np.zeros(int(person.max()) + 1, dtype=np.int64)
+    for priced in plan.tables:
+        loss += squares[priced.table.time] * np.int64(priced.cost_units)
+    highest = int(loss.max())
+    if highest > plan.budget_units:
+        raise RuntimeError("a person's loss is above the budget: nothing may be released")
+    return highest
+
+
+def _squares(person: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Σ over units of time of (events of the person in the unit)², int64, for each person index."""
+    unit = unit - unit.min()
+    span = int(unit.max()) + 1
+    pairs, times = np.unique(person * span + unit, return_counts=True)
+    first = np.flatnonzero(np.diff(pairs // span, prepend=-1))  # every index occurs: they come from an encoding
+    result: np.ndarray = np.add.reduceat(times.astype(np.int64) ** 2, first)
+    return result

@@ -1,0 +1,185 @@
+"""Consistent estimates of every published level from the committed noisy values alone: post-processing.
+
+Here: which blocks of time are estimated together, and their rows. Not here: least squares (`consistency`),
+what is measured (`measure`).
+
+Tables with extra lag (`los`) come weeks after the others and are never waited for. Their levels appear only for
+those units of time whose tables are in, and take their totals from what is published there: a table's own
+components, such as the differences between lengths of stay, are independent of every table without that
+dimension, so replacing the total keeps estimates unbiased, makes them add up and their variance exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from math import prod
+
+import numpy as np
+import pyarrow as pa
+
+from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
+from assets.contract.codes import CARE
+from assets.contract.schemas import ESTIMATES
+from assets.privacy.consistency import Level, estimate, variance
+from assets.privacy.ledger import Committed
+from assets.privacy.measure import measurement_id
+from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
+
+Block = tuple[str, date]
+"""A block of time that is estimated at once: time level and first day."""
+Marginal = tuple[str, tuple[str, ...]]
+"""A published level: time level and names of its dimensions in the order of `DIMENSIONS`."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Estimates of a marginal in a block: (care, unit of time, *dimensions), and the variance in each unit."""
+
+    values: np.ndarray
+    variance: np.ndarray
+
+
+def _units(block: Block, time: str) -> list[date]:
+    level, start = block
+    return [start + timedelta(n) for n in range(0, LEVEL_DAYS[level], LEVEL_DAYS[time])]
+
+
+def _blocks(city: City, committed: Mapping[str, Committed], tables: Sequence[MeasuredTable]) -> list[Block]:
+    """Largest blocks of time in which every one of `tables` that fits is committed, covering all measured days."""
+
+    def complete(block: Block) -> bool:
+        fitting = [t for t in tables if LEVEL_DAYS[t.time] <= LEVEL_DAYS[block[0]]]
+        return all(measurement_id(t, u) in committed for t in fitting for u in _units(block, t.time))
+
+    blocks: list[Block] = []
+    covered = date.min
+    for day in sorted({date.fromisoformat(c.parameters["unit_start"]) for c in committed.values()}):
+        if day < covered:
+            continue
+        for level in TIME_LEVELS:
+            if city.unit_start(level, day) == day and complete((level, day)):
+                blocks.append((level, day))
+                covered = day + timedelta(LEVEL_DAYS[level])
+                break
+    return blocks
+
+
+def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> bool:
+    """Whether every table of the window is in, those with extra lag included: later ones would move the estimates."""
+    return block[0] == "window" and all(
+        measurement_id(table, unit) in committed for table in city.plan.tables for unit in _units(block, table.time)
+    )
+
+
+def _solve(
+    city: City, plan: PricedPlan, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal]
+) -> dict[Marginal, Solved]:
+    """Least squares over one block, for those marginals of `wanted` that its tables determine."""
+    top = block[0]
+    product = product_of(city, top)
+    variances: dict[Level, float] = {}
+    arrays: dict[Level, np.ndarray] = {}
+    for priced in plan.tables:
+        table = priced.table
+        if LEVEL_DAYS[table.time] > LEVEL_DAYS[top]:
+            continue
+        units = _units(block, table.time)
+        found = [c for c in (committed.get(measurement_id(table, u)) for u in units) if c]
+        if len(found) == len(units):
+            level = level_of(table.time, table.dimensions, top)
+            variances[level] = float(priced.variance)
+            order = sorted(range(len(table.dimensions)), key=lambda i: DIMENSIONS.index(table.dimensions[i]))
+            values = np.array([c.values for c in found], dtype=float)
+            values = values.reshape(len(units), len(CARE), *(len(city.categories(d)) for d in table.dimensions))
+            arrays[level] = values.transpose(1, 0, *(2 + i for i in order))
+    queries = {level_of(t, d, top): (t, d) for t, d in wanted if LEVEL_DAYS[t] <= LEVEL_DAYS[top]}
+    results = [
+        estimate(product, {m: a[i] for m, a in arrays.items()}, variances, list(queries)) for i in range(len(CARE))
+    ]
+    solved = {}
+    for query in results[0]:
+        spread = variance(product, query, variances)
+        spreads = np.full(product.time[query[0]], spread, dtype=float)
+        solved[queries[query]] = Solved(np.stack([r[query] for r in results]), spreads)
+    return solved
+
+
+def _take_totals(
+    city: City, block: Block, solved: dict[Marginal, Solved], lagging: set[str],
+    published: Mapping[Marginal, Mapping[date, tuple[np.ndarray, float]]],
+) -> dict[Marginal, Solved]:  # fmt: skip
+    """The marginals with a lagging dimension, so that they add up to what is published without it."""
+    adjusted = {}
+    for (time, dimensions), own in solved.items():
+        late = [d for d in dimensions if d in lagging]
+        margin = (time, tuple(d for d in dimensions if d not in lagging))
+        if not late:
+            continue
+        units = _units(block, time)
+        totals = [published.get(margin, {}).get(unit) for unit in units]
+        if margin not in solved or any(t is None for t in totals):
+            adjusted[time, dimensions] = own
+            continue
+        cells = prod(len(city.categories(d)) for d in late)
+        difference = np.stack([t[0] for t in totals if t], axis=1) - solved[margin].values
+        axes = tuple(2 + i for i, d in enumerate(dimensions) if d in lagging)
+        change = np.array([t[1] for t in totals if t]) - solved[margin].variance
+        adjusted[time, dimensions] = Solved(
+            own.values + np.expand_dims(difference, axes) / cells, own.variance + change / cells**2
+        )
+    return adjusted
+
+
+def _rows(city: City, block: Block, marginal: Marginal, solved: Solved, status: str) -> pa.Table:
+    """`ESTIMATES` rows of one marginal of one block."""
+    (time, names), shape = marginal, solved.values.shape
+    grid = np.indices(shape).reshape(len(shape), -1)
+    size = LEVEL_DAYS[time]
+    first = np.datetime64(block[1]) + grid[1] * size
+    n = solved.values.size
+    columns: dict[str, object] = {
+        "time_level": [time] * n,
+        "unit_start": first,
+        "unit_end": first + (size - 1),
+        "dimensions": ["+".join(names) or "total"] * n,
+        "care": np.array(CARE, dtype=object)[grid[0]],
+        "value": solved.values.ravel(),
+        "variance": solved.variance[grid[1]],
+        "status": [status] * n,
+    }
+    for axis, name in enumerate(names, start=2):
+        columns[name] = np.array(city.categories(name), dtype=object)[grid[axis]]
+    nothing = pa.nulls(n, pa.string())
+    return pa.table({f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES})
+
+
+def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> pa.Table:
+    """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
+
+    `status` is final once every table of the window is in, `provisional` before.
+    """
+    lagging: set[str] = {d for t in city.plan.tables if t.extra_lag_days for d in t.dimensions}
+    levels = [(t, tuple(sorted(d, key=DIMENSIONS.index))) for t, d in published_levels(city)]
+    prompt = [x for x in levels if not lagging & set(x[1])]
+    margins = {(t, tuple(d for d in dims if d not in lagging)) for t, dims in levels}
+    published: dict[Marginal, dict[date, tuple[np.ndarray, float]]] = {m: {} for m in margins}
+    parts: list[pa.Table] = []
+    for block in _blocks(city, committed, [t for t in city.plan.tables if not t.extra_lag_days]):
+        status = "final" if _is_final(city, committed, block) else "provisional"
+        for marginal, solved in _solve(city, plan, committed, block, [*prompt, *margins]).items():
+            if marginal in prompt:
+                parts.append(_rows(city, block, marginal, solved, status))
+            for i, unit in enumerate(_units(block, marginal[0])):
+                published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
+    late = [x for x in levels if lagging & set(x[1])]
+    for block in _blocks(city, committed, city.plan.tables) if late else []:
+        status = "final" if _is_final(city, committed, block) else "provisional"
+        own = _solve(city, plan, committed, block, [*late, *margins])
+        for marginal, solved in _take_totals(city, block, own, lagging, published).items():
+            parts.append(_rows(city, block, marginal, solved, status))
+    if not parts:
+        return ESTIMATES.empty_table()
+    order = [(n, "ascending") for n in ESTIMATES.names if n not in ("value", "variance", "status")]
+    return pa.concat_tables(parts).sort_by(order).cast(ESTIMATES)

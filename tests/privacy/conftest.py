@@ -1,0 +1,52 @@
+"""Made-up pseudonymised cases, and a stage whose noise is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, timedelta
+from fractions import Fraction
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from assets.contract.city import City
+from assets.contract.schemas import PSEUDONYMISED_CASES
+from assets.privacy import measure as measuring
+
+MakeCase = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def make_case(city: City) -> MakeCase:
+    """`make_case(person, key, admitted, delay=0, **columns)`: one version of a case; days count from the epoch."""
+
+    def make(person: str, key: str, admitted: int, delay: int = 0, **over: Any) -> dict[str, Any]:
+        day = city.budget.epoch + timedelta(admitted)
+        plain = {"clinic": "klinik-nord", "arrival_day": day + timedelta(delay), "case_key": key, "patient_key": person,
+                 "person_key": person, "key_id": "k", "admitted_on": day, "discharged_on": None, "care": "inpatient",
+                 "admission": "emergency", "area": "64283", "age_group": "25-44", "sex": "w", "chapter": "IX",
+                 "los": None, "died": False, "consent_reason": "permitted"}  # fmt: skip
+        return plain | over
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def case_table() -> Callable[[list[dict[str, Any]]], pa.Table]:
+    return lambda rows: pa.Table.from_pylist(rows, schema=PSEUDONYMISED_CASES)
+
+
+@pytest.fixture
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Committed values are the exact counts: for comparing two runs, never for a release."""
+
+    def exact(values: list[int], variance: Fraction) -> list[int]:
+        return list(values)
+
+    monkeypatch.setattr(measuring, "draw", exact)
+
+
+@pytest.fixture
+def arrival(city: City) -> Callable[[int], date]:
+    return lambda n: city.budget.epoch + timedelta(n)

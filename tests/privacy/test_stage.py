@@ -1,0 +1,164 @@
+"""The stage over a lake: nothing may depend on how days are grouped into runs, or on who else is there."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from assets.contract.city import City, load_city
+from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.pseudonymise import LINKS
+from assets.lake.keys import Keyring, create_keys
+from assets.lake.lake import Lake
+from assets.privacy import measure as measuring
+from assets.privacy import stage
+from assets.privacy.ledger import Ledger
+
+DAYS = 40
+"""More than a period with its lengths of stay, which here lag by only four more days (27 + 3 + 4)."""
+
+
+@pytest.fixture(scope="module")
+def city() -> City:
+    city = load_city()
+    tables = tuple(t.model_copy(update={"extra_lag_days": 4 if t.extra_lag_days else 0}) for t in city.plan.tables)
+    return city.model_copy(update={"plan": city.plan.model_copy(update={"tables": tables})})
+
+
+@pytest.fixture(scope="module")
+def history(city: City, make_case: Any, case_table: Any) -> pa.Table:
+    """Cases of 40 days with late arrivals, discharges that arrive at any time, cancellations and corrections."""
+    rng, rows = random.Random(4), []
+    for n in range(400):
+        admitted, delay = rng.randrange(DAYS), rng.choice([0, 0, 1, 2, 3, 5])
+        fixed = {"care": rng.choice(city.categories("care")), "area": rng.choice(city.categories("area"))}
+        rows.append(make_case(f"p{rng.randrange(60)}", f"c{n:03}", admitted, delay, **fixed))
+        for later in sorted(rng.sample(range(delay + 1, 45), rng.choice([0, 1, 2]))):
+            change = {
+                "los": rng.choice([*city.categories("los"), None]),
+                "care": rng.choice([fixed["care"]] * 5 + ["other"]),
+            }
+            rows.append(rows[-1] | change | {"arrival_day": rows[-1]["admitted_on"] + timedelta(later)})
+    return case_table(rows)
+
+
+@pytest.fixture
+def new_lake(tmp_path: Path) -> Callable[[str], Lake]:
+    create_keys(tmp_path / "keys")
+    return lambda name: Lake(tmp_path / name, Keyring.load(tmp_path / "keys"))
+
+
+def run(lake: Lake, city: City, cases: pa.Table, first: int, last: int) -> None:
+    """Take in the arrival days `first` to `last` and run the stage once over them."""
+    days = [city.budget.epoch + timedelta(n) for n in range(first, last + 1)]
+    lake.write_days("cases", days, cases, "arrival_day")
+    stage.run(lake, city, days)
+
+
+def snapshots(lake: Lake) -> dict[str, tuple[Any, ...]]:
+    with sqlite3.connect(lake.ledger_path) as db:
+        rows = db.execute("SELECT measurement, snapshot, rho_units, parameters FROM entries WHERE kind = 'reserve'")
+        return {name: tuple(rest) for name, *rest in rows}
+
+
+def state(lake: Lake) -> tuple[Any, ...]:
+    """Everything that privacy decides and stores, besides noise."""
+    decided = lake.read("bounding", BOUNDING_DECISIONS).sort_by("case_key")
+    return decided, lake.read("events", EVENTS), lake.days("events"), snapshots(lake)
+
+
+def test_day_by_day_and_one_backfill_are_the_same(city: City, history: pa.Table, new_lake: Any, no_noise: None):
+    daily, whole, uneven = (new_lake(n) for n in ("daily", "whole", "uneven"))
+    for n in range(DAYS):
+        run(daily, city, history, n, n)
+    run(whole, city, history, 0, DAYS - 1)
+    for first, last in ((0, 0), (1, 19), (20, 33), (34, DAYS - 1)):
+        run(uneven, city, history, first, last)
+    assert any(name.startswith("period_los") for name in snapshots(daily))
+    assert state(daily) == state(whole) == state(uneven)
+    values = [{m: c.values for m, c in Ledger(x.ledger_path).committed().items()} for x in (daily, whole, uneven)]
+    assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize("step", ["draw", "commit"])
+def test_a_resume_on_a_later_day_measures_what_it_reserved(
+    city: City, history: pa.Table, new_lake: Any, no_noise: None, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    straight, crashed = new_lake("straight"), new_lake("crashed")
+    run(straight, city, history, 0, DAYS - 1)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run(crashed, city, history, 0, 30)
+    with monkeypatch.context() as patch:  # the run in which the first lengths of stay are measured
+        patch.setattr(*((measuring, "draw") if step == "draw" else (Ledger, "commit")), crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(crashed, city, history, 31, 35)
+    run(crashed, city, history, 36, DAYS - 1)
+    assert state(crashed) == state(straight)
+
+
+def test_days_that_never_ran_are_frozen_once_a_later_day_runs(
+    city: City, history: pa.Table, new_lake: Any, no_noise: None, arrival: Any
+):
+    lake = new_lake("gap")
+    run(lake, city, history, 0, 9)
+    run(lake, city, history, 14, 14)  # 10 to 13 failed
+    assert lake.days("events") == [arrival(n) for n in range(12)]
+    frozen = lake.read("events", EVENTS)
+    run(lake, city, history, 10, 13)  # now they are caught up: late for the frozen days, in time for the others
+    run(lake, city, history, 15, 20)
+    assert lake.days("events") == [arrival(n) for n in range(18)]
+    assert lake.read("events", EVENTS).slice(0, frozen.num_rows) == frozen
+    assert Ledger(lake.ledger_path).verify() == []
+
+
+def test_a_first_run_late_in_the_year_freezes_nothing_before_it(
+    city: City, history: pa.Table, new_lake: Any, no_noise: None, arrival: Any
+):
+    lake = new_lake("late")
+    run(lake, city, history, 35, 35)
+    assert lake.days("events") == [arrival(32)]
+    run(lake, city, history, 0, 34)
+    assert lake.days("events") == [arrival(n) for n in range(33)]
+
+
+def test_a_case_that_is_cancelled_in_time_is_no_event(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
+):
+    lake = new_lake("cancelled")
+    rows = [make_case("p", "c", 0), make_case("p", "c", 0, delay=2, care="other"), make_case("q", "d", 0)]
+    run(lake, city, case_table(rows), 0, 3)
+    assert lake.read("events", EVENTS).column("case_key").to_pylist() == ["d"]
+
+
+def test_an_insured_number_that_comes_later_does_not_open_a_second_account(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    lake = new_lake("linked")
+    rows = [make_case("patient", f"c{n}", 28 * n) for n in range(4)]
+    rows += [make_case("person", f"d{n}", 112 + 28 * n, patient_key="patient") for n in range(4)]
+    run(lake, city, case_table(rows), 0, 111)
+    link = {"arrival_day": arrival(112), "patient_key": "patient", "person_key": "person"}
+    lake.write_days("links", [arrival(112)], pa.Table.from_pylist([link], schema=LINKS), "arrival_day")
+    run(lake, city, case_table(rows), 112, 220)
+    kept = [r["case_key"] for r in lake.read("bounding", BOUNDING_DECISIONS).to_pylist() if r["kept"]]
+    assert sorted(kept) == ["c0", "c1", "c2", "c3"]
+
+
+def test_versions_of_one_day_are_taken_in_one_order(city: City, make_case: Any, new_lake: Any, no_noise: None):
+    rows = [make_case("p", "c", 0, area="64283"), make_case("p", "c", 0, area="64285")]
+    seen = []
+    for name, order in (("one", rows), ("two", rows[::-1])):
+        lake = new_lake(name)
+        run(lake, city, pa.Table.from_pylist(order, schema=PSEUDONYMISED_CASES), 0, 3)
+        seen.append(lake.read("events", EVENTS))
+    assert seen[0] == seen[1] and seen[0].num_rows == 1
