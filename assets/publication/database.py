@@ -21,6 +21,7 @@ from assets.contract.codes import AGE_GROUPS
 from assets.lake.files import fsync_directory, make_directory
 from assets.publication.bundle import to_arrow
 from assets.publication.catalogue import COLUMNS, Dataset, dataset
+from assets.publication.guarantee import Guarantee
 
 STORAGE_VERSION: Final = "v1.2.0"
 """So that older and newer clients open it."""
@@ -199,16 +200,9 @@ def _geography(city: City) -> pa.Table:
     )
 
 
-def _privacy(city: City, plan_summary: dict[str, Any]) -> pa.Table:
-    stated = {
-        "unit of protection": "one patient over all clinics with a linkable identifier, over a window of 364 days"
-        + ("" if all(c.linkable for c in city.clinics) else "; one patient per clinic at clinics without one"),
-        "epsilon of a window": city.budget.epsilon,
-        "delta of a window": city.budget.delta,
-        "cases of one patient that count": f"{city.caps.week} a week, {city.caps.period} a period, {city.caps.window} a window",
-        **plan_summary,
-    }
-    text = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in stated.values()]
+def _privacy(promise: Guarantee) -> pa.Table:
+    stated = promise.statements()
+    text = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in stated.values()]
     return pa.table({"item": pa.array(list(stated), pa.string()), "statement": pa.array(text, pa.string())})
 
 
@@ -230,7 +224,7 @@ def _fill(con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str,
         con.execute(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
 
 
-def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, plan_summary: dict[str, Any]) -> None:
+def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, promise: Guarantee) -> None:
     """Write the analyst database from the released frames (`bundle.stamped`), replacing the old file in one step."""
     data = {key: to_arrow(frame) for key, frame in frames.items()}
     note = " Synthetic demonstration data." if city.synthetic else ""
@@ -242,7 +236,7 @@ def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, plan
     others = {
         "catalogue": _catalogue([dataset(key) for key in frames]),
         "release": _release(data, city),
-        "privacy": _privacy(city, plan_summary),
+        "privacy": _privacy(promise),
         "geography": _geography(city),
     }
     tables |= {name: (table, *_COMMENTS[name]) for name, table in others.items()}

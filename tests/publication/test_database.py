@@ -15,6 +15,7 @@ from assets.contract.city import City
 from assets.publication.bundle import Published, stamped
 from assets.publication.catalogue import DATASETS
 from assets.publication.database import build_database
+from assets.publication.guarantee import Guarantee
 
 Frames = dict[str, pd.DataFrame]
 
@@ -24,9 +25,9 @@ def _release(frames: Frames, version: str) -> Frames:
 
 
 @pytest.fixture(scope="module")
-def built(frames: Frames, city: City, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(frames: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("open") / "city_health.duckdb"
-    build_database(_release(frames, "2025-12-31"), city, path, {"note": "it's a test", "tables": {"day": 0.03}})
+    build_database(_release(frames, "2025-12-31"), city, path, plan)
     return path
 
 
@@ -51,7 +52,7 @@ def test_everything_is_there_and_explained(built: Path, frames: Frames) -> None:
     assert _one(built, "SELECT DISTINCT release_version, data_as_of FROM release") == [
         ("2025-12-31", date(2025, 12, 31))
     ]
-    assert _one(built, "SELECT statement FROM privacy WHERE item = 'note'") == [("it's a test",)]
+    assert _one(built, "SELECT statement FROM privacy WHERE item = 'delta of a window'") == [("1e-06",)]
     assert _one(built, "SELECT sum(residents) FROM geography WHERE area_key = '64283'")[0][0] > 10_000
 
 
@@ -77,11 +78,13 @@ def test_macros_answer(built: Path) -> None:
     assert rates == [("larger than the noise",)]
 
 
-def test_a_reader_of_the_old_file_keeps_reading(frames: Frames, small: Frames, city: City, tmp_path: Path) -> None:
+def test_a_reader_of_the_old_file_keeps_reading(
+    frames: Frames, small: Frames, city: City, plan: Guarantee, tmp_path: Path
+) -> None:
     path = tmp_path / "city_health.duckdb"
-    build_database(_release(frames, "2025-12-31"), city, path, {})
+    build_database(_release(frames, "2025-12-31"), city, path, plan)
     with duckdb.connect(str(path), read_only=True) as reader:
-        build_database(_release(small, "2026-01-01"), city, path, {})
+        build_database(_release(small, "2026-01-01"), city, path, plan)
         assert reader.execute("SELECT count(*) FROM cases_by_area").fetchone() == (len(frames["cases_by_area"]),)
         assert reader.execute("SELECT DISTINCT release_version FROM release").fetchall() == [("2025-12-31",)]
         code = "import duckdb, sys; print(duckdb.connect(sys.argv[1], read_only=True).sql('FROM release').fetchall()[0][1])"
@@ -90,12 +93,12 @@ def test_a_reader_of_the_old_file_keeps_reading(frames: Frames, small: Frames, c
 
 
 def test_a_failed_build_leaves_the_old_file(
-    small: Frames, city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Frames, city: City, plan: Guarantee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "city_health.duckdb"
-    build_database(_release(small, "2025-12-31"), city, path, {})
+    build_database(_release(small, "2025-12-31"), city, path, plan)
     before = path.read_bytes()
     monkeypatch.setattr("assets.publication.database._MACROS", (("MACRO", "broken", "(a) AS (", ""),))
     with pytest.raises(duckdb.Error):
-        build_database(_release(small, "2026-01-01"), city, path, {})
+        build_database(_release(small, "2026-01-01"), city, path, plan)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
