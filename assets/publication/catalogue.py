@@ -28,6 +28,7 @@ class _Model(BaseModel):
 class MeasureDefinition(_Model):
     """A measure: its unit, how many decimals are shown, what it means."""
 
+    name: Text
     unit: str
     unit_de: str
     decimals: int
@@ -64,12 +65,14 @@ class Dataset(_Model):
 
 MEASURES: Final[dict[str, MeasureDefinition]] = {
     "count": MeasureDefinition(
+        name=Text(de="Fälle", en="cases"),
         unit="cases",
         unit_de="Fälle",
         decimals=0,
         meaning=Text(de="Zahl der Fälle in der Zeiteinheit", en="number of cases in the unit of time"),
     ),
     "rate_per_100000": MeasureDefinition(
+        name=Text(de="Fälle je 100.000 Einwohner", en="cases per 100,000 residents"),
         unit="cases per 100,000 residents in the unit of time",
         unit_de="Fälle je 100.000 Einwohner in der Zeiteinheit",
         decimals=1,
@@ -79,6 +82,7 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "share": MeasureDefinition(
+        name=Text(de="Anteil der Notfälle", en="share of emergencies"),
         unit="proportion",
         unit_de="Anteil",
         decimals=3,
@@ -88,6 +92,7 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "mean_days": MeasureDefinition(
+        name=Text(de="mittlere Verweildauer", en="mean length of stay"),
         unit="days",
         unit_de="Tage",
         decimals=1,
@@ -97,6 +102,7 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "median_days": MeasureDefinition(
+        name=Text(de="mediane Verweildauer", en="median length of stay"),
         unit="days",
         unit_de="Tage",
         decimals=1,

@@ -15,6 +15,7 @@ from assets.publication.database import build_database
 from assets.publication.dcat import write_catalogue
 from assets.publication.guarantee import guarantee
 from assets.publication.indicators import build
+from assets.publication.page import write_page
 
 
 def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
@@ -29,6 +30,7 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     published = publish(frames, city, lake.open_data, as_of, promise)
     write_catalogue(city, [(p.dataset, lake.open_data / p.dataset / p.version) for p in published], lake.open_data)
     build_database(stamped(frames, published), city, lake.open_data / "city_health.duckdb", promise)
+    write_page(frames, published, city, lake.open_data, promise)
     return {
         "datasets": {p.dataset: p.rows for p in published},
         "changed": sum(p.changed for p in published),
