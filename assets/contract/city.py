@@ -189,6 +189,8 @@ class Publication(_Model):
     licence: str
     licence_title: str
     base_url: str
+    contributor_id: str | None = None
+    """IRI of the state portal that passes the catalogue on (DCAT-AP.de contributorID)."""
 
 
 class City(_Model):

@@ -28,9 +28,15 @@ class _Model(BaseModel):
 class MeasureDefinition(_Model):
     """A measure: its unit, how many decimals are shown, what it means."""
 
+    name: Text
     unit: str
+    unit_de: str
     decimals: int
     meaning: Text
+
+    @property
+    def unit_name(self) -> Text:
+        return Text(de=self.unit_de, en=self.unit)
 
 
 class Level(_Model):
@@ -59,12 +65,16 @@ class Dataset(_Model):
 
 MEASURES: Final[dict[str, MeasureDefinition]] = {
     "count": MeasureDefinition(
+        name=Text(de="Fälle", en="cases"),
         unit="cases",
+        unit_de="Fälle",
         decimals=0,
         meaning=Text(de="Zahl der Fälle in der Zeiteinheit", en="number of cases in the unit of time"),
     ),
     "rate_per_100000": MeasureDefinition(
+        name=Text(de="Fälle je 100.000 Einwohner", en="cases per 100,000 residents"),
         unit="cases per 100,000 residents in the unit of time",
+        unit_de="Fälle je 100.000 Einwohner in der Zeiteinheit",
         decimals=1,
         meaning=Text(
             de="Fälle je 100.000 Einwohner in der jeweiligen Zeiteinheit, nicht auf ein Jahr hochgerechnet",
@@ -72,7 +82,9 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "share": MeasureDefinition(
+        name=Text(de="Anteil der Notfälle", en="share of emergencies"),
         unit="proportion",
+        unit_de="Anteil",
         decimals=3,
         meaning=Text(
             de="Anteil der als Notfall aufgenommenen an allen stationären Fällen",
@@ -80,7 +92,9 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "mean_days": MeasureDefinition(
+        name=Text(de="mittlere Verweildauer", en="mean length of stay"),
         unit="days",
+        unit_de="Tage",
         decimals=1,
         meaning=Text(
             de="Mittlere Verweildauer aus den Mitten der Klassen; 28 und mehr Tage zählen als 38 Tage (Annahme)",
@@ -88,7 +102,9 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
     "median_days": MeasureDefinition(
+        name=Text(de="mediane Verweildauer", en="median length of stay"),
         unit="days",
+        unit_de="Tage",
         decimals=1,
         meaning=Text(
             de="Median der Verweildauer, in der Klasse linear interpoliert",
@@ -96,6 +112,37 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         ),
     ),
 }
+
+
+CODES: Final[dict[str, dict[str, Text]]] = {
+    "care": {
+        "inpatient": Text(de="stationärer Fall", en="inpatient case"),
+        "emergency_visit": Text(de="Notfallbesuch ohne stationäre Aufnahme", en="emergency visit without admission"),
+    },
+    "time_level": {
+        "day": Text(de="Tag", en="day"),
+        "week": Text(de="ISO-Woche, Montag bis Sonntag", en="ISO week, Monday to Sunday"),
+        "period": Text(de="28 Tage ab einem festen Montag", en="28 days from a fixed Monday"),
+        "window": Text(de="364 Tage (13 × 28), das Budgetfenster", en="364 days (13 × 28), the budget window"),
+    },
+    "sex": {
+        "m": Text(de="männlich", en="male"),
+        "w": Text(de="weiblich", en="female"),
+        "other": Text(de="divers, ohne Angabe oder unbekannt", en="diverse, not stated or unknown"),
+    },
+    "quality": {
+        "A": Text(de="sehr genau: halbe Intervallbreite bis 10 % des Werts", en="very accurate: within 10%"),
+        "B": Text(de="genau: bis 25 %", en="accurate: within 25%"),
+        "C": Text(de="grob: bis 50 %", en="rough: within 50%"),
+        "D": Text(de="im Rauschen: mehr als 50 %", en="inside the noise: more than 50%"),
+    },
+    "status": {
+        "provisional": Text(de="vorläufig, wird noch genauer", en="provisional, will become more accurate"),
+        "final": Text(de="endgültig", en="final"),
+        "paused": Text(de="pausiert: das Budget ist aufgebraucht", en="paused: the budget is used up"),
+    },
+}
+"""Codes of the columns whose meaning is not a public list of its own."""
 
 
 def _levels(times: tuple[TimeLevel, ...], dimensions: str = TOTAL) -> tuple[Level, ...]:

@@ -1,13 +1,14 @@
 """The analyst database: one DuckDB file over the published indicators, explained by comments on everything.
 
-Here: tables, comments and macros of `city_health.duckdb`. Not here: any number that is not published as a
-bundle too. The file is built beside its place and replaced in one step: who holds the old one keeps reading it.
+Here: tables and comments of `city_health.duckdb` and how the file is put in place. Not here: views and macros
+(`analyst_sql`), or any number that is not published as a bundle too. The file is built beside its place and replaced in one step: who holds the old one keeps reading it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,10 @@ import pyarrow as pa
 from assets.contract.city import City
 from assets.contract.codes import AGE_GROUPS
 from assets.lake.files import fsync_directory, make_directory
+from assets.publication.analyst_sql import MACROS, column_comment, views
 from assets.publication.bundle import to_arrow
 from assets.publication.catalogue import COLUMNS, Dataset, dataset
+from assets.publication.guarantee import Guarantee
 
 STORAGE_VERSION: Final = "v1.2.0"
 """So that older and newer clients open it."""
@@ -75,52 +78,6 @@ _COMMENTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
         },
     ),
 }
-
-_MACROS: Final[tuple[tuple[str, str, str, str], ...]] = (
-    (
-        "MACRO",
-        "rate_per_100000",
-        "(cases, residents) AS cases * 100000.0 / nullif(residents, 0)",
-        "cases per 100,000 residents in the unit of time of the cases",
-    ),
-    (
-        "MACRO TABLE",
-        "moving_average_with_interval",
-        """(which_care, which_area, days) AS TABLE
-        SELECT period_start AS day, average, average - half AS ci95_lower, average + half AS ci95_upper
-        FROM (SELECT period_start, avg(value) OVER w AS average, count(*) OVER w AS found,
-                     sqrt(sum(((ci95_upper - ci95_lower) / 2) ** 2) OVER w) / days AS half,
-                     period_start - min(period_start) OVER w AS reach
-              FROM cases_by_area
-              WHERE time_level = 'day' AND measure = 'count' AND care = which_care
-                AND area_key IS NOT DISTINCT FROM which_area
-              WINDOW w AS (ORDER BY period_start ROWS BETWEEN days - 1 PRECEDING AND CURRENT ROW))
-        WHERE found = days AND reach = days - 1""",
-        "average of the last `days` days of an area (NULL: all areas) with its 95% interval. Days are taken as "
-        "independent; weekly measurements only make their errors cancel, so the interval is rather too wide. "
-        "Example: FROM moving_average_with_interval('inpatient', NULL, 7)",
-    ),
-    (
-        "MACRO TABLE",
-        "compare_areas",
-        """(which_care, which_level, which_measure, area_a, area_b) AS TABLE
-        SELECT period_start, period_end, a_value, b_value, difference,
-               difference - half AS ci95_lower, difference + half AS ci95_upper,
-               CASE WHEN abs(difference) <= half THEN 'inside the noise' ELSE 'larger than the noise' END AS verdict
-        FROM (SELECT a.period_start, a.period_end, a.value AS a_value, b.value AS b_value, a.value - b.value AS difference,
-                     sqrt(((a.ci95_upper - a.ci95_lower) / 2) ** 2 + ((b.ci95_upper - b.ci95_lower) / 2) ** 2
-                          + 2 * (a.ci95_upper - a.ci95_lower) / 2 * (b.ci95_upper - b.ci95_lower) / 2
-                            / (SELECT greatest(count(DISTINCT area_key) - 1, 1) FROM geography)) AS half
-              FROM cases_by_area a JOIN cases_by_area b USING (period_start, care, time_level, measure)
-              WHERE care = which_care AND time_level = which_level AND measure = which_measure
-                AND a.area_key = area_a AND b.area_key = area_b)
-        ORDER BY period_start""",
-        "difference of two areas with its 95% interval, and whether it lies inside the noise. Errors of areas are "
-        "negatively correlated because they add up to the total; the interval takes the largest such correlation. "
-        "The interval is of the privacy noise alone. "
-        "Example: FROM compare_areas('inpatient', 'week', 'rate_per_100000', '64283', '64285')",
-    ),
-)
 
 
 def _catalogue(about: list[Dataset]) -> pa.Table:
@@ -199,16 +156,9 @@ def _geography(city: City) -> pa.Table:
     )
 
 
-def _privacy(city: City, plan_summary: dict[str, Any]) -> pa.Table:
-    stated = {
-        "unit of protection": "one patient over all clinics with a linkable identifier, over a window of 364 days"
-        + ("" if all(c.linkable for c in city.clinics) else "; one patient per clinic at clinics without one"),
-        "epsilon of a window": city.budget.epsilon,
-        "delta of a window": city.budget.delta,
-        "cases of one patient that count": f"{city.caps.week} a week, {city.caps.period} a period, {city.caps.window} a window",
-        **plan_summary,
-    }
-    text = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in stated.values()]
+def _privacy(promise: Guarantee) -> pa.Table:
+    stated = promise.statements()
+    text = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in stated.values()]
     return pa.table({"item": pa.array(list(stated), pa.string()), "statement": pa.array(text, pa.string())})
 
 
@@ -216,8 +166,10 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _fill(con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str, dict[str, str]]]) -> None:
-    """Create the tables with their comments, then the macros. COMMENT takes no parameter: text is quoted."""
+def _fill(
+    con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str, dict[str, str]]], data: list[str]
+) -> None:
+    """Create the tables with their comments, then views over the datasets `data`, then the macros. COMMENT takes no parameter: text is quoted."""
     for name, (table, comment, columns) in tables.items():
         con.register("incoming", table)
         con.execute(f'CREATE TABLE "{name}" AS SELECT * FROM incoming')
@@ -225,12 +177,19 @@ def _fill(con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str,
         con.execute(f'COMMENT ON TABLE "{name}" IS {_quoted(comment)}')
         for column, text in columns.items():
             con.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS {_quoted(text)}')
-    for kind, name, body, comment in _MACROS:
-        con.execute(f"CREATE MACRO {name}{body}")
-        con.execute(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
+    for view in views(data):
+        con.execute(f"CREATE VIEW {view.name} AS {view.body}")
+        con.execute(f"COMMENT ON VIEW {view.name} IS {_quoted(view.comment)}")
+        for (column,) in con.execute(
+            "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND NOT internal", [view.name]
+        ).fetchall():
+            con.execute(f'COMMENT ON COLUMN {view.name}."{column}" IS {_quoted(column_comment(column))}')
+    for macro in MACROS:
+        con.execute(f"CREATE MACRO {macro.name}{macro.body}")
+        con.execute(f"COMMENT ON {macro.kind} {macro.name} IS {_quoted(macro.comment)}")
 
 
-def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, plan_summary: dict[str, Any]) -> None:
+def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, promise: Guarantee) -> None:
     """Write the analyst database from the released frames (`bundle.stamped`), replacing the old file in one step."""
     data = {key: to_arrow(frame) for key, frame in frames.items()}
     note = " Synthetic demonstration data." if city.synthetic else ""
@@ -242,27 +201,38 @@ def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, plan
     others = {
         "catalogue": _catalogue([dataset(key) for key in frames]),
         "release": _release(data, city),
-        "privacy": _privacy(city, plan_summary),
+        "privacy": _privacy(promise),
         "geography": _geography(city),
     }
     tables |= {name: (table, *_COMMENTS[name]) for name, table in others.items()}
     make_directory(path.parent, 0o755)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    for leftover in path.parent.glob(f"{_beside(path)}*"):  # of a build that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_beside(path), dir=path.parent) as folder:
         beside = Path(folder) / path.name
         with duckdb.connect(
             config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         ) as con:
             con.execute(f"ATTACH {_quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
             con.execute("USE released")
-            _fill(con, tables)
+            _fill(con, tables, list(data))
             con.execute("CHECKPOINT")
             con.execute("USE memory")
             con.execute("DETACH released")
-        beside.chmod(0o644)
-        handle = os.open(beside, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(beside, path)
+        install(beside, path)
+
+
+def _beside(path: Path) -> str:
+    return f".{path.name}."
+
+
+def install(built: Path, path: Path) -> None:
+    """Put the finished file in place in one step: who holds the old one keeps it, the next open sees the new."""
+    built.chmod(0o644)
+    handle = os.open(built, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(built, path)
     fsync_directory(path.parent)

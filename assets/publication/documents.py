@@ -1,6 +1,7 @@
 """Documents of a release, made from the catalogue: Data Package descriptor and README.
 
-Here: text and JSON about a release. Not here: writing files (`bundle`), definitions (`catalogue`).
+Here: text and JSON about a release. Not here: writing files (`bundle`), definitions (`catalogue`), the
+codebooks (`codebook`), the card (`release_card`), the change log (`changes`), linked data (`dcat`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.publication.catalogue import COLUMNS, KEY, MEASURES, REQUIRED, Dataset
+from assets.publication.guarantee import Guarantee
 
 LIMITS = (
     "Only patients who consented to the use of their data are counted; they are not a random sample, and the share "
@@ -108,7 +110,7 @@ def _accuracy(frame: pd.DataFrame) -> list[str]:
 
 
 def readme(
-    dataset: Dataset, city: City, version: str, data_as_of: str, frame: pd.DataFrame, plan: dict[str, Any]
+    dataset: Dataset, city: City, version: str, data_as_of: str, frame: pd.DataFrame, promise: Guarantee
 ) -> bytes:
     """`README.md` of a release."""
     about, population = city.publication, city.population
@@ -149,16 +151,10 @@ def readme(
         "Counts carry discrete noise (differential privacy) for the protection of every patient over a whole window "
         "of 364 days, and are then made consistent by weighted least squares: parts add up to their totals. Every "
         "measurement is drawn once. Nothing is suppressed on a true count.",
-        *(
-            []
-            if all(c.linkable for c in city.clinics)
-            else [
-                "",
-                "Some clinics deliver no linkable identifier: for these the unit of protection is one patient per clinic.",
-            ]
-        ),
         "",
-        *(f"- {key}: {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in plan.items()),
+        *(f"- {item}: {text}" for item, text in promise.statements().items() if isinstance(text, str | int | float)),
+        "",
+        "Noisy tables, mechanism and expected errors stand in `release-card.yaml`.",
         "",
         "## Accuracy",
         *_accuracy(frame),
@@ -172,10 +168,14 @@ def readme(
         "## Revision",
         "A version never changes. `provisional` values are revised while their window of 364 days is open, as further "
         "noisy measurements make them more accurate; `final` values stay. A new version appears when a value changes; "
-        "`latest` points to the newest.",
+        "`latest` points to the newest. "
+        "What changed since earlier versions stands in `CHANGELOG.md`.",
         "",
-        "## Columns",
-        *(f"- `{c.name}`: {c.comment.en} / {c.comment.de}" for c in COLUMNS),
+        "## Files",
+        "`data.parquet` (use this) and its twin `data.csv`, `datapackage.json` (Data Package v2), `codebook.de.md` and "
+        "`codebook.en.md`, `dcat-ap-de.ttl`, `release-card.yaml`, `CITATION.cff`, `CHANGELOG.md`, `checksums.sha256` "
+        "(`sha256sum -c checksums.sha256`). In the CSV a text that a spreadsheet would run as a formula has an "
+        "apostrophe in front.",
         "",
     ]
     return "\n".join(lines).encode()

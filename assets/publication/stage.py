@@ -9,25 +9,13 @@ import pandas as pd
 from assets.contract.city import City
 from assets.lake.files import make_directory
 from assets.lake.lake import Lake
-from assets.privacy.plan import price
 from assets.privacy.stage import publishable
 from assets.publication.bundle import publish, stamped
 from assets.publication.database import build_database
+from assets.publication.dcat import write_catalogue
+from assets.publication.guarantee import guarantee
 from assets.publication.indicators import build
-
-
-def plan_summary(city: City) -> dict[str, Any]:
-    """What the release documents say of the guarantee."""
-    plan = price(city)
-    return {
-        "unit": "one patient over all linked clinics, add or remove",
-        "window_days": 364,
-        "mechanism": "discrete Gaussian, zero-concentrated differential privacy",
-        "epsilon_per_year": round(plan.epsilon_year, 4),
-        "epsilon_five_years": round(plan.epsilon_five_years, 4),
-        "delta": city.budget.delta,
-        "caps": f"{city.caps.window} a window, {city.caps.period} in 28 days, {city.caps.week} a week",
-    }
+from assets.publication.page import write_page
 
 
 def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
@@ -38,9 +26,11 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     frames = {key: frame for key, frame in build(estimates, city).items() if len(frame)}
     make_directory(lake.open_data, 0o755)
     as_of = max(estimates.column("unit_end").to_pylist())
-    summary = plan_summary(city)
-    published = publish(frames, city, lake.open_data, as_of, summary)
-    build_database(stamped(frames, published), city, lake.open_data / "city_health.duckdb", summary)
+    promise = guarantee(city)
+    published = publish(frames, city, lake.open_data, as_of, promise)
+    write_catalogue(city, [(p.dataset, lake.open_data / p.dataset / p.version) for p in published], lake.open_data)
+    build_database(stamped(frames, published), city, lake.open_data / "city_health.duckdb", promise)
+    write_page(frames, published, city, lake.open_data, promise)
     return {
         "datasets": {p.dataset: p.rows for p in published},
         "changed": sum(p.changed for p in published),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,22 @@ def small(make_estimates: Callable[..., pa.Table], city: City) -> dict[str, pd.D
     return build(make_estimates(56, 2), city)
 
 
-@pytest.fixture
-def plan() -> dict[str, Any]:
-    return {"epsilon_year": 2.9, "epsilon_five_years": 8.1, "tables": {"day": 0.03}, "note": "it's a test"}
+@pytest.fixture(scope="session")
+def plan(city: City) -> Any:
+    from assets.publication.guarantee import guarantee
+
+    return guarantee(city)
 
 
 @pytest.fixture
 def as_of() -> date:
     return date(2025, 12, 31)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """As `shared`, for fixtures that live longer than one test."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.exists():
+        pytest.skip("real input not at hand: ../shared/data is missing")
+    return folder

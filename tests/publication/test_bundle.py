@@ -4,22 +4,25 @@ import hashlib
 import io
 import json
 import os
+import signal
 import stat
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from assets.contract.city import City
 from assets.publication import bundle
 from assets.publication.bundle import csv_bytes, publish, stamp, stamped, to_arrow
 from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
+from assets.publication.guarantee import Guarantee
 from assets.publication.plots import trend_png
 
-FILES = {"data.parquet", "data.csv", "datapackage.json", "README.md", "checksums.sha256"}
+FILES = set(bundle.FILES)
 Frames = dict[str, pd.DataFrame]
 
 
@@ -32,7 +35,7 @@ def _altered(frames: Frames) -> Frames:
 
 
 def test_a_release_is_complete_and_readable(
-    frames: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date
+    frames: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:
     done = publish(frames, city, tmp_path / "open_data", as_of, plan)
     assert [(p.dataset, p.version, p.changed) for p in done] == [(d.key, "2025-12-31", True) for d in DATASETS]
@@ -60,7 +63,7 @@ def test_a_release_is_complete_and_readable(
 
 
 def test_the_descriptor_describes_every_column(
-    small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:
     for p in publish(small, city, tmp_path, as_of, plan):
         folder = tmp_path / p.dataset / p.version
@@ -81,12 +84,12 @@ def test_the_descriptor_describes_every_column(
             if "enum" in limits:
                 assert set(frame[field["name"]].dropna()) <= set(limits["enum"])
         text = (folder / "README.md").read_text()
-        for needed in ("onsent", "Synthetic", "Privacy", "Accuracy", "Limits", "Revision", "epsilon_year"):
+        for needed in ("onsent", "Synthetic", "Privacy", "Accuracy", "Limits", "Revision", "epsilon of one year"):
             assert needed in text
 
 
 def test_publishing_again_unchanged_writes_nothing(
-    small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:
     publish(small, city, tmp_path, as_of, plan)
     before = _state(tmp_path)
@@ -97,7 +100,7 @@ def test_publishing_again_unchanged_writes_nothing(
 
 
 def test_changed_content_of_the_same_day_gets_a_number(
-    small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:
     publish(small, city, tmp_path, as_of, plan)
     before = _state(tmp_path)
@@ -114,60 +117,63 @@ def test_changed_content_of_the_same_day_gets_a_number(
     assert publish(_altered(current), city, tmp_path, date(2025, 1, 1), plan)[0].version == "2025-12-31.12"
 
 
-def test_bytes_are_deterministic(small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date) -> None:
+def test_bytes_are_deterministic(small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date) -> None:
     publish(small, city, tmp_path / "a", as_of, plan)
     publish(small, city, tmp_path / "b", as_of, plan)
     one, two = _state(tmp_path / "a"), _state(tmp_path / "b")
     assert {k: v[1] for k, v in one.items()} == {k: v[1] for k, v in two.items()}
 
 
-class Crash(BaseException):
-    pass
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in sorted(folder.iterdir()))).hexdigest()
 
 
-def test_a_crash_at_any_step_leaves_the_previous_release(
-    small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = {"cases_by_area": small["cases_by_area"]}
-    publish(one, city, tmp_path, as_of, plan)
-    folder = tmp_path / "cases_by_area"
-    before = {p.name: p.read_bytes() for p in (folder / "latest").iterdir()}
-    steps = 0
-    real = {name: getattr(os, name) for name in ("rename", "replace", "fsync")}
-    stop_at = -1
+def _killed_at(step: int, publish_now: Callable[[Callable[[str], None]], object]) -> bool:
+    """Run in a forked child that kills itself at the given step; whether it got that far."""
+    seen = 0
 
-    def counting(name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps == stop_at:
-                raise Crash
-            return real[name](*args, **kwargs)
+    def hook(_name: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        return call
-
-    for name in real:
-        monkeypatch.setattr(os, name, counting(name))
-    monkeypatch.setattr(bundle.shutil, "rmtree", lambda *a, **k: None)  # a real crash cleans nothing up
-    crashes = 0
-    while True:
-        stop_at, steps = crashes + 1, 0
+    child = os.fork()
+    if child == 0:
         try:
-            publish(_altered(one), city, tmp_path, as_of, plan)
-            break
-        except Crash:
-            crashes += 1
-        now = {p.name: p.read_bytes() for p in (folder / "latest").iterdir()}
-        assert set(now) == FILES
-        if os.readlink(folder / "latest") == "2025-12-31":
-            assert now == before
+            publish_now(hook)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_killed_publisher_leaves_the_old_release_or_the_new_one(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    one = {"cases_by_area": small["cases_by_area"].head(400)}
+    whole = tmp_path / "whole"
+    publish(one, city, whole, as_of, plan)
+    old = _digest(whole / "cases_by_area" / "latest")
+    publish(_altered(one), city, whole, as_of, plan)
+    new = _digest(whole / "cases_by_area" / "latest")
+    assert old != new
+    seen, step = set(), 0
+    while True:
+        step += 1
+        root = tmp_path / str(step)
+        publish(one, city, root, as_of, plan)
+        folder = root / "cases_by_area"
+        killed = _killed_at(step, lambda hook, root=root: publish(_altered(one), city, root, as_of, plan, hook))
+        seen.add(found := _digest(folder / "latest"))
+        assert found in (old, new)
         for version in bundle.versions(folder):
             assert {p.name for p in (folder / version).iterdir()} == FILES
-    assert crashes >= 8
-    monkeypatch.undo()
-    publish(_altered(one), city, tmp_path, as_of, plan)
-    assert {p.name for p in folder.iterdir()} == {"2025-12-31", "2025-12-31.1", "latest"}
-    assert os.readlink(folder / "latest") == "2025-12-31.1"
+        publish(_altered(one), city, root, as_of, plan)
+        assert {p.name for p in folder.iterdir()} == {"2025-12-31", "2025-12-31.1", "latest"}
+        assert _digest(folder / "latest") == new
+        if not killed:
+            break
+    assert seen == {old, new} and step > len(FILES) + 5
 
 
 def test_formulas_are_neutralised(small: Frames) -> None:
@@ -179,7 +185,7 @@ def test_formulas_are_neutralised(small: Frames) -> None:
 
 
 def test_an_empty_dataset_can_be_published(
-    small: Frames, city: City, tmp_path: Path, plan: dict[str, Any], as_of: date
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:
     empty = {k: f.head(0) for k, f in small.items()}
     done = publish(empty, city, tmp_path, as_of, plan)
@@ -192,3 +198,63 @@ def test_a_year_of_days_is_a_small_picture(frames: Frames) -> None:
     series = area[(area["time_level"] == "day") & area["area_key"].isna() & (area["care"] == "inpatient")]
     picture = trend_png(series, "Inpatient cases a day / Stationäre Fälle je Tag")
     assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
+
+
+def test_the_card_states_unit_bounds_budget_and_errors(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    for p in publish(small, city, tmp_path, as_of, plan):
+        folder = tmp_path / p.dataset / "latest"
+        card = yaml.safe_load((folder / "release-card.yaml").read_text())["deployment"]
+        assert set(card) >= {
+            "product",
+            "dp_flavor",
+            "privacy_loss",
+            "model",
+            "accounting",
+            "implementation",
+            "resources",
+        }
+        loss = card["privacy_loss"]
+        assert "one patient" in loss["privacy_unit_description"]
+        assert loss["contribution_bounds"] == {"week": 1, "period": 2, "window": 4}
+        spent = loss["privacy_parameters"]
+        assert 0 < spent["rho"] < 0.18507 and 0 < spent["epsilon_one_year"] <= 3 < spent["epsilon_five_years"]
+        assert spent["delta"] == 1e-6
+        assert sum(t["rho"] for t in card["accounting"]["tables"]) == pytest.approx(spent["rho"])
+        levels = card["implementation"]["accuracy"]["levels"]
+        assert levels and all(level["mae"] > 0 for level in levels)
+        cited = yaml.safe_load((folder / "CITATION.cff").read_text())
+        assert cited["cff-version"] == "1.2.0" and cited["type"] == "dataset" and cited["version"] == p.version
+
+
+def test_codebooks_explain_every_column_and_code_in_both_languages(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    publish(small, city, tmp_path, as_of, plan)
+    for language in ("de", "en"):
+        text = (tmp_path / "cases_by_chapter" / "latest" / f"codebook.{language}.md").read_text()
+        for column in COLUMNS:
+            assert f"| `{column.name}` |" in text and getattr(column.comment, language) in text
+            for code in column.values if column.name not in ("indicator", "measure") else ():
+                assert f"| `{code}` |" in text, (column.name, code)
+        for area in city.areas:
+            assert f"| `{area.key}` | {getattr(area.name, language)} |" in text
+
+
+def test_the_change_log_tells_what_was_added_and_revised(
+    frames: Frames, city: City, tmp_path: Path, plan: Guarantee
+) -> None:
+    weeks = frames["cases_by_chapter"].query("time_level == 'week'")
+    first = weeks[weeks["period_start"] < "2025-03-01"]
+    second = weeks[weeks["period_start"] < "2025-03-08"].copy()
+    second.loc[second["period_start"] < "2025-01-08", "value"] += 1000.0
+    second.loc[second["period_start"] < "2025-01-01", "status"] = "final"
+    for day, frame in (("2025-03-02", first), ("2025-03-09", second), ("2025-03-10", second.head(100))):
+        publish({"cases_by_chapter": frame}, city, tmp_path, date.fromisoformat(day), plan)
+    log = (tmp_path / "cases_by_chapter" / "latest" / "CHANGELOG.md").read_text()
+    assert [line for line in log.splitlines() if line.startswith("## ")] == [
+        "## 2025-03-10", "## 2025-03-09", "## 2025-03-02"]  # fmt: skip
+    assert "46 new rows, 2025-03-03 to 2025-03-09" in log
+    assert "92 provisional values revised (2024-12-30 to 2025-01-12)" in log and "92 of them by more" in log
+    assert "46 values became final" in log and "no longer there" in log and "First version" in log

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import os
+import shutil
 import stat
 import subprocess
 import sys
-from datetime import date
+from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from assets.contract.city import City
+from assets.publication.analyst_sql import MACROS, Macro
 from assets.publication.bundle import Published, stamped
 from assets.publication.catalogue import DATASETS
-from assets.publication.database import build_database
+from assets.publication.database import build_database, install
+from assets.publication.guarantee import Guarantee
 
 Frames = dict[str, pd.DataFrame]
 
@@ -24,9 +30,9 @@ def _release(frames: Frames, version: str) -> Frames:
 
 
 @pytest.fixture(scope="module")
-def built(frames: Frames, city: City, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(frames: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("open") / "city_health.duckdb"
-    build_database(_release(frames, "2025-12-31"), city, path, {"note": "it's a test", "tables": {"day": 0.03}})
+    build_database(_release(frames, "2025-12-31"), city, path, plan)
     return path
 
 
@@ -45,13 +51,15 @@ def test_everything_is_there_and_explained(built: Path, frames: Frames) -> None:
         _one(built, "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL") == []
     )
     macros = _one(built, "SELECT function_name, comment FROM duckdb_functions() WHERE NOT internal")
-    assert len(macros) == 3 and all(c for _, c in macros)
+    assert {m for m, _ in macros} == {m.name for m in MACROS} and all(c for _, c in macros)
+    views = dict(_one(built, "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"))
+    assert set(views) == {"indicators_long", *(f"{d.key}_wide" for d in DATASETS)} and all(views.values())
     for key, frame in frames.items():
         assert _one(built, f"SELECT count(*) FROM {key}") == [(len(frame),)]
     assert _one(built, "SELECT DISTINCT release_version, data_as_of FROM release") == [
         ("2025-12-31", date(2025, 12, 31))
     ]
-    assert _one(built, "SELECT statement FROM privacy WHERE item = 'note'") == [("it's a test",)]
+    assert _one(built, "SELECT statement FROM privacy WHERE item = 'delta of a window'") == [("1e-06",)]
     assert _one(built, "SELECT sum(residents) FROM geography WHERE area_key = '64283'")[0][0] > 10_000
 
 
@@ -77,11 +85,13 @@ def test_macros_answer(built: Path) -> None:
     assert rates == [("larger than the noise",)]
 
 
-def test_a_reader_of_the_old_file_keeps_reading(frames: Frames, small: Frames, city: City, tmp_path: Path) -> None:
+def test_a_reader_of_the_old_file_keeps_reading(
+    frames: Frames, small: Frames, city: City, plan: Guarantee, tmp_path: Path
+) -> None:
     path = tmp_path / "city_health.duckdb"
-    build_database(_release(frames, "2025-12-31"), city, path, {})
+    build_database(_release(frames, "2025-12-31"), city, path, plan)
     with duckdb.connect(str(path), read_only=True) as reader:
-        build_database(_release(small, "2026-01-01"), city, path, {})
+        build_database(_release(small, "2026-01-01"), city, path, plan)
         assert reader.execute("SELECT count(*) FROM cases_by_area").fetchone() == (len(frames["cases_by_area"]),)
         assert reader.execute("SELECT DISTINCT release_version FROM release").fetchall() == [("2025-12-31",)]
         code = "import duckdb, sys; print(duckdb.connect(sys.argv[1], read_only=True).sql('FROM release').fetchall()[0][1])"
@@ -90,12 +100,115 @@ def test_a_reader_of_the_old_file_keeps_reading(frames: Frames, small: Frames, c
 
 
 def test_a_failed_build_leaves_the_old_file(
-    small: Frames, city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Frames, city: City, plan: Guarantee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "city_health.duckdb"
-    build_database(_release(small, "2025-12-31"), city, path, {})
+    build_database(_release(small, "2025-12-31"), city, path, plan)
     before = path.read_bytes()
-    monkeypatch.setattr("assets.publication.database._MACROS", (("MACRO", "broken", "(a) AS (", ""),))
+    monkeypatch.setattr("assets.publication.database.MACROS", (Macro("MACRO", "broken", "(a) AS (", ""),))
     with pytest.raises(duckdb.Error):
-        build_database(_release(small, "2026-01-01"), city, path, {})
+        build_database(_release(small, "2026-01-01"), city, path, plan)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_wide_and_long_forms_hold_the_same_numbers(built: Path, frames: Frames) -> None:
+    assert _one(built, "SELECT count(*) FROM indicators_long") == [(sum(len(f) for f in frames.values()),)]
+    wide = _one(
+        built,
+        "SELECT count(*), count(rate_per_100000), sum(count), sum(rate_per_100000_ci95_upper) FROM cases_by_area_wide "
+        "WHERE time_level = 'week'",
+    )[0]
+    weeks = frames["cases_by_area"].query("time_level == 'week'")
+    counts, rates = weeks.query("measure == 'count'"), weeks.query("measure == 'rate_per_100000'")
+    assert wide[:2] == (len(counts), len(rates))
+    assert wide[2:] == pytest.approx((counts["value"].sum(), rates["ci95_upper"].sum()))
+
+
+def test_two_periods_are_compared_with_their_noise(built: Path) -> None:
+    call = "FROM compare_periods('inpatient', 'week', 'count', {}, '2025-02-03', '2025-01-27')"
+    for area in ("NULL", "'64283'"):
+        ((a, b, left, right, difference, low, high, verdict),) = _one(built, call.format(area))
+        assert (a, b) == (date(2025, 2, 3), date(2025, 1, 27)) and difference == pytest.approx(left - right)
+        assert low < difference < high and (verdict == "inside the noise") == (low <= 0 <= high)
+    far = "SELECT compare_values(100, 90, 110, 200, 190, 210), compare_values(100, 90, 110, 115, 105, 125)"
+    assert _one(built, far) == [("larger than the noise", "inside the noise")]
+
+
+def test_year_on_year_takes_the_same_weekday_of_the_window_before(
+    make_estimates: Callable[..., pa.Table], city: City, plan: Guarantee, tmp_path: Path
+) -> None:
+    from assets.publication.indicators import build
+
+    two = build(make_estimates(728, 3), city)
+    path = tmp_path / "city_health.duckdb"
+    build_database(_release({"cases_by_area": two["cases_by_area"]}, "2026-12-27"), city, path, plan)
+    rows = _one(path, "FROM year_on_year('inpatient', 'week', 'count', NULL)")
+    assert len(rows) == 52 and rows[0][0] == date(2025, 12, 29)
+    before = dict(
+        _one(
+            path,
+            "SELECT period_start, value FROM cases_by_area WHERE time_level = 'week' AND area_key IS NULL "
+            "AND care = 'inpatient' AND measure = 'count'",
+        )
+    )
+    for start, _end, value, earlier, difference, low, high, verdict, relative in rows:
+        assert value == before[start] and earlier == before[start - timedelta(364)]
+        assert relative == pytest.approx(difference / earlier) and (verdict == "inside the noise") == (low <= 0 <= high)
+    assert sum(r[7] == "inside the noise" for r in rows) >= 45  # both years have the same mean
+
+
+_READER = """
+import duckdb, pathlib, sys
+path, stop, seen, mixed = sys.argv[1], pathlib.Path(sys.argv[2]), set(), 0
+while not stop.exists():
+    with duckdb.connect(path, read_only=True) as con:
+        found = {v for t in sys.argv[3:] for (v,) in con.execute(f"SELECT DISTINCT release_version FROM {t}").fetchall()}
+    mixed += len(found) != 1
+    seen |= found
+print(mixed, *sorted(seen))
+"""
+
+
+def test_readers_in_a_loop_never_see_a_mixture(small: Frames, city: City, plan: Guarantee, tmp_path: Path) -> None:
+    path, stop = tmp_path / "city_health.duckdb", tmp_path / "stop"
+    built = []
+    for version in ("2025-12-31", "2026-01-01"):
+        built.append(tmp_path / version / path.name)
+        build_database(_release(small, version), city, built[-1], plan)
+    shutil.copy(built[0], path)
+    command = [sys.executable, "-c", _READER, str(path), str(stop), "release", "cases_by_area", "length_of_stay"]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for turn in range(1000):
+            beside = tmp_path / ".beside"
+            shutil.copy(built[turn % 2], beside)
+            install(beside, path)
+    finally:
+        stop.touch()
+    for reader in readers:
+        out, _ = reader.communicate(timeout=60)
+        assert reader.returncode == 0 and out.split() == ["0", "2025-12-31", "2026-01-01"]
+
+
+def test_other_clients_open_it(built: Path) -> None:
+    """DIGITALSTADT_DUCKDB_CLIENTS names Python interpreters that have other versions of DuckDB installed."""
+    clients = [c for c in os.environ.get("DIGITALSTADT_DUCKDB_CLIENTS", "").split(os.pathsep) if c]
+    if not clients:
+        pytest.skip("DIGITALSTADT_DUCKDB_CLIENTS names no interpreter with another DuckDB")
+    code = (
+        "import duckdb, sys; con = duckdb.connect(sys.argv[1], read_only=True)\n"
+        "for q in sys.argv[2:]: assert con.sql(q).fetchall(), q"
+    )
+    questions = [
+        "FROM release",
+        "FROM indicators_long",
+        "FROM cases_by_area_wide",
+        "FROM moving_average_with_interval('inpatient', NULL, 7)",
+        "FROM compare_areas('inpatient', 'week', 'rate_per_100000', '64283', '64285')",
+        "FROM compare_periods('inpatient', 'week', 'count', NULL, '2025-02-03', '2025-01-27')",
+        "SELECT comment FROM duckdb_tables() WHERE comment IS NOT NULL",
+        "SELECT rate_per_100000(1, 2)",
+    ]
+    for client in clients:
+        done = subprocess.run([client, "-c", code, str(built), *questions], capture_output=True, text=True)
+        assert done.returncode == 0, (client, done.stderr)

@@ -1,0 +1,97 @@
+"""The privacy guarantee as release documents state it: from the city's priced plan, never from data.
+
+Here: one record of unit, bounds, mechanism, budget and expected errors. Not here: how it is computed (`privacy`),
+how it is written down (`release_card`, `documents`, `database`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
+from assets.privacy.accounting import UNITS_PER_RHO, squared_sensitivity
+from assets.privacy.plan import PricedPlan, price
+
+MECHANISM = "discrete Gaussian, zero-concentrated differential privacy"
+UNMEASURED = "not measured in this plan"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised for one patient and one window, and what it costs in accuracy.
+
+    `tables`: each noisy table with its σ and ρ; `errors`: expected absolute error (MAE) of every published level.
+    """
+
+    unit: str
+    mechanism: str
+    window_days: int
+    caps: dict[str, int]
+    rho: float
+    epsilon_one_year: float
+    epsilon_five_years: float
+    delta: float
+    tables: tuple[dict[str, Any], ...]
+    errors: tuple[dict[str, Any], ...]
+    truncation_share: str = UNMEASURED
+
+    @property
+    def caps_text(self) -> str:
+        return (
+            f"{self.caps['week']} case a week, {self.caps['period']} in 28 days, {self.caps['window']} in "
+            f"{self.window_days} days"
+        )
+
+    def statements(self) -> dict[str, Any]:
+        """Item → statement, for the README and the table `privacy` of the analyst database."""
+        return {
+            "unit of protection": self.unit,
+            "cases of one patient that count": self.caps_text,
+            "mechanism": self.mechanism,
+            "rho of a window": self.rho,
+            "epsilon of one year": self.epsilon_one_year,
+            "epsilon of five years": self.epsilon_five_years,
+            "delta of a window": self.delta,
+            "share of cases left out by the bounds": self.truncation_share,
+            "tables measured": list(self.tables),
+            "expected absolute error by level": list(self.errors),
+        }
+
+
+def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
+    """The guarantee of a city's plan. Raises `PlanRefused` where the plan misses its own limits."""
+    plan = priced or price(city)
+    unlinked = not all(c.linkable for c in city.clinics)
+    return Guarantee(
+        unit="one patient over all clinics, added or removed, over a window of 364 days"
+        + ("; at clinics without a linkable identifier: one patient per clinic" if unlinked else ""),
+        mechanism=MECHANISM,
+        window_days=WINDOW_DAYS,
+        caps={"week": city.caps.week, "period": city.caps.period, "window": city.caps.window},
+        rho=plan.spent_units / UNITS_PER_RHO,
+        epsilon_one_year=round(plan.epsilon_year, 4),
+        epsilon_five_years=round(plan.epsilon_five_years, 4),
+        delta=city.budget.delta,
+        tables=tuple(
+            {
+                "name": p.table.name,
+                "time_level": p.table.time,
+                "dimensions": list(p.table.dimensions),
+                "sigma": round(math.sqrt(p.variance), 4),
+                "rho": p.cost_units * squared_sensitivity(p.table.time, city.caps) / UNITS_PER_RHO,
+            }
+            for p in plan.tables
+        ),
+        errors=tuple(
+            {
+                "time_level": e.time,
+                "dimensions": "+".join(e.dimensions) or "total",
+                "care": e.care,
+                "mae": round(e.mae, 2),
+                "expected_mean_count": round(e.mean_count, 1),
+            }
+            for e in sorted(plan.errors, key=lambda e: (-LEVEL_DAYS[e.time], e.dimensions, e.care))
+        ),
+    )

@@ -1,0 +1,162 @@
+"""The public page: `index.html` with its scripts, static and offline, over the numbers of the newest releases.
+
+Here: which published rows the page shows, and how its files are written. Not here: what it looks like (`web/`).
+The data is a script, not fetched, so that the page works from the file system too. Nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from assets.contract.city import LEVEL_DAYS, City, Text
+from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, CHAPTER_UNKNOWN, ICD_CHAPTERS, SEXES
+from assets.lake.files import atomic_write, make_directory
+from assets.publication.bundle import FILE_MODE, FOLDER_MODE, Published
+from assets.publication.catalogue import CODES, MEASURES, dataset
+from assets.publication.guarantee import Guarantee
+
+WEB: Final = Path(__file__).parent / "web"
+TITLE: Final = Text(de="Gesundheit in Zahlen", en="Health in numbers")
+LEVELS: Final = ("day", "week", "period", "window")
+SHOWN_DAYS: Final = {"day": 400, "week": 5 * 364, "period": 10 * 364, "window": 100 * 364}
+"""How far back the page shows each unit of time, in days; the files hold everything."""
+COMPARED_BY: Final = {"cases_by_area": "rate_per_100000"}
+"""Measure by which groups are compared, where it is not the one chosen: areas differ in size."""
+
+
+def _groups(key: str, city: City) -> list[tuple[tuple[str, ...], Text]]:
+    """Groups by which a dataset is compared on the page: key of a group and its name."""
+    if key == "cases_by_area":
+        return [((a.key,), a.name) for a in city.areas]
+    if key == "cases_by_chapter":
+        names = {k: Text(de=f"{k} {de}", en=f"{k} {en}") for k, _, _, de, en in ICD_CHAPTERS}
+        names[CHAPTER_UNKNOWN] = Text(de="unbekannt", en="unknown")
+        return [((k,), names[k]) for k in CHAPTER_KEYS]
+    if key == "cases_by_age_sex":
+        shown = {
+            (age, sex): Text(de=f"{age} {CODES['sex'][sex].de}", en=f"{age} {CODES['sex'][sex].en}")
+            for age in AGE_GROUP_KEYS
+            for sex in SEXES
+        }
+        return list(shown.items())
+    return []
+
+
+_GROUPED_BY: Final = {
+    "cases_by_area": ["area_key"],
+    "cases_by_chapter": ["icd_chapter"],
+    "cases_by_age_sex": ["age_group", "sex"],
+}
+_BROKEN_DOWN: Final = ("area_key", "icd_chapter", "age_group", "sex")
+
+
+def _rows(frame: pd.DataFrame, key: str, city: City) -> list[list[float]]:
+    """Rows of a dataset as `page.js` reads them: indices into lists, day number, value and interval."""
+    by = _GROUPED_BY.get(key, [])
+    mine = frame[frame[[c for c in _BROKEN_DOWN if c not in by]].isna().all(axis=1)]
+    last = mine.groupby("time_level")["period_start"].transform("max")
+    age = (last - mine["period_start"]).dt.days
+    mine = mine[age < mine["time_level"].map(SHOWN_DAYS)]
+    index = {group: n for n, (group, _) in enumerate(_groups(key, city), start=1)}
+    group = [index.get(tuple(values), 0) for values in mine[by].itertuples(index=False)] if by else 0
+    start = (mine["period_start"] - pd.Timestamp(0)).dt.days
+    digits = mine["measure"].map({k: m.decimals + 1 for k, m in MEASURES.items()})
+    table = pd.DataFrame(
+        {
+            "care": mine["care"].map({c: n for n, c in enumerate(CARE)}),
+            "level": mine["time_level"].map({t: n for n, t in enumerate(LEVELS)}),
+            "start": start,
+            "group": group,
+            "measure": mine["measure"].map({m: n for n, m in enumerate(MEASURES)}),
+        }
+    )
+    for name in ("value", "ci95_lower", "ci95_upper"):
+        table[name] = (mine[name] * 10**digits).round() / 10**digits
+    table["quality"] = mine["quality"].map({q: n for n, q in enumerate("ABCD")})
+    # A whole number is written without its `.0`: a third of the file.
+    return [[int(x) if x == int(x) else x for x in row] for row in table.itertuples(index=False)]
+
+
+def page_data(frames: dict[str, pd.DataFrame], city: City) -> dict[str, Any]:
+    """What `data.js` holds: published rows and the names of everything, in German and English."""
+
+    def pair(text: Text) -> list[str]:
+        return [text.de, text.en]
+
+    return {
+        "days": LEVEL_DAYS,
+        "care": [pair(CODES["care"][c]) for c in CARE],
+        "levels": [pair(CODES["time_level"][t]) for t in LEVELS],
+        "measures": [
+            {"key": k, "name": pair(m.name), "unit": pair(m.unit_name), "decimals": m.decimals}
+            for k, m in MEASURES.items()
+        ],
+        "datasets": {
+            key: {
+                "groups": [{"name": pair(name)} for _, name in _groups(key, city)],
+                "compared": list(MEASURES).index(COMPARED_BY[key]) if key in COMPARED_BY else -1,
+                "rows": _rows(frame, key, city),
+            }
+            for key, frame in frames.items()
+        },
+    }
+
+
+def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(WEB), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    shown = []
+    for release in published:
+        about = dataset(release.dataset)
+        shown.append(
+            {
+                "key": about.key,
+                "title": about.title,
+                "description": about.description,
+                "measures": [
+                    Text(de=f"{m.name.de}: {m.meaning.de}.", en=f"{m.name.en}: {m.meaning.en}.")
+                    for m in (MEASURES[name] for name in about.measures)
+                ],
+                "version": release.version,
+                "groups": about.key in _GROUPED_BY,
+                "level": about.levels[0].time if about.levels[0].time != "day" else "week",
+            }
+        )
+    as_of: date = max(p.data_as_of for p in published)
+    return environment.get_template("index.html.j2").render(
+        city=city, title=TITLE, datasets=shown, promise=promise, data_as_of=as_of.isoformat()
+    )
+
+
+def write_page(
+    frames: dict[str, pd.DataFrame], published: Sequence[Published], city: City, open_data: Path, promise: Guarantee
+) -> None:
+    """Write the page over `frames` (the released rows of each dataset): scripts first, then `index.html`.
+
+    Each file is replaced in one step, and only where it changed.
+    """
+    import vl_convert
+
+    data = json.dumps(page_data(frames, city), ensure_ascii=False, separators=(",", ":"))
+    # The bundle declares global constants: kept to itself.
+    charts = f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();\n"
+    folder = make_directory(open_data / "page", FOLDER_MODE)
+    files = {
+        folder / "charts.js": charts.encode(),
+        folder / "page.js": (WEB / "page.js").read_bytes(),
+        folder / "style.css": (WEB / "style.css").read_bytes(),
+        folder / "data.js": f"window.DIGITALSTADT={data};\n".encode(),
+        open_data / "index.html": _html(published, city, promise).encode(),
+    }
+    for path, content in files.items():
+        if not path.is_file() or path.read_bytes() != content:
+            atomic_write(path, content, mode=FILE_MODE)

@@ -1,0 +1,125 @@
+"""Release card and citation of a release: YAML made from the catalogue and the guarantee.
+
+The card has the layout of the OpenDP deployments registry (product, dp_flavor, privacy_loss, model, accounting,
+implementation, resources), so that a release can be entered there as it is. Not here: any number from data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from assets.contract.city import City
+from assets.publication.catalogue import Dataset
+from assets.publication.guarantee import Guarantee
+
+CFF_VERSION = "1.2.0"
+LAYOUT = "OpenDP deployments registry"
+
+
+def _yaml(value: Any) -> bytes:
+    text: str = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=110)
+    return text.encode()
+
+
+def _levels(dataset: Dataset, promise: Guarantee) -> list[dict[str, Any]]:
+    """Expected errors of the levels this dataset is made from."""
+    mine = {(x.time, x.dimensions) for x in dataset.levels}
+    return [e for e in promise.errors if (e["time_level"], e["dimensions"]) in mine and e["care"] in dataset.care]
+
+
+def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee) -> bytes:
+    """`release-card.yaml`: unit, bounds, mechanism, ρ, ε of one and five years, δ, MAE of each level."""
+    note = " Synthetic demonstration data: no real person stands behind any number." if city.synthetic else ""
+    card = {
+        "url_slug": f"{city.key}-{dataset.key}-{version}".replace("_", "-").replace(".", "-"),
+        "status": "Draft" if city.synthetic else "Published",
+        "layout": LAYOUT,
+        "deployment": {
+            "product": {
+                "name": f"{dataset.title.en}: {city.name.en}",
+                "data_curators": [city.publication.publisher],
+                "intended_use": "Open statistics for analysts, portals, journalists and citizens.",
+                "data_product_type": "Summary statistics",
+                "data_product_region": f"{city.name.en} (ARS {city.region.ars})",
+                "description": dataset.description.en + note,
+                "publication_date": version[:10],
+                "data_product_sector": "Health",
+            },
+            "dp_flavor": {
+                "name": "Zero-concentrated DP",
+                "input_metric": "symmetric distance on patients (add or remove)",
+                "bound_on_input_distance": 1,
+                "output_measure": "zero-concentrated divergence",
+                "bound_on_output_distance": promise.rho,
+                "data_domain": "hospital cases of consenting patients, in public categories only",
+                "unprotected_quantities": "Public lists of areas, age groups, ICD-10-GM chapters; the city's resident "
+                "figures; which clinics take part. Nothing is tuned or suppressed on true counts.",
+            },
+            "privacy_loss": {
+                "privacy_unit": "Person-level",
+                "privacy_unit_description": promise.unit,
+                "contribution_bounds": promise.caps,
+                "truncation_share": promise.truncation_share,
+                "privacy_parameters": {
+                    "rho": promise.rho,
+                    "epsilon_one_year": promise.epsilon_one_year,
+                    "epsilon_five_years": promise.epsilon_five_years,
+                    "delta": promise.delta,
+                },
+                "privacy_parameters_description": "For all tables of the plan together, over one budget window of "
+                f"{promise.window_days} days; not for this dataset alone.",
+            },
+            "model": {
+                "model_name": "Central",
+                "model_name_description": "Clinics deliver consented cases to the city's connector, which bounds, "
+                "counts and adds noise in one step; only noisy values leave it.",
+                "release_type": "Many releases",
+                "release_type_description": "Every measurement is drawn once and only re-read later; a version "
+                "never changes, and later versions add measurements inside the same budget.",
+                "data_source_type": "Dynamic",
+                "access_type": "Non-interactive",
+            },
+            "accounting": {
+                "composition": "Sum of rho over all noisy tables of a window; conversion to epsilon by Canonne, "
+                "Kamath and Steinke (2020).",
+                "post_processing": "Consistent weighted least squares over all noisy tables; rates, ratios and "
+                "quantiles from the consistent estimates.",
+                "tables": list(promise.tables),
+            },
+            "implementation": {
+                "mechanisms": promise.mechanism,
+                "pre_processing_eda_hyperparameter_tuning": "Contribution bounding in order of arrival, over the "
+                "whole window. No parameter was tuned on the data.",
+                "justification": "A window-wide bound lets all daily tables share one yearly budget.",
+                "accuracy": {"measure": "mean absolute error of the noise", "levels": _levels(dataset, promise)},
+            },
+            "resources": {
+                "sources": f"{city.publication.base_url}/{dataset.key}/{version}/README.md",
+                "registry_authors": [city.publication.publisher],
+            },
+        },
+    }
+    return _yaml(card)
+
+
+def citation(dataset: Dataset, city: City, version: str) -> bytes:
+    """`CITATION.cff` of a release."""
+    about = city.publication
+    return _yaml(
+        {
+            "cff-version": CFF_VERSION,
+            "message": "Please cite this dataset as below.",
+            "type": "dataset",
+            "title": f"{dataset.title.en}: {city.name.en}"
+            + (" (synthetic demonstration data)" if city.synthetic else ""),
+            "abstract": dataset.description.en,
+            "authors": [{"name": about.publisher, "email": about.contact_email}],
+            "version": version,
+            "date-released": version[:10],
+            "license-url": about.licence,
+            "url": f"{about.base_url}/{dataset.key}/{version}/",
+            "keywords": list(dataset.keywords),
+        }
+    )

@@ -1,0 +1,209 @@
+"""The public page in a real browser: from the file system and from a static server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from assets.contract.city import City
+from assets.publication.bundle import publish
+from assets.publication.catalogue import DATASETS
+from assets.publication.guarantee import Guarantee
+from assets.publication.page import page_data, write_page
+
+Frames = dict[str, pd.DataFrame]
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+DRAWN = "document.querySelectorAll('.chart svg[aria-hidden]').length === {}"
+CHARTS = len(DATASETS) + 3
+
+
+@pytest.fixture(scope="module")
+def open_data(frames: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("page")
+    write_page(frames, publish(frames, city, root, date(2025, 12, 28), plan), city, root, plan)
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(open_data: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=open_data))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/index.html"
+    server.shutdown()
+
+
+class Visit:
+    """A page that remembers every request, console message and error."""
+
+    def __init__(self, browser: Any, url: str, width: int = 1200, language: str = "de-DE") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, locale=language)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.goto(url)
+        self.drawn()
+
+    def drawn(self) -> None:
+        self.page.wait_for_function(DRAWN.format(CHARTS))
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("from_files", [True, False])
+def test_charts_render_and_nothing_is_loaded_from_elsewhere(
+    browser: Any, open_data: Path, served: str, width: int, from_files: bool
+) -> None:
+    url = (open_data / "index.html").as_uri() if from_files else served
+    with Visit(browser, url, width) as visit:
+        origin = url.removesuffix("index.html")
+        assert visit.complaints == []
+        assert all(r.startswith((origin, "data:")) for r in visit.requests), visit.requests
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        boxes = visit.page.evaluate(
+            "[...document.querySelectorAll('.chart svg')].map(s => [s.clientWidth, s.clientHeight])"
+        )
+        assert all(w > width / 2 and h > 150 for w, h in boxes)
+        marks = visit.page.evaluate("document.querySelectorAll('.time .mark-area path, .time .mark-line path').length")
+        assert marks >= len(DATASETS)
+
+
+def test_the_language_switch_changes_every_text(browser: Any, served: str) -> None:
+    with Visit(browser, served) as visit:
+        page = visit.page
+        assert page.locator("html").get_attribute("lang") == "de"
+        german = page.inner_text("body")
+        assert "Wie die Menschen geschützt sind" in german and "How people are protected" not in german
+        page.get_by_role("button", name="English").click()
+        english = page.inner_text("body")
+        assert page.locator("html").get_attribute("lang") == "en" and page.title().startswith("Health in numbers")
+        assert "How people are protected" in english and "geschützt" not in english
+        assert "inside the noise" in english and "im Rauschen" not in english
+        assert "week 52/2025" in english and "KW 52" not in english
+        page.reload()
+        assert page.locator("html").get_attribute("lang") == "en"
+        assert visit.complaints == []
+
+
+def test_the_first_language_is_the_reader_s(browser: Any, served: str) -> None:
+    with Visit(browser, served, language="en-GB") as visit:
+        assert visit.page.locator("html").get_attribute("lang") == "en"
+    with Visit(browser, served + "?lang=de", language="en-GB") as visit:
+        assert visit.page.locator("html").get_attribute("lang") == "de"
+
+
+def test_the_page_says_when_a_difference_is_inside_the_noise(browser: Any, served: str, frames: Frames) -> None:
+    series = frames["cases_by_area"].query(
+        "care == 'inpatient' and measure == 'count' and time_level == 'week' and area_key.isna()"
+    )
+    before, now = series.iloc[-2], series.iloc[-1]
+    a, b = ((r["ci95_upper"] - r["ci95_lower"]) / 2 for r in (now, before))
+    inside = abs(now["value"] - before["value"]) <= (a * a + b * b + 2 * a * b / 3) ** 0.5
+    with Visit(browser, served) as visit:
+        text = visit.page.locator("#cases_by_area .latest").inner_text()
+        assert ("im Rauschen" in text) == inside and ("größer als das Rauschen" in text) != inside
+        assert f"{now['value_display']:,.0f}".replace(",", ".") in text
+
+
+def test_a_reader_with_a_keyboard_gets_everywhere(browser: Any, served: str) -> None:
+    with Visit(browser, served) as visit:
+        page = visit.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        select = page.locator("#cases_by_area select[data-field=level]")
+        select.focus()
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function("document.querySelector('#cases_by_area .latest').innerText.includes('bis')")
+        assert page.evaluate("document.activeElement.dataset.field") == "level"  # the focus is not lost by redrawing
+        summary = page.locator("#cases_by_area details.table summary").first
+        summary.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#cases_by_area .time-table table").is_visible()
+        assert page.locator("#cases_by_area .time-table tbody tr").count() == 13
+        assert visit.complaints == []
+
+
+def test_downloads_are_there(browser: Any, served: str, open_data: Path) -> None:
+    with Visit(browser, served) as visit:
+        links = visit.page.evaluate("[...document.querySelectorAll('.downloads a')].map(a => a.getAttribute('href'))")
+        assert len(links) == 7 * len(DATASETS)
+        for link in links:
+            assert (open_data / link).is_file(), link
+        with visit.page.expect_download() as download:
+            visit.page.locator("#cases_by_area .downloads a").first.click()
+        data = Path(download.value.path()).read_bytes()
+        assert data == (open_data / "cases_by_area" / "latest" / "data.parquet").read_bytes()
+
+
+def test_print_shows_charts_and_no_controls(browser: Any, served: str) -> None:
+    with Visit(browser, served) as visit:
+        visit.page.emulate_media(media="print")
+        assert not visit.page.locator(".controls").first.is_visible()
+        assert not visit.page.locator(".languages").is_visible()
+        assert visit.page.locator(".chart svg").first.is_visible()
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("language", ["de", "en"])
+def test_axe_finds_no_violation(browser: Any, served: str, width: int, language: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    with Visit(browser, f"{served}?lang={language}", width) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+        result = axe.Axe().run(visit.page, options={"runOnly": {"type": "tag", "values": tags}})
+        assert result.violations_count == 0, result.generate_report()
+
+
+def test_the_page_is_small_and_holds_published_numbers_only(open_data: Path, frames: Frames, city: City) -> None:
+    files = [open_data / "index.html", *(p for p in (open_data / "page").iterdir() if p.name != "data.js")]
+    assert sum(p.stat().st_size for p in files) < 1_500_000
+    text = (open_data / "page" / "data.js").read_text()
+    assert json.loads(text.removeprefix("window.DIGITALSTADT=").removesuffix(";\n")) == page_data(frames, city)
+    published = {round(v, 1) for f in frames.values() for v in f["value"]}
+    rows = page_data(frames, city)["datasets"]["cases_by_area"]["rows"]
+    assert {round(row[5], 1) for row in rows if row[4] == 0} <= published
+    html = (open_data / "index.html").read_text()
+    assert "http://" not in html.replace(city.publication.licence, "") and "Künstliche Demonstrationsdaten" in html
+
+
+def test_an_unchanged_page_is_not_touched(open_data: Path, frames: Frames, city: City, plan: Guarantee) -> None:
+    files = [open_data / "index.html", *(open_data / "page").iterdir()]
+    before = [p.stat().st_mtime_ns for p in files]
+    write_page(frames, publish(frames, city, open_data, date(2025, 12, 28), plan), city, open_data, plan)
+    assert [p.stat().st_mtime_ns for p in files] == before
