@@ -1,7 +1,7 @@
 """The city file: one YAML that says everything a city decides, validated when it is loaded.
 
 Here: the models, their own consistency, and errors that name the line. Not here: what the release
-plan costs (`privacy.plan`), how a connector works (`intake`).
+plan costs (`privacy.plan`), how exports reach us (`contract.connectors`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from assets.contract.codes import (
     LOS_BIN_KEYS,
     SEXES,
 )
+from assets.contract.connectors import Connector, FolderConnector
 
 CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
 DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
@@ -93,21 +94,20 @@ class PopulationSource(_Model):
     note: Text
 
 
-class Connector(_Model):
-    """How exports reach us. A folder below `inbox/` by default."""
-
-    kind: Literal["folder"] = "folder"
-    settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
-
-
 class Clinic(_Model):
     key: Key
     name: str
     format: Literal["fhir", "p21", "practice"]
-    connector: Connector = Connector()
+    connector: Connector = FolderConnector()
     consent_source: Literal["fhir", "csv"] = "fhir"
     linkable: bool = True
     """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
+
+    @model_validator(mode="after")
+    def _channel_fits(self) -> Clinic:
+        if self.connector.kind == "fhir_bulk" and self.format != "fhir":
+            raise ValueError("the connector fhir_bulk delivers the format fhir only")
+        return self
 
 
 class ConsentRule(_Model):
@@ -274,8 +274,8 @@ def _line_of(node: yaml.Node | None, path: tuple[int | str, ...]) -> int:
         if step is not None:
             if isinstance(node, yaml.MappingNode):
                 pair = next(((k, v) for k, v in node.value if k.value == str(step)), None)
-                if pair is None:
-                    break
+                if pair is None:  # missing, or the kind of a connector, which is no level of the file
+                    continue
                 line, node = pair[0].start_mark.line + 1, pair[1]
                 continue
             if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):

@@ -1,4 +1,7 @@
-"""The folder connector: immutable copies of complete exports, each taken once.
+"""From the inbox to landing: immutable copies of complete exports, each taken once.
+
+What a remote connector fetches goes through the same door: its inbox is filled first (`connectors`), and the
+copy in the inbox is removed once landing has it.
 
 An export is a folder `inbox/<clinic>/<YYYY-MM-DD>[-anything]/`; the date is its arrival day. It is complete
 when it holds `_COMPLETE` (an empty file written last), or when nothing in it changed for
@@ -9,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -19,16 +21,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from assets.contract.city import City, Clinic
+from assets.intake.connectors import fetch
+from assets.intake.connectors.transfer import COMPLETE_MARKER, MAX_FILES, SAFE_NAME, UNFINISHED, FetchProblem, day_of
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
 
-COMPLETE_MARKER: Final = "_COMPLETE"
 MANIFEST: Final = "manifest.json"
-MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 20 * 2**30
-_DAY_FOLDER: Final = re.compile(r"^(\d{4}-\d{2}-\d{2})(-[A-Za-z0-9_]{1,40})?$")
-_SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$")
-_UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 
 Outcome = Literal["taken", "known", "waiting", "rejected"]
 
@@ -65,7 +64,7 @@ def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | N
         return "it holds something other than plain files; deliver plain files without subfolders or links"
     if not files:
         return "it is empty; deliver at least one file, or no folder at all"
-    if any(not _SAFE_NAME.match(p.name) for p in files):
+    if any(not SAFE_NAME.match(p.name) for p in files):
         return "a file name holds characters other than letters, digits, dot, dash and underscore"
     if len(files) > MAX_FILES or sum(p.stat().st_size for p in files) > MAX_BYTES:
         return f"it is larger than {MAX_FILES} files or {MAX_BYTES // 2**30} GiB"
@@ -73,7 +72,7 @@ def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | N
 
 
 def _is_complete(folder: Path, files: list[Path], settle_seconds: int) -> bool:
-    if any(p.name.endswith(_UNFINISHED) for p in files):
+    if any(p.name.endswith(UNFINISHED) for p in files):
         return False
     if (folder / COMPLETE_MARKER).exists():
         return True
@@ -105,25 +104,37 @@ def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
     return "taken"
 
 
+def _fetch(lake: Lake, clinic: Clinic, days: set[date], today: date) -> list[Delivery]:
+    """Fill the inbox of a clinic with a remote connector; what could not be fetched is reported."""
+    try:
+        problems = fetch(clinic.connector, make_directory(lake.inbox / clinic.key), days, today)
+    except FetchProblem as problem:
+        problems = [(None, "?", problem)]
+    except Exception as error:
+        # Whatever a client library raises may quote what it received; only its class is safe to show.
+        problems = [(None, "?", FetchProblem(f"the connector failed with {error.__class__.__name__}"))]
+    return [Delivery(clinic.key, day, folder, p.outcome, p.reason) for day, folder, p in problems]
+
+
 def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Delivery]:
     """Take every complete, unknown export of `days` from the inbox; report all that was found there.
 
-    Folders that belong to no clinic of the city file, or carry no date, are reported whatever the days.
+    Remote connectors fill their inbox first; one that fails is reported and the others go on. Folders that
+    belong to no clinic of the city file, or carry no date, are reported whatever the days.
     """
     wanted = set(days)
     found: list[Delivery] = []
     known = {c.key: c for c in city.clinics}
+    for clinic in (c for c in city.clinics if c.connector.kind != "folder"):
+        found += _fetch(lake, clinic, wanted, today)
     for inbox in sorted(p for p in lake.inbox.glob("*") if not p.name.startswith(".")):
-        clinic = known.get(inbox.name)
-        if clinic is None:
+        owner = known.get(inbox.name)
+        if owner is None:
             found.append(Delivery("?", None, "?", "rejected", "a folder of the inbox names no clinic of the city file"))
             continue
+        clinic = owner
         for folder in sorted(p for p in inbox.iterdir() if not p.name.startswith(".")):
-            match = _DAY_FOLDER.match(folder.name)
-            try:
-                day = date.fromisoformat(match.group(1)) if match else None
-            except ValueError:
-                day = None
+            day = day_of(folder.name)
             if day is None or not folder.is_dir():
                 reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
                 found.append(Delivery(clinic.key, None, "?", "rejected", reason))
@@ -137,6 +148,8 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
                     found.append(Delivery(clinic.key, day, folder.name, "rejected", refusal))
                 else:
                     found.append(Delivery(clinic.key, day, folder.name, _take(lake, clinic, day, files)))
+                    if clinic.connector.kind != "folder":
+                        shutil.rmtree(folder)  # the original is with the clinic
     return found
 
 

@@ -1,0 +1,89 @@
+"""SMART Backend Services: a client assertion signed with our key buys a short-lived access token.
+
+HL7 SMART App Launch 2, "Backend Services" and "Asymmetric Client Authentication". Not here: any export.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from assets.contract.connectors import SmartAuth
+from assets.intake.connectors.transfer import FetchProblem, Transient
+
+if TYPE_CHECKING:
+    import httpx
+
+ASSERTION_SECONDS: Final = 240
+"""The standard allows at most five minutes."""
+EARLY_SECONDS: Final = 30
+"""A token is renewed this long before it expires."""
+_ERRORS: Final = {"invalid_client", "invalid_grant", "invalid_request", "invalid_scope", "unauthorized_client"}
+
+
+def _body(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        body = answer.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+class TokenSource:
+    """The current token, renewed when it is about to expire or was refused. Safe to share between threads."""
+
+    def __init__(self, client: httpx.Client, settings: SmartAuth) -> None:
+        self._client, self._settings = client, settings
+        self._lock = threading.Lock()
+        self._token, self._until = "", 0.0
+
+    def _assertion(self) -> str:
+        import jwt
+
+        s = self._settings
+        now = int(time.time())
+        claims = {
+            "iss": s.client_id, "sub": s.client_id, "aud": s.token_url,
+            "iat": now, "exp": now + ASSERTION_SECONDS, "jti": uuid.uuid4().hex,
+        }  # fmt: skip
+        # JWA registers RSASSA-PKCS1 with SHA-384 as RS384, ECDSA P-384 as ES384.
+        try:
+            key = Path(s.key_file).read_bytes()
+            return jwt.encode(claims, key, algorithm=s.algorithm, headers={"kid": s.key_id})
+        except OSError:
+            raise FetchProblem("the key_file of the FHIR client cannot be read") from None
+        except (ValueError, TypeError, jwt.PyJWTError):
+            raise FetchProblem(f"the key_file of the FHIR client holds no private key for {s.algorithm}") from None
+
+    def token(self, refused: str = "") -> str:
+        """A valid token; `refused`: the one a server has just answered 401 to."""
+        with self._lock:
+            if self._token and self._token != refused and time.monotonic() < self._until:
+                return self._token
+            answer = self._client.post(
+                self._settings.token_url,
+                data={
+                    "grant_type": "client_credentials",
+                    "scope": " ".join(self._settings.scopes),
+                    "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+                    "client_assertion": self._assertion(),
+                },
+            )
+            body = _body(answer)
+            if answer.status_code == 429 or answer.status_code >= 500:
+                raise Transient(f"the token server answered {answer.status_code}")
+            if answer.status_code != 200:
+                code = body.get("error") if body.get("error") in _ERRORS else answer.status_code
+                raise FetchProblem(f"the token server refused us ({code}); check client_id, key_id, key and scopes")
+            if not isinstance(body.get("access_token"), str) or str(body.get("token_type", "")).lower() != "bearer":
+                raise FetchProblem("the token server answered without a bearer token")
+            missing = set(self._settings.scopes) - set(str(body.get("scope", " ".join(self._settings.scopes))).split())
+            if missing:
+                raise FetchProblem(f"the token server did not grant the scope {min(missing)}")
+            self._token = body["access_token"]
+            lifetime = body.get("expires_in")
+            self._until = time.monotonic() + (lifetime if isinstance(lifetime, int | float) else 300) - EARLY_SECONDS
+            return self._token

@@ -1,0 +1,60 @@
+"""The city file names channels and where secrets are; it never holds one, and never an open channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.contract.city import DEFAULT_CITY, CityFileError, load_city
+
+S3 = "kind: s3, bucket: b, access_key: {env: A}, secret_key: {env: B}"
+BULK = "kind: fhir_bulk, base_url: 'https://fhir.example.org/r4'"
+
+
+def write(tmp_path: Path, connector: str, clinic: str = "klinik-nord") -> Any:
+    file = tmp_path / "city.yaml"
+    text = DEFAULT_CITY.read_text()
+    file.write_text(text.replace(f"{{key: {clinic},", f"{{key: {clinic}, connector: {{{connector}}},"))
+    return load_city(file).clinic(clinic).connector
+
+
+@pytest.mark.parametrize(
+    ("connector", "kind"),
+    [
+        ("settle_seconds: 5", "folder"),
+        ("kind: sftp, host: h, user: u, known_hosts: k, private_key: p", "sftp"),
+        (S3, "s3"),
+        (BULK, "fhir_bulk"),
+    ],
+)
+def test_each_channel_is_chosen_by_its_kind(tmp_path: Path, connector: str, kind: str):
+    assert write(tmp_path, connector).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("connector", "reason"),
+    [
+        ("kind: fax", "fax"),
+        ("kind: sftp, host: h, user: u, private_key: p", "known_hosts"),
+        ("kind: sftp, host: h, user: u, known_hosts: k", "private_key or a password"),
+        ("kind: sftp, host: h, user: u, known_hosts: k, password: CANARY", "never the secret itself"),
+        (S3.replace("{env: B}", "CANARY"), "never the secret itself"),
+        (S3.replace("{env: B}", "{env: B, file: c}"), "exactly one"),
+        (S3 + ", endpoint_url: 'http://store.example.org'", "https"),
+        (BULK.replace("https", "http"), "https"),
+        (BULK.replace("fhir.", "user:pass@fhir."), "no user"),
+        (BULK + ", level: group", "group"),
+    ],
+)
+def test_what_is_unsafe_or_incomplete_is_refused_with_its_line(tmp_path: Path, connector: str, reason: str):
+    with pytest.raises(CityFileError, match=reason) as error:
+        write(tmp_path, connector)
+    line = next(i for i, t in enumerate(DEFAULT_CITY.read_text().splitlines(), 1) if "klinik-nord" in t)
+    assert f"city.yaml:{line}:" in str(error.value) and "CANARY" not in str(error.value)
+
+
+def test_a_bulk_export_delivers_fhir_only(tmp_path: Path):
+    with pytest.raises(CityFileError, match="format fhir only"):
+        write(tmp_path, BULK, clinic="hospital-sued")
