@@ -19,8 +19,11 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonymise import LINKS, patient_keys, pseudonymise
+from assets.identity.record import RECORDED, record_days, record_erasure
 from assets.intake.stage import staged
 from assets.lake.lake import Lake
+from assets.quality.certificate import verify_certificate
+from assets.quality.stage import certified
 
 STEPS = ("canonical", "consented", "valid")
 
@@ -46,17 +49,26 @@ def erase_not_permitted(lake: Lake, not_permitted: pa.Table) -> int:
         rows = lake.read(table, schema)
         held = pc.is_in(rows.column("case_key"), case_keys)
         days = set(rows.filter(held).column(column).unique().to_pylist())
-        lake.write_days(table, days, rows.filter(pc.invert(held)), column, keep_empty=table == "events")
+        kept = rows.filter(pc.invert(held))
+        lake.write_days(table, days, kept, column, keep_empty=table == "events")
+        if table in RECORDED:
+            record_erasure(lake, table, days, kept)
     return len(case_keys)
 
 
 def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
-    """Write pseudonymised tables of `days` and erase everything staged; returns counts."""
+    """Write pseudonymised tables of `days` and erase everything staged; returns counts.
+
+    Raises `CertificateMismatch` unless the staged rows are those that quality certified for these days.
+    """
     valid = staged(lake, "valid", days)
+    cert = certified(lake, days)
+    verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
     result = pseudonymise(valid, decisions, lake.read("links", LINKS), city, lake.keys)
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
+    record_days(lake, days, result, cert["sha256"])
     not_permitted = lake.read(
         "staging/not_permitted", pa.schema([("clinic", pa.string()), ("patient_id", pa.string())]), [days[-1]]
     )
@@ -72,4 +84,5 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         "patients": len(cases.column("patient_key").unique()),
         "erased_cases": erased,
         "key_id": lake.keys.key_id,
+        "certificate": cert["sha256"],
     }

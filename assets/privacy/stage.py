@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.record import verify_cases
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
@@ -99,6 +100,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget and counts of measurements (no count of persons)."""
     plan = price(city)
     through = days[-1]
+    verify_cases(lake, lake.read("cases", PSEUDONYMISED_CASES))
     freeze(lake, city, days, bound(lake, city, through))
     events = counted_events(lake, through)
     starts = sorted({city.window_start(d) for d in lake.days("events")})
