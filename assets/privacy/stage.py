@@ -16,6 +16,7 @@ import pyarrow as pa
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.record import verify_cases
+from assets.identity.tombstones import recognise
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
@@ -31,7 +32,7 @@ def bound(lake: Lake, city: City, through: date) -> pa.Table:
     In time: its first version arrived by admission day + freeze lag, and that day is not frozen yet.
     """
     cases = lake.read("cases", PSEUDONYMISED_CASES)
-    decided = lake.read("bounding", BOUNDING_DECISIONS)
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
     frozen = lake.days("events")
     with duckdb.connect() as con:
         con.register("cases", cases)

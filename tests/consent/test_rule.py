@@ -72,11 +72,27 @@ def test_a_recalculated_state_of_denies_until_3000_withdraws():
 
 @pytest.mark.parametrize("status", ["inactive", "rejected", "entered-in-error", "draft", "proposed", None])
 def test_only_an_active_document_grants(status: str | None):
-    assert reason(permits(status=status)) == "no_consent"
+    assert reason(permits(status=status)) == "document_not_active"
 
 
 def test_a_newer_version_of_the_same_document_replaces_the_older():
-    assert reason(permits() + permits(status="inactive", arrival_day=date(2025, 3, 1), source_line=9)) == "no_consent"
+    assert (
+        reason(permits() + permits(status="inactive", arrival_day=date(2025, 3, 1), source_line=9))
+        == "document_not_active"
+    )
+
+
+def test_an_old_version_delivered_again_takes_back_no_withdrawal():
+    later = {"arrival_day": date(2025, 3, 1), "export_id": "f"}
+    for withdrawal in (deny(consent_id="c", valid_to=None), permits(status="inactive")):
+        assert reason(withdrawal + permits(**later)) in ("withdrawn", "document_not_active")
+        anew = permits(**later, declared_at=datetime(2025, 4, 1))
+        assert reason(withdrawal + anew) == "permitted"
+
+
+def test_a_withdrawal_entered_in_error_is_none():
+    mistake = deny(valid_to=None) + deny(valid_to=None, status="entered-in-error", arrival_day=date(2025, 3, 2))
+    assert reason(permits() + mistake) == "permitted"
 
 
 def test_the_presence_of_a_code_is_no_permit():
@@ -144,7 +160,7 @@ def test_a_gap_in_the_collection_window_is_found_even_inside_a_case():
 
 def test_both_ends_of_a_period_are_inclusive():
     assert reason(permits(valid_from=date(2025, 2, 1), valid_to=TODAY)) == "permitted"
-    assert reason(permits(valid_to=date(2025, 5, 31))) == "not_permitted_on_evaluation_day"
+    assert reason(permits(valid_to=date(2025, 5, 31))) == "consent_ended"
 
 
 def test_only_rows_of_permitted_cases_go_on():
@@ -251,7 +267,7 @@ def test_decisions_on_the_real_input_as_worked_out_by_hand(shared: Path):
         "patient-5": "permitted",
         "patient-6": "permitted",
         "patient-7": "permitted",
-        "patient-8": "not_permitted_on_evaluation_day",  # every code ended on 15 Nov 2023
+        "patient-8": "consent_ended",  # every code ended on 15 Nov 2023
         "patient-9": "permitted",
         "patient-10": "permitted",
     } | {
