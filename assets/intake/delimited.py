@@ -50,7 +50,7 @@ def read_delimited(
     """
     encoding = detect_encoding(path)
     if encoding is None:
-        raise RejectedExport("encoding_unreadable", path.name)
+        raise RejectedExport("encoding_unreadable", path.name, export.export_id)
     if encoding != "utf-8-sig":
         findings.add(export, f"encoding_{encoding.replace('-', '_')}", "info", path.name)
     header = header_of(path, encoding, ";")
@@ -60,7 +60,7 @@ def read_delimited(
     }
     missing = sorted(ours for ours in required if found[ours] is None)
     if missing:
-        raise RejectedExport(f"header_misses_{missing[0]}", path.name)
+        raise RejectedExport(f"header_misses_{missing[0]}", path.name, export.export_id)
     ragged = _Ragged()
     try:
         raw = pacsv.read_csv(
@@ -73,7 +73,7 @@ def read_delimited(
         )
     except pa.ArrowInvalid:
         # Arrow quotes the offending cell in its message, which may be a person's value.
-        raise RejectedExport("csv_unreadable", path.name) from None
+        raise RejectedExport("csv_unreadable", path.name, export.export_id) from None
     for line in ragged.lines:
         findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
     n, skipped = raw.num_rows, set(ragged.lines)

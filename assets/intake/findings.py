@@ -11,11 +11,14 @@ from assets.intake.connector import Export
 
 
 class RejectedExport(Exception):
-    """The export cannot be used at all. Message: value-free reason; `file`: which file, if one is at fault."""
+    """The export cannot be used at all. Message: value-free reason; `file`: which file, if one is at fault.
 
-    def __init__(self, rule: str, file: str | None = None) -> None:
+    `export_id` tells which of several exports that are read together.
+    """
+
+    def __init__(self, rule: str, file: str | None = None, export_id: str | None = None) -> None:
         super().__init__(rule)
-        self.rule, self.file = rule, file
+        self.rule, self.file, self.export_id = rule, file, export_id
 
 
 @dataclass

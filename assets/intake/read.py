@@ -38,8 +38,7 @@ def _read_together(exports: list[Export], city: City, findings: Findings) -> dic
 def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Canonical tables of all exports, and rejected exports with their rule. Other exports go on.
 
-    All exports of a clinic are read at once; only if one of them turns out broken are they read one by
-    one, to tell which.
+    All exports of a clinic are read at once; one that turns out broken is left out, and the others are read again.
     """
     findings, rejected = Findings(), {}
     parts: list[dict[str, pa.Table]] = []
@@ -56,18 +55,16 @@ def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table]
                 good.append(export)
             except RejectedExport as error:
                 reject(export, error)
-        if not good:
-            continue
-        mark = len(findings.rows)
-        try:
-            parts.append(_read_together(good, city, findings))
-        except RejectedExport:
-            del findings.rows[mark:]
-            for export in good:
-                try:
-                    parts.append(_read_together([export], city, findings))
-                except RejectedExport as error:
-                    reject(export, error)
+        while good:
+            mark = len(findings.rows)
+            try:
+                parts.append(_read_together(good, city, findings))
+                break
+            except RejectedExport as error:
+                del findings.rows[mark:]
+                broken = next(e for e in good if e.export_id == error.export_id)
+                reject(broken, error)
+                good.remove(broken)
     tables: dict[str, Any] = {
         name: pa.concat_tables([p[name] for p in parts] or [empty]) for name, empty in empty_canonical().items()
     }

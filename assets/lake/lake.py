@@ -27,6 +27,10 @@ from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
+# DuckDB 1.5.5 fails to decrypt a column chunk of more than one page as Arrow writes it ("Computed AES tag differs"),
+# and Arrow begins a page every 20,000 rows or MiB: so a row group is one page. Drop when DuckDB reads them.
+ROWS_PER_PAGE: Final = 20_000
+PAGE_BYTES: Final = 1 << 30
 
 
 def default_data_root() -> Path:
@@ -81,6 +85,8 @@ class Lake:
             rows,
             buffer,
             compression="zstd",
+            row_group_size=ROWS_PER_PAGE,
+            data_page_size=PAGE_BYTES,
             encryption_properties=pe.create_encryption_properties(footer_key=self.keys.encryption),
         )
         atomic_write(self._file(table, day), buffer.getvalue())

@@ -30,6 +30,14 @@ def test_a_confidential_table_comes_back_and_is_unreadable_without_the_key(lake:
         stranger.read("cases", SCHEMA)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(70_000, 8), (25_000, 400)])
+def test_a_large_day_comes_back(lake: Lake, rows: int, width: int):
+    # More than one page a column chunk is unreadable to DuckDB: more rows, or more bytes, than a page takes.
+    table = pa.table({"day": [DAY] * rows, "name": [f"{i:0{width}d}" for i in range(rows)]}, schema=SCHEMA)
+    lake.write("cases", DAY, table)
+    assert lake.read("cases", SCHEMA).equals(table)
+
+
 def test_modes_are_strict(lake: Lake):
     lake.write("cases", DAY, SCHEMA.empty_table())
     assert (lake.confidential / "cases" / "2025-01-01.parquet").stat().st_mode & 0o777 == 0o600
