@@ -23,6 +23,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonyms import linked_persons, pseudonyms
+from assets.lake.engine import load
 from assets.lake.keys import Keyring
 
 LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
@@ -67,14 +68,16 @@ def pseudonymise(
         }
     )
     with duckdb.connect() as con:
-        for name in ("cases", "diagnoses", "procedures"):
-            con.register(name, valid[name])
-        con.register("areas", areas)
-        con.register("patient_keys", patient_keys(valid["cases"], keys))
-        con.register("case_keys", case_keys(valid["cases"], keys))
-        con.register("persons", persons.append_column("linked", linked_persons(persons.column("insured_id"), keys)))
-        con.register("known_links", known_links)
-        con.register("decisions", decisions)
+        load(
+            con,
+            **{name: valid[name] for name in ("cases", "diagnoses", "procedures")},
+            areas=areas,
+            patient_keys=patient_keys(valid["cases"], keys),
+            case_keys=case_keys(valid["cases"], keys),
+            persons=persons.append_column("linked", linked_persons(persons.column("insured_id"), keys)),
+            known_links=known_links,
+            decisions=decisions,
+        )
         con.execute("""
             CREATE TEMP TABLE latest_person AS SELECT * FROM persons
             QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day ORDER BY source_line DESC) = 1;
@@ -96,8 +99,8 @@ def pseudonymise(
                 CASE WHEN p.birth_month IS NULL THEN 1 ELSE coalesce(p.birth_day, 15) END AS day,
                 ck.key AS case_key, pk.key AS patient_key, d.reason AS consent_reason, dx.icd_code
               FROM cases c
-              ASOF LEFT JOIN latest_person p
-                ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day <= c.arrival_day
+              LEFT JOIN latest_person p
+                ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
               JOIN patient_keys pk ON pk.clinic = c.clinic AND pk.id = c.patient_id
               JOIN case_keys ck ON ck.clinic = c.clinic AND ck.id = c.case_id
               LEFT JOIN (SELECT DISTINCT clinic, arrival_day, case_id, reason FROM decisions WHERE permitted) d

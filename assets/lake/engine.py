@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 
-def connect(folders: Iterable[Path] = (), encryption_key: bytes | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection that may read `folders` only, and encrypted Parquet with `encryption_key`.
-
-    With a key, the httpfs extension is loaded from its installed package: it brings OpenSSL, without
-    which DuckDB reads no encrypted file. Its network functions stay closed by `enable_external_access`.
-    """
+def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection that may read `folders` only. It never sees the encrypted zone: `Lake.read` does."""
     con = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     con.execute("SET enable_progress_bar = false")
     con.execute("SET TimeZone = 'UTC'")
-    if encryption_key is not None:
-        import duckdb_extensions
-
-        duckdb_extensions.import_extension("httpfs", con=con)
-        con.execute("LOAD httpfs")
-        # A PRAGMA takes no prepared parameter; base64 holds no quote.
-        con.execute(f"PRAGMA add_parquet_key('lake', '{base64.b64encode(encryption_key).decode()}')")
     settings: list[tuple[str, Any]] = [
         ("allowed_directories", [f"{folder.resolve()}/" for folder in folders]),
         ("allow_community_extensions", False),
@@ -35,3 +24,15 @@ def connect(folders: Iterable[Path] = (), encryption_key: bytes | None = None) -
     for name, value in settings:
         con.execute(f"SET {name} = ?", [value])
     return con
+
+
+def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
+    """Copy Arrow tables into temporary tables under their names.
+
+    DuckDB takes a registered Arrow table for one row and joins two large ones to a cross product first; of its
+    own tables it knows the size.
+    """
+    for name, table in tables.items():
+        con.register(f"arrow_{name}", table)
+        con.execute(f'CREATE TEMP TABLE "{name}" AS SELECT * FROM "arrow_{name}"')
+        con.unregister(f"arrow_{name}")

@@ -15,22 +15,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-from assets.lake.engine import connect
 from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
-# DuckDB 1.5.5 fails to decrypt a column chunk of more than one page as Arrow writes it ("Computed AES tag differs"),
-# and Arrow begins a page every 20,000 rows or MiB: so a row group is one page. Drop when DuckDB reads them.
-ROWS_PER_PAGE: Final = 20_000
-PAGE_BYTES: Final = 1 << 30
 
 
 def default_data_root() -> Path:
@@ -66,10 +60,6 @@ class Lake:
         make_directory(self.confidential)
         return self.confidential / "ledger.sqlite"
 
-    def connect(self) -> duckdb.DuckDBPyConnection:
-        """A sealed connection that reads landing and the confidential zone."""
-        return connect((self.landing, self.confidential), self.keys.encryption)
-
     def _file(self, table: str, day: date) -> Path:
         return self.confidential / table / f"{day.isoformat()}.parquet"
 
@@ -85,8 +75,6 @@ class Lake:
             rows,
             buffer,
             compression="zstd",
-            row_group_size=ROWS_PER_PAGE,
-            data_page_size=PAGE_BYTES,
             encryption_properties=pe.create_encryption_properties(footer_key=self.keys.encryption),
         )
         atomic_write(self._file(table, day), buffer.getvalue())
@@ -111,15 +99,14 @@ class Lake:
                 self.erase(table, [day])
 
     def read(self, table: str, schema: pa.Schema, days: Iterable[date] | None = None) -> pa.Table:
-        """All rows of `table`, or those of `days`; days without a file count as empty."""
+        """All rows of `table`, or those of `days`; days without a file count as empty.
+
+        Arrow reads what Arrow wrote: DuckDB 1.5.5 fails to decrypt column chunks of more than one page.
+        """
         files = [f for f in (self._file(table, d) for d in (self.days(table) if days is None else days)) if f.exists()]
-        if not files:
-            return schema.empty_table()
-        with self.connect() as con:
-            names = ", ".join(f'"{name}"' for name in schema.names)
-            # Encrypted Parquet takes the name of the key, not the key.
-            query = f"SELECT {names} FROM read_parquet(?, encryption_config = {{footer_key: 'lake'}})"
-            return con.execute(query, [[str(f) for f in files]]).to_arrow_table().cast(schema)
+        key = pe.create_decryption_properties(footer_key=self.keys.encryption)
+        parts = [pq.ParquetFile(f, decryption_properties=key).read(schema.names) for f in files]
+        return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
 
     def erase(self, table: str, days: Iterable[date]) -> None:
         """Remove the files of `days`; missing ones are fine."""
