@@ -20,6 +20,7 @@ import pyarrow as pa
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
+from assets.lake.engine import load
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
 FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)$"
@@ -163,10 +164,13 @@ def _prepare(
     """Tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
     on_day, over_case = _codes(rule.required_on_evaluation_day), _codes(rule.required_over_case)
     needed = list(dict.fromkeys([*on_day, *over_case, CONSENT_RETROSPECTIVE]))
-    con.register("register", register)
-    con.register("needed_codes", pa.table({"code": needed}))
-    con.register("full_exports", FULL_EXPORTS.empty_table() if full_exports is None else full_exports)
-    con.register("cases", CASES.empty_table() if cases is None else cases)
+    load(
+        con,
+        register=register,
+        needed_codes=pa.table({"code": needed}),
+        full_exports=FULL_EXPORTS.empty_table() if full_exports is None else full_exports,
+        cases=CASES.empty_table() if cases is None else cases,
+    )
     _run(con, ";".join((_VERSIONS, _PERMITS, _DENIES)), evaluation_day=day)
     if rule.reach_back_to_case_of_signature:
         _run(con, _REACH_BACK, codes=over_case, day=day)
@@ -228,7 +232,7 @@ def standing(
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
     """Canonical tables with the rows of permitted cases only; persons only of patients with such a case."""
     with duckdb.connect() as con:
-        con.register("decisions", decisions)
+        load(con, decisions=decisions)
         con.execute(
             "CREATE TEMP TABLE ok AS SELECT DISTINCT clinic, arrival_day, case_id, patient_id FROM decisions WHERE permitted"
         )

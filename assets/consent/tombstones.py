@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from assets.contract.schemas import CONSENT_PROVISIONS
+from assets.lake.engine import load
 from assets.lake.keys import Keyring, keyed_ids
 
 TABLE: Final = "consent_tombstones"
@@ -34,12 +35,12 @@ def _document_hashes(register: pa.Table, keys: Keyring) -> pa.Table:
 def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.Table:
     """Tombstones (`CONSENT_PROVISIONS`) of `patients` (clinic, patient_id), from their rows of `register`."""
     with duckdb.connect() as con:
-        con.register("register", register)
-        con.register("hashes", patient_hashes(patients, keys))
+        load(con, register=register)
+        load(con, hashes=patient_hashes(patients, keys))
         con.execute("CREATE TEMP TABLE mine AS SELECT r.*, h.key FROM register r JOIN hashes h "
                     "ON h.clinic = r.clinic AND h.id = r.patient_id")  # fmt: skip
         mine = con.execute("SELECT * FROM mine").to_arrow_table()
-        con.register("documents", _document_hashes(mine, keys))
+        load(con, documents=_document_hashes(mine, keys))
         return (
             con.execute(
                 f"""SELECT * FROM (
@@ -68,19 +69,19 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     if not tombstones.num_rows:
         return register, live.slice(0, 0).select(["clinic", "patient_id"])
     with duckdb.connect() as con:
-        con.register("register", register)
-        con.register("tombstones", tombstones)
-        con.register("live", live)
+        load(con, register=register)
+        load(con, tombstones=tombstones)
+        load(con, live=live)
         everybody = con.execute(
             "SELECT clinic, patient_id FROM live UNION SELECT clinic, patient_id FROM register ORDER BY ALL"
         ).to_arrow_table()
-        con.register("hashes", patient_hashes(everybody, keys))
+        load(con, hashes=patient_hashes(everybody, keys))
         con.execute("CREATE TEMP TABLE known AS SELECT DISTINCT h.clinic, h.id, h.key FROM hashes h "
                     "JOIN tombstones t ON t.clinic = h.clinic AND t.patient_id = h.key")  # fmt: skip
         mine = con.execute(
             "SELECT r.* FROM register r SEMI JOIN known k ON k.clinic = r.clinic AND k.id = r.patient_id"
         ).to_arrow_table()
-        con.register("documents", _document_hashes(mine, keys))
+        load(con, documents=_document_hashes(mine, keys))
         rows = (
             con.execute(
                 """SELECT r.* REPLACE (coalesce(d.key, r.consent_id) AS consent_id) FROM register r

@@ -37,6 +37,7 @@ from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
 from assets.identity.record import RECORDED, record_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
+from assets.lake.engine import load
 from assets.lake.lake import Lake
 
 _PSEUDONYMISED: Final = (
@@ -72,9 +73,9 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Arra
         return pa.array([], pa.string())
     register, _ = register_of(lake, PATIENTS.empty_table())
     with duckdb.connect() as con:
-        con.register("stored", stored)
-        con.register("register", register)
-        con.register("keys", patient_keys(register, lake.keys))
+        load(con, stored=stored)
+        load(con, register=register)
+        load(con, keys=patient_keys(register, lake.keys))
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names
                            if n not in ("clinic", "arrival_day", "case_id", "patient_id", "admitted_on", "discharged_on"))  # fmt: skip
         newest = con.execute(
@@ -121,9 +122,9 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
     with duckdb.connect() as con:
-        con.register("rows", rows.append_column("_n", pa.array(range(rows.num_rows), pa.int64())))
-        con.register("patients", patients)
-        con.register("cases", cases)
+        load(con, rows=rows.append_column("_n", pa.array(range(rows.num_rows), pa.int64())))
+        load(con, patients=patients)
+        load(con, cases=cases)
         queries = ["SELECT _n FROM rows SEMI JOIN patients USING (clinic, patient_id)"]
         if "case_id" in rows.column_names:
             queries.append("SELECT _n FROM rows SEMI JOIN cases USING (clinic, case_id)")
@@ -172,7 +173,7 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
     """Decisions on cases of this run whose newest version is not permitted."""
     with duckdb.connect() as con:
-        con.register("decisions", decisions)
+        load(con, decisions=decisions)
         return (
             con.execute(
                 """SELECT * FROM (SELECT * FROM decisions

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL
-from assets.intake.connector import Delivery, Export, landed, pull
+from assets.intake import connector
+from assets.intake.connector import COMPLETE_MARKER, Delivery, Export, landed, pull
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -29,6 +31,12 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     """Erase raw files whose retention is over, then pull what arrived for `days` from every clinic's inbox."""
     expire(lake, city.retention_days, today, days)
     return pull(lake, city, days, today)
+
+
+def refusal(folder: Path, today: date) -> str | None:
+    """Why `folder` could not be taken from an inbox today, or None. Value-free, says what to do."""
+    files = sorted(p for p in folder.iterdir() if p.name != COMPLETE_MARKER)
+    return connector._refusal(folder, files, today, today)
 
 
 def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
