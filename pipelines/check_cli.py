@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
 import typer
@@ -15,6 +17,9 @@ from rich.table import Table
 
 from assets.consent.reasons import REASONS
 from assets.contract.city import CityFileError, load_city
+
+if TYPE_CHECKING:
+    from assets.quality.check import Check
 
 FORMATS = ("fhir", "p21", "practice")
 
@@ -51,7 +56,7 @@ def check_export(
         raise typer.BadParameter(f"{error.args[0]}; or name a --format", param_hint="CLINIC") from None
     today = datetime.now(ZoneInfo(city.time_zone)).date()
     try:
-        with err.status("reading, deciding, validating") if err.is_terminal else err.capture():
+        with err.status("reading, deciding, validating") if err.is_terminal else nullcontext():
             result = check(path, who, city, today)
     except ValueError as error:
         if as_json:
@@ -59,12 +64,24 @@ def check_export(
         else:
             out.print(f"This folder would not be taken in: {error}.", markup=False)
         raise typer.Exit(1) from None
+    except Exception as error:
+        # The message of an error that nobody foresaw might hold a value.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        err.print(f"the check itself failed: {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}; "
+                  "please report this line", markup=False)  # fmt: skip
+        raise typer.Exit(1) from None
     if as_json:
         about = {"passed": result.passed, "evaluation_day": today.isoformat(), "cases": result.cases,
                  "permitted": result.permitted, "usable": result.usable, "reasons": result.reasons,
                  "ignored_files": ignored_files(path), "findings": result.findings}  # fmt: skip
         sys.stdout.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
         raise typer.Exit(0 if result.passed else 1)
+    _print(out, result, ignored_files(path))
+    raise typer.Exit(0 if result.passed else 1)
+
+
+def _print(out: Console, result: Check, ignored: list[str]) -> None:
+    """The summary that a person reads."""
     lost = sum(f["count"] for f in result.findings if f["severity"] in ("rejected", "quarantined"))
     out.print(
         f"{result.cases} cases read. {result.permitted} have a valid consent today. {result.usable} can be used.",
@@ -72,7 +89,7 @@ def check_export(
     )  # fmt: skip
     for code, number in result.reasons.items():
         out.print(f"  {number:>8}  {REASONS[code][1]} / {REASONS[code][0]}", markup=False, highlight=False)
-    for name in ignored_files(path):
+    for name in ignored:
         out.print(f"  nothing is read from {name}", markup=False, highlight=False)
     if result.findings:
         table = Table("effect", "file", "lines", "column", "how often", "what is wrong", "what to do", show_lines=True)
@@ -83,4 +100,3 @@ def check_export(
         out.print(table)
     verdict = "Everything can be used." if result.passed else f"{lost} findings cost rows: mend them, or send as it is."
     out.print(verdict, markup=False, highlight=False)
-    raise typer.Exit(0 if result.passed else 1)

@@ -115,10 +115,10 @@ def _grouped(findings: pa.Table, clinic: Clinic, city: City) -> list[dict[str, A
     with duckdb.connect() as con:
         load(con, findings=findings)
         rows = con.execute(
-            f"""SELECT severity, rule, source_file, column_name, count(*),
-              list(source_line ORDER BY source_line) FILTER (source_line IS NOT NULL)[1:{LINES_SHOWN}]
-            FROM findings GROUP BY ALL
-            ORDER BY list_position(['rejected', 'quarantined', 'info', 'repaired'], severity), count(*) DESC, rule, source_file"""
+            f"""SELECT severity, rule, source_file, column_name, count(*) AS n,
+              list(source_line ORDER BY source_line) FILTER (source_line IS NOT NULL)[1:{LINES_SHOWN}] AS lines
+            FROM findings GROUP BY severity, rule, source_file, column_name
+            ORDER BY list_position(['rejected', 'quarantined', 'info', 'repaired'], severity), n DESC, rule, source_file"""
         ).fetchall()
     return [
         {
