@@ -13,7 +13,10 @@ from typing import Final
 
 import dagster as dg
 
-SAFE_TO_QUOTE: Final = ("CityFileError", "KeyFileError", "BudgetExceeded", "PlanRefused", "QualityDisagreement")
+SAFE_TO_QUOTE: Final = (
+    "CityFileError", "KeyFileError", "BudgetExceeded", "PlanRefused", "QualityDisagreement", "CertificateMismatch",
+    "RawFilesErased",
+)  # fmt: skip
 """Exceptions of ours whose message is written to be value-free."""
 
 

@@ -7,16 +7,33 @@ from typing import Final
 PERMITTED: Final = "permitted"
 REASONS: Final[dict[str, tuple[str, str]]] = {
     PERMITTED: ("Einwilligung liegt vor", "consent is valid"),
-    "no_consent": ("Keine wirksame Einwilligung", "no document that grants anything"),
-    "withdrawn": ("Widerrufen oder abgelehnt", "withdrawn or denied on the evaluation day"),
+    "withdrawn": (
+        "Widerrufen oder abgelehnt: am Stichtag ist eine benötigte Zustimmung untersagt",
+        "withdrawn or denied: on the evaluation day a needed permission is denied",
+    ),
+    "document_not_active": (
+        "Die Einwilligung ist nicht (mehr) wirksam: auf inaktiv gesetzt, Entwurf, oder in der vollen Lieferung nicht mehr enthalten",
+        "the consent document is not in force (any more): set inactive, a draft, or gone from the full delivery",
+    ),
+    "no_consent": (
+        "Keine Einwilligung: es liegt kein Dokument vor, das etwas erlaubt",
+        "no consent: there is no document that permits anything",
+    ),
+    "consent_ended": (
+        "Abgelaufen: eine benötigte Zustimmung endete vor dem Stichtag",
+        "ended: a needed permission ended before the evaluation day",
+    ),
     "not_permitted_on_evaluation_day": (
-        "Speichern oder Nutzen am Stichtag nicht erlaubt",
-        "storing or using is not permitted on the evaluation day",
+        "Unvollständig: nicht alle benötigten Zustimmungen gelten am Stichtag",
+        "incomplete: not every needed permission holds on the evaluation day",
+    ),
+    "dates_unreadable": (
+        "Der Aufnahmetag ist nicht lesbar, also lässt sich der Fall keinem Zeitraum zuordnen",
+        "the admission day is not readable, so no period can hold the case",
     ),
     "case_outside_collection_window": (
-        "Fall liegt nicht ganz im Zeitraum, für den Erheben erlaubt ist",
-        "the case does not lie entirely inside the permitted collection window",
+        "Der Fall liegt nicht ganz in dem Zeitraum, für den das Erheben erlaubt ist",
+        "the case does not lie entirely inside the period for which collecting is permitted",
     ),
-    "dates_unreadable": ("Aufnahme nicht lesbar", "admission day is not readable, so no window can hold it"),
 }
-"""Code → (German, English). Order is precedence: the first that applies below `permitted` is given."""
+"""Code → (German, English), in order of precedence after `permitted`: the first that applies is given."""

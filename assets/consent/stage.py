@@ -4,32 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.consent.rule import decide, keep_permitted, not_permitted_patients
+from assets.consent.reasons import REASONS
+from assets.consent.rule import FULL_EXPORTS, decide, keep_permitted, standing
+from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS
-from assets.intake.stage import staged
+from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake.lake import Lake
+
+PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
+STANDING: Final = pa.schema(
+    [*PATIENTS, ("ok", pa.bool_()), ("reason", pa.string()), ("erase", pa.bool_()), ("erased_before", pa.bool_())]
+)
+"""What `staging/standing` holds: who may be kept, and whose data have to go."""
+
+
+def evaluation_day(lake: Lake, days: Sequence[date]) -> date:
+    """The newest arrival day known: a run for an earlier day never forgets a withdrawal that came since."""
+    return max([days[-1], *lake.days("consent_register"), *lake.days("cases"), *lake.days(TOMBSTONES)])
+
+
+def full_exports(lake: Lake, city: City) -> pa.Table:
+    """`FULL_EXPORTS` of the clinics whose every delivery of consents holds all of them."""
+    full = pa.array([c.key for c in city.clinics if c.consent_delivery == "full"], pa.string())
+    rows = lake.read("consent_deliveries", CONSENT_DELIVERIES)
+    newest = rows.filter(pc.is_in(rows.column("clinic"), full)).group_by("clinic").aggregate([("arrival_day", "max")])
+    return pa.table([newest.column("clinic"), newest.column("arrival_day_max")], schema=FULL_EXPORTS)
+
+
+def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Every provision ever received, with what is remembered of erased patients among `live`; and these patients."""
+    register = lake.read("consent_register", CONSENT_PROVISIONS)
+    return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), register, live, lake.keys)
 
 
 def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
-    """Stages consented tables and the list of patients whose data must go; returns counts by reason.
-
-    The evaluation day is the newest arrival day known to the lake, so that a run for an earlier day never
-    forgets a withdrawal that has come since.
-    """
+    """Stages consented tables and the standing of every patient; returns counts by reason."""
     tables = staged(lake, "canonical", days)
     lake.write_days("consent_register", days, tables["consent_provisions"], "arrival_day")
-    evaluation_day = max([days[-1], *lake.days("consent_register"), *lake.days("cases")])
-    register = lake.read("consent_register", CONSENT_PROVISIONS)
-    decisions = decide(tables["cases"], register, city.consent, evaluation_day)
+    day = evaluation_day(lake, days)
+    live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
+    register, erased_before = register_of(lake, live)
+    full = full_exports(lake, city)
+    decisions = decide(tables["cases"], register, city.consent, day, full)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
     consented = keep_permitted(tables, decisions)
     for name, table in {**tables, **consented}.items():
         lake.write(f"staging/consented/{name}", days[-1], table)
-    lake.write("staging/not_permitted", days[-1], not_permitted_patients(register, city.consent, evaluation_day))
+    stands = standing(register, city.consent, day, full)
+    known = set(zip(*(erased_before.column(c).to_pylist() for c in PATIENTS.names), strict=True))
+    pairs = zip(*(stands.column(c).to_pylist() for c in PATIENTS.names), strict=True)
+    stands = stands.append_column("erased_before", pa.array([p in known for p in pairs], pa.bool_()))
+    lake.write("staging/standing", days[-1], stands.cast(STANDING))
     reasons = {v["values"]: v["counts"] for v in pc.value_counts(decisions.column("reason")).to_pylist()}
-    return {"evaluation_day": evaluation_day, "cases": decisions.num_rows, "reasons": reasons}
+    lake.write_record(f"consent/{days[-1]}", decision_table(decisions, days, day))
+    return {"evaluation_day": day, "cases": decisions.num_rows, "reasons": reasons}
+
+
+def decision_table(decisions: pa.Table, days: Sequence[date], day: date) -> dict[str, Any]:
+    """What an auditor reads of a run: cases by clinic and reason with the reason's text. Holds counts only."""
+    counted = decisions.group_by(["clinic", "reason"]).aggregate([("case_id", "count")]).to_pylist()
+    rows = [
+        {"clinic": r["clinic"], "reason": r["reason"], "cases": r["case_id_count"],
+         "text_de": REASONS[r["reason"]][0], "text_en": REASONS[r["reason"]][1]}
+        for r in sorted(counted, key=lambda r: (r["clinic"], list(REASONS).index(r["reason"])))
+    ]  # fmt: skip
+    return {"first": days[0].isoformat(), "last": days[-1].isoformat(), "evaluation_day": day.isoformat(), "rows": rows}

@@ -100,6 +100,8 @@ class Clinic(_Model):
     format: Literal["fhir", "p21", "practice"]
     connector: Connector = FolderConnector()
     consent_source: Literal["fhir", "csv"] = "fhir"
+    consent_delivery: Literal["incremental", "full"] = "incremental"
+    """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn."""
     linkable: bool = True
     """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
 
@@ -114,6 +116,9 @@ class ConsentRule(_Model):
     required_on_evaluation_day: tuple[str, ...] = (CONSENT_STORE, CONSENT_USE)
     required_over_case: tuple[str, ...] = (CONSENT_COLLECT,)
     reach_back_to_case_of_signature: bool = False
+    """Whether a consent signed during a case covers that case from its first day."""
+    retrospective_module: bool = False
+    """Whether the module on earlier data (code .45), where permitted, covers cases before the consent."""
     decided_by: str
     decided_on: date | None
     note: str
@@ -205,6 +210,8 @@ class City(_Model):
     time_zone: str
     start: date
     freeze_lag_days: Annotated[int, Field(ge=0, le=60)]
+    retention_days: Annotated[int, Field(ge=1, le=3660)] | None = None
+    """Raw files are erased this many days after their arrival, once the day is frozen; None keeps them."""
     areas: tuple[Area, ...]
     population: PopulationSource
     clinics: tuple[Clinic, ...]

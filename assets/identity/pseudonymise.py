@@ -29,6 +29,16 @@ from assets.lake.keys import Keyring
 LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
 
 
+def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
+    """(clinic, id, key) of patients given as (clinic, patient_id)."""
+    return _keyed(patients, "patient_id", keys, "patient")
+
+
+def case_keys(cases: pa.Table, keys: Keyring) -> pa.Table:
+    """(clinic, id, key) of cases given as (clinic, case_id)."""
+    return _keyed(cases, "case_id", keys, "case")
+
+
 def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
     """(clinic, id, key) for each distinct id of each clinic."""
     parts = []
@@ -39,11 +49,6 @@ def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
     return pa.concat_tables([empty, *parts])
-
-
-def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
-    """(clinic, id, key) of patients given as (clinic, patient_id)."""
-    return _keyed(patients, "patient_id", keys, "patient")
 
 
 def pseudonymise(
@@ -68,7 +73,7 @@ def pseudonymise(
             **{name: valid[name] for name in ("cases", "diagnoses", "procedures")},
             areas=areas,
             patient_keys=patient_keys(valid["cases"], keys),
-            case_keys=_keyed(valid["cases"], "case_id", keys, "case"),
+            case_keys=case_keys(valid["cases"], keys),
             persons=persons.append_column("linked", linked_persons(persons.column("insured_id"), keys)),
             known_links=known_links,
             decisions=decisions,

@@ -1,4 +1,4 @@
-"""Identity over a range of arrival days: pseudonymise what is valid, erase what is no longer permitted."""
+"""Identity over a range of arrival days: pseudonymise what is certified, erase what is no longer permitted."""
 
 from __future__ import annotations
 
@@ -7,69 +7,52 @@ from datetime import date
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assets.contract.city import City
-from assets.contract.schemas import (
-    CANONICAL,
-    CONSENT_DECISIONS,
-    EVENTS,
-    PSEUDONYMISED_CASES,
-    PSEUDONYMISED_DIAGNOSES,
-    PSEUDONYMISED_PROCEDURES,
-)
+from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
+from assets.identity.erasure import erase
 from assets.identity.pseudonymise import LINKS, patient_keys, pseudonymise
+from assets.identity.record import record_days
+from assets.identity.tombstones import LINK_TOMBSTONES, open_links
 from assets.intake.stage import staged
 from assets.lake.lake import Lake
+from assets.quality.certificate import verify_certificate
+from assets.quality.stage import certified
 
 STEPS = ("canonical", "consented", "valid")
 
 
-def erase_not_permitted(lake: Lake, not_permitted: pa.Table) -> int:
-    """Rewrite the days of every pseudonymised table that still hold a patient without permission.
-
-    Contribution counters (`bounding`) stay: keyed hashes without data, so that leaving and joining again
-    never spends more than one budget. Returns the number of erased cases.
-    """
-    keys = patient_keys(not_permitted, lake.keys).column("key")
-    cases = lake.read("cases", PSEUDONYMISED_CASES)
-    gone = cases.filter(pc.is_in(cases.column("patient_key"), keys))
-    case_keys = gone.column("case_key").unique()
-    if not len(case_keys):
-        return 0
-    for table, schema, column in (
-        ("cases", PSEUDONYMISED_CASES, "arrival_day"),
-        ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
-        ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
-        ("events", EVENTS, "event_day"),
-    ):
-        rows = lake.read(table, schema)
-        held = pc.is_in(rows.column("case_key"), case_keys)
-        days = set(rows.filter(held).column(column).unique().to_pylist())
-        lake.write_days(table, days, rows.filter(pc.invert(held)), column, keep_empty=table == "events")
-    return len(case_keys)
+def _known_links(lake: Lake, cases: pa.Table) -> pa.Table:
+    """Links learnt so far, and those of patients of `cases` who were erased and have come back."""
+    sealed = lake.read("link_tombstones", LINK_TOMBSTONES)
+    back = open_links(sealed, patient_keys(cases, lake.keys).column("key"), lake.keys, LINKS)
+    return pa.concat_tables([lake.read("links", LINKS), back])
 
 
 def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
-    """Write pseudonymised tables of `days` and erase everything staged; returns counts."""
+    """Write pseudonymised tables of `days`, erase what must go and everything staged; returns counts.
+
+    Raises `CertificateMismatch` unless the staged rows are those that quality certified for these days.
+    """
     valid = staged(lake, "valid", days)
+    cert = certified(lake, days)
+    verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
-    result = pseudonymise(valid, decisions, lake.read("links", LINKS), city, lake.keys)
+    result = pseudonymise(valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
-    not_permitted = lake.read(
-        "staging/not_permitted", pa.schema([("clinic", pa.string()), ("patient_id", pa.string())]), [days[-1]]
-    )
-    erased = erase_not_permitted(lake, not_permitted)
+    record_days(lake, days, result, cert["sha256"])
+    erased = erase(lake, city, days)
     for step in STEPS:
         for name in CANONICAL:
             lake.erase(f"staging/{step}/{name}", [days[-1]])
-    lake.erase("staging/not_permitted", [days[-1]])
+    lake.erase("staging/standing", [days[-1]])
     cases = result["cases"]
     return {
         "cases": len(cases.column("case_key").unique()),
         "persons": len(cases.column("person_key").unique()),
         "patients": len(cases.column("patient_key").unique()),
-        "erased_cases": erased,
+        **erased,
         "key_id": lake.keys.key_id,
+        "certificate": cert["sha256"],
     }

@@ -9,30 +9,51 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL
-from assets.intake.connector import Delivery, landed, pull
+from assets.intake import connector
+from assets.intake.connector import Delivery, Export, landed, pull
+from assets.intake.connectors.transfer import COMPLETE_MARKER
+from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
+CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
+"""The days on which a clinic delivered consents, be they none: told from its files."""
+
 
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
-    """Pull what arrived for `days` from every clinic's inbox."""
+    """Erase raw files whose retention is over, then pull what arrived for `days` from every clinic's inbox."""
+    expire(lake, city.retention_days, today, days)
     return pull(lake, city, days, today)
 
 
+def refusal(folder: Path, today: date) -> str | None:
+    """Why `folder` could not be taken from an inbox today, or None. Value-free, says what to do."""
+    files = sorted(p for p in folder.iterdir() if p.name != COMPLETE_MARKER)
+    return connector._refusal(folder, files, today, today)
+
+
 def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
-    """Read every landed export of `days` and stage the canonical tables; returns value-free counts."""
+    """Read every landed export of `days` and stage the canonical tables; returns value-free counts.
+
+    Raises `RawFilesErased` where a raw file that this needs is gone.
+    """
     exports = landed(lake, city, days)
+    require_raw_files(exports)
     tables, rejected = read_exports(exports, city)
     for name, table in tables.items():
         lake.write(f"staging/canonical/{name}", days[-1], table)
     lake.write_days("findings", days, tables["findings"], "arrival_day")
-    accepted = {(e.clinic.key, e.arrival_day) for e in exports if e.export_id not in rejected}
+    usable = [e for e in exports if e.export_id not in rejected]
+    lake.write_days("consent_deliveries", days, _consent_deliveries(usable), "arrival_day")
+    accepted = {(e.clinic.key, e.arrival_day) for e in usable}
     missing = {c.key: sum((c.key, d) not in accepted for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
@@ -44,6 +65,12 @@ def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         "findings": {v["values"]: v["counts"] for v in pc.value_counts(tables["findings"].column("rule")).to_pylist()},
         "days_without_export": missing,
     }
+
+
+def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
+    found = {(e.clinic.key, e.arrival_day) for e in exports if any("consent" in f.name.lower() for f in e.files())}
+    rows = [{"clinic": clinic, "arrival_day": day} for clinic, day in sorted(found)]
+    return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 
 
 def staged(lake: Lake, step: str, days: Sequence[date]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ linkage, losing the second loses the zone: back both up, apart from the data.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
 import stat
@@ -14,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -23,6 +27,7 @@ KEYS_VARIABLE: Final = "DIGITALSTADT_KEYS"
 KEY_BYTES: Final = 32
 PSEUDONYM_KEY: Final = "pseudonym.key"
 ENCRYPTION_KEY: Final = "encryption.key"
+HASH_BYTES: Final = 16
 
 
 class KeyFileError(RuntimeError):
@@ -71,6 +76,30 @@ def derive(master: bytes, *labels: str) -> bytes:
     """HKDF-SHA-256 (RFC 5869) subkey of 32 bytes. Labels are length-prefixed, so no two lists collide."""
     info = b"digitalstadt-health/1" + b"".join(len(raw := text.encode()).to_bytes(4, "big") + raw for text in labels)
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(master)
+
+
+def keyed_hash(key: bytes, value: str) -> str:
+    """HMAC-SHA-256 (RFC 2104) of `value`, 32 hexadecimal digits."""
+    return hmac.digest(key, value.encode(), hashlib.sha256)[:HASH_BYTES].hex()
+
+
+def keyed_hashes(values: pa.Array | pa.ChunkedArray, key: bytes) -> pa.Array:
+    """`keyed_hash` of each value, computed once for each distinct one; null stays null."""
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    encoded = whole.dictionary_encode()
+    names = pa.array([keyed_hash(key, v) for v in encoded.dictionary.to_pylist()], pa.string())
+    return names.take(encoded.indices) if len(names) else pa.nulls(len(encoded), pa.string())
+
+
+def keyed_ids(table: pa.Table, column: str, master: bytes, *labels: str) -> pa.Table:
+    """(clinic, id, key) for each distinct id in `column` of each clinic; the subkey is that of (*labels, clinic)."""
+    parts = []
+    for clinic in table.column("clinic").unique().to_pylist():
+        ids = table.filter(pc.equal(table.column("clinic"), clinic)).column(column).unique().drop_null()
+        key = keyed_hashes(ids, derive(master, *labels, clinic))
+        parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
+    empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
+    return pa.concat_tables([empty, *parts])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import pyarrow as pa
 from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.pseudonymise import LINKS
+from assets.identity.record import verify_cases
+from assets.identity.tombstones import recognise
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
@@ -37,7 +39,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
     is decided by its own arrival day, however days are grouped into runs. What was decided before a patient
     delivered an insured number counts for the person that the number then links to.
     """
-    decided = lake.read("bounding", BOUNDING_DECISIONS)
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
     frozen = lake.days("events")
     with duckdb.connect() as con:
         con.register("cases", cases)
@@ -130,6 +132,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     plan = price(city)
     through = days[-1]
     cases = lake.read("cases", PSEUDONYMISED_CASES)
+    verify_cases(lake, cases)
     freeze(lake, city, cases, days, bound(lake, city, cases, through))
     events = lake.read("events", EVENTS).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
     for start in sorted({city.window_start(d) for d in lake.days("events")}):

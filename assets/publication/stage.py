@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
 
 from assets.contract.city import City
+from assets.identity.record import require_certified
 from assets.lake.files import make_directory
 from assets.lake.lake import Lake
 from assets.privacy.stage import publishable
@@ -19,7 +21,13 @@ from assets.publication.page import write_page
 
 
 def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Publish every dataset whose numbers changed and rebuild the analysts' database; returns counts and frames."""
+    """Publish every dataset whose numbers changed and rebuild the analysts' database; returns counts and frames.
+
+    Raises `CertificateMismatch` where an arrival day behind a measured day was not certified: then nothing is
+    published.
+    """
+    lags = [timedelta(n) for n in range(city.freeze_lag_days + 1)]
+    certified = require_certified(lake, {day + lag for day in lake.days("events") for lag in lags})
     estimates = publishable(lake, city)
     if not estimates.num_rows:
         return {"datasets": {}, "changed": 0}, {}
@@ -35,4 +43,5 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
         "datasets": {p.dataset: p.rows for p in published},
         "changed": sum(p.changed for p in published),
         "data_as_of": as_of.isoformat(),
+        "certified_days": certified,
     }, frames

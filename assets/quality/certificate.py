@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from assets.contract.city import City
 from assets.quality.rules import PREPARED, Rule, rules
 from assets.quality.validate import RuleResult
 
-VERSION: Final = 1
+VERSION: Final = 2
 BATCH_ROWS: Final = 65_536
 
 
@@ -82,11 +83,14 @@ def _seal(cert: dict[str, Any]) -> str:
     return _json_sha256({k: v for k, v in cert.items() if k != "sha256"})
 
 
-def certificate(valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], city: City) -> dict[str, Any]:
-    """JSON-able; `sha256` is over everything else in it."""
+def certificate(
+    valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], city: City, days: Sequence[date] = ()
+) -> dict[str, Any]:
+    """JSON-able; `days`: the arrival days it speaks for; `sha256` is over everything else in it."""
     cert: dict[str, Any] = {
         "version": VERSION,
         "city": city.key,
+        "days": [day.isoformat() for day in days],
         "tables": {n: {"rows": t.num_rows, "sha256": table_sha256(t)} for n, t in sorted(valid.items())},
         "rules_sha256": rules_sha256(rules(city)),
         "rules": {
@@ -97,10 +101,15 @@ def certificate(valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], 
     return {**cert, "sha256": _seal(cert)}
 
 
-def verify_certificate(cert: dict[str, Any], tables: dict[str, pa.Table]) -> None:
-    """Raises `CertificateMismatch` unless `tables` are those that were certified and the certificate is whole."""
+def verify_seal(cert: dict[str, Any]) -> None:
+    """Raises `CertificateMismatch` unless the certificate is whole."""
     if cert.get("version") != VERSION or cert.get("sha256") != _seal(cert):
         raise CertificateMismatch("the certificate was altered or is of another version")
+
+
+def verify_certificate(cert: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+    """Raises `CertificateMismatch` unless `tables` are those that were certified and the certificate is whole."""
+    verify_seal(cert)
     if missing := sorted(set(cert["tables"]) ^ (set(tables) & set(cert["tables"]))):
         raise CertificateMismatch(f"certified but not given: {', '.join(missing)}")
     altered = [name for name, about in cert["tables"].items() if table_sha256(tables[name]) != about["sha256"]]

@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from assets.contract.city import City
 from assets.intake.stage import staged
 from assets.lake.lake import Lake
-from assets.quality.certificate import certificate
+from assets.quality.certificate import CertificateMismatch, certificate
 from assets.quality.report import report_markdown
 from assets.quality.validate import validate
+
+CERTIFICATE: Final = "quality_certificate"
+"""Record of the newest certificate; every one is kept as `quality_certificates/<sha256>`."""
+
+
+def certified(lake: Lake, days: Sequence[date]) -> dict[str, Any]:
+    """The certificate of exactly these arrival days. Raises `CertificateMismatch` where the newest is another one."""
+    cert = lake.read_record(CERTIFICATE)
+    if cert is None or cert.get("days") != [day.isoformat() for day in days]:
+        raise CertificateMismatch(f"{days[0]} to {days[-1]} carry no quality certificate: run quality for these days")
+    return cert
 
 
 def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
@@ -26,8 +37,9 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     for name, table in result.quarantined.items():
         lake.write_days(f"quarantine/{name}", days, table, "arrival_day")
     lake.write_days("quality_findings", days, result.findings.cast(tables["findings"].schema), "arrival_day")
-    cert = certificate(result.valid, result.rule_results, city)
-    lake.write_record("quality_certificate", cert)
+    cert = certificate(result.valid, result.rule_results, city, days)
+    lake.write_record(CERTIFICATE, cert)
+    lake.write_record(f"{CERTIFICATE}s/{cert['sha256']}", cert)
     failed: dict[str, dict[str, int]] = defaultdict(dict)
     for r in result.rule_results:
         if r.failed:

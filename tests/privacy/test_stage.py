@@ -13,8 +13,15 @@ import pyarrow as pa
 import pytest
 
 from assets.contract.city import City, load_city
-from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    EVENTS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+    PSEUDONYMISED_PROCEDURES,
+)
 from assets.identity.pseudonymise import LINKS
+from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
@@ -59,6 +66,8 @@ def run(lake: Lake, city: City, cases: pa.Table, first: int, last: int) -> None:
     """Take in the arrival days `first` to `last` and run the stage once over them."""
     days = [city.budget.epoch + timedelta(n) for n in range(first, last + 1)]
     lake.write_days("cases", days, cases, "arrival_day")
+    nothing = {"diagnoses": PSEUDONYMISED_DIAGNOSES.empty_table(), "procedures": PSEUDONYMISED_PROCEDURES.empty_table()}
+    record_days(lake, days, {"cases": cases, **nothing}, "no certificate: identity is not under test")
     stage.run(lake, city, days)
 
 

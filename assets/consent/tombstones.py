@@ -1,0 +1,98 @@
+"""What is remembered of an erased patient's consents: that they ended, under keyed hashes, and nothing else.
+
+A tombstone is a row of the register whose patient and document ids are keyed hashes: it keeps what denies or
+revokes, never what permits. When a clinic delivers the patient again, the hashes are recognised, so that an
+old consent delivered again does not bring the patient back, while a newly declared one does. Not here: who is
+to be erased (`rule`), where rows are removed (`identity.erasure`).
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from assets.contract.schemas import CONSENT_PROVISIONS
+from assets.lake.engine import load
+from assets.lake.keys import Keyring, keyed_ids
+
+TABLE: Final = "consent_tombstones"
+ERASED: Final = "erased"
+"""Status of the row that every tombstone has; the rule never reads a document of this status."""
+
+
+def patient_hashes(patients: pa.Table, keys: Keyring) -> pa.Table:
+    """(clinic, id, key): the keyed hash under which an erased patient is remembered."""
+    return keyed_ids(patients, "patient_id", keys.pseudonym, "tombstone", "patient")
+
+
+def _document_hashes(register: pa.Table, keys: Keyring) -> pa.Table:
+    return keyed_ids(register, "consent_id", keys.pseudonym, "tombstone", "document")
+
+
+def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.Table:
+    """Tombstones (`CONSENT_PROVISIONS`) of `patients` (clinic, patient_id), from their rows of `register`."""
+    with duckdb.connect() as con:
+        load(con, register=register)
+        load(con, hashes=patient_hashes(patients, keys))
+        con.execute("CREATE TEMP TABLE mine AS SELECT r.*, h.key FROM register r JOIN hashes h "
+                    "ON h.clinic = r.clinic AND h.id = r.patient_id")  # fmt: skip
+        mine = con.execute("SELECT * FROM mine").to_arrow_table()
+        load(con, documents=_document_hashes(mine, keys))
+        return (
+            con.execute(
+                f"""SELECT * FROM (
+                SELECT m.* EXCLUDE (key) REPLACE ('' AS source_file, m.key AS patient_id, d.key AS consent_id)
+                FROM mine m LEFT JOIN documents d ON d.clinic = m.clinic AND d.id = m.consent_id
+                WHERE m.status IN ('inactive', 'rejected', 'entered-in-error')
+                  OR (m.status = 'active' AND m.decision IS DISTINCT FROM 'permit')
+                UNION ALL BY NAME
+                SELECT clinic, CAST($day AS DATE) AS arrival_day, key AS patient_id, key AS consent_id,
+                  '{ERASED}' AS status, '*' AS code, 'none' AS decision, false AS period_readable FROM hashes)
+                ORDER BY ALL""",
+                {"day": on},
+            )
+            .to_arrow_table()
+            .select(CONSENT_PROVISIONS.names)
+            .cast(CONSENT_PROVISIONS)
+        )
+
+
+def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Keyring) -> tuple[pa.Table, pa.Table]:
+    """`register` with the tombstones of patients that are delivered again, and these patients.
+
+    `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. The patients' own ids
+    stand in the result in memory only. Second: (clinic, patient_id) of those who had a tombstone.
+    """
+    if not tombstones.num_rows:
+        return register, live.slice(0, 0).select(["clinic", "patient_id"])
+    with duckdb.connect() as con:
+        load(con, register=register)
+        load(con, tombstones=tombstones)
+        load(con, live=live)
+        everybody = con.execute(
+            "SELECT clinic, patient_id FROM live UNION SELECT clinic, patient_id FROM register ORDER BY ALL"
+        ).to_arrow_table()
+        load(con, hashes=patient_hashes(everybody, keys))
+        con.execute("CREATE TEMP TABLE known AS SELECT DISTINCT h.clinic, h.id, h.key FROM hashes h "
+                    "JOIN tombstones t ON t.clinic = h.clinic AND t.patient_id = h.key")  # fmt: skip
+        mine = con.execute(
+            "SELECT r.* FROM register r SEMI JOIN known k ON k.clinic = r.clinic AND k.id = r.patient_id"
+        ).to_arrow_table()
+        load(con, documents=_document_hashes(mine, keys))
+        rows = (
+            con.execute(
+                """SELECT r.* REPLACE (coalesce(d.key, r.consent_id) AS consent_id) FROM register r
+                LEFT JOIN known k ON k.clinic = r.clinic AND k.id = r.patient_id
+                LEFT JOIN documents d ON d.clinic = r.clinic AND d.id = r.consent_id AND k.id IS NOT NULL
+                UNION ALL BY NAME
+                SELECT t.* REPLACE (k.id AS patient_id) FROM tombstones t
+                JOIN known k ON k.clinic = t.clinic AND k.key = t.patient_id ORDER BY ALL"""
+            )
+            .to_arrow_table()
+            .select(CONSENT_PROVISIONS.names)
+            .cast(CONSENT_PROVISIONS)
+        )
+        return rows, con.execute("SELECT clinic, id AS patient_id FROM known ORDER BY ALL").to_arrow_table()

@@ -1,0 +1,212 @@
+"""Erasure: what is no longer permitted leaves every table, and a patient who withdrew leaves the data root.
+
+In every run each stored case is decided again by today's consents; what is not permitted any more is erased
+from the pseudonymised tables. A patient who withdrew, or whose consent ended, is erased from landing,
+quarantine, decisions and the consent register as well; tombstones (`consent.tombstones`,
+`identity.tombstones`) remember the withdrawal and the contribution counters under keyed hashes. What is
+published stays: it is differentially private and holds nobody's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.consent.rule import decide
+from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, register_of
+from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.consent.tombstones import bury, patient_hashes
+from assets.contract.city import City
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    CANONICAL,
+    CASES,
+    CONSENT_DECISIONS,
+    CONSENT_PROVISIONS,
+    EVENTS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+    PSEUDONYMISED_PROCEDURES,
+)
+from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
+from assets.identity.record import RECORDED, record_erasure
+from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
+from assets.intake.landing import Erased, erase_patients
+from assets.lake.engine import load
+from assets.lake.lake import Lake
+
+_PSEUDONYMISED: Final = (
+    ("cases", PSEUDONYMISED_CASES, "arrival_day"),
+    ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
+    ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
+    ("events", EVENTS, "event_day"),
+)
+# Tables under original ids; a quarantined row may lack one of its two ids.
+_ORIGINAL: Final = (
+    ("consent_decisions", CONSENT_DECISIONS),
+    *((f"quarantine/{n}", CANONICAL[n].append(pa.field("rule", pa.string())))
+      for n in ("cases", "persons", "diagnoses", "procedures")),
+    ("consent_register", CONSENT_PROVISIONS),
+)  # fmt: skip
+
+
+def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Table, gone: Any) -> int:
+    """Rewrite those days of `table` that hold a row of the mask `gone`; number of erased rows."""
+    erased = rows.filter(gone)
+    days = erased.column(column).unique().to_pylist()
+    kept = rows.filter(pc.invert(gone))
+    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table == "events")
+    if table in RECORDED:
+        record_erasure(lake, table, days, kept)
+    return len(erased)
+
+
+def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Array:
+    """Keys of stored cases that today's consents do not permit, each judged by its newest version."""
+    stored = lake.read("cases", PSEUDONYMISED_CASES)
+    if not stored.num_rows:
+        return pa.array([], pa.string())
+    register, _ = register_of(lake, PATIENTS.empty_table())
+    with duckdb.connect() as con:
+        load(con, stored=stored)
+        load(con, register=register)
+        load(con, keys=patient_keys(register, lake.keys))
+        absent = ", ".join(f"NULL AS {n}" for n in CASES.names
+                           if n not in ("clinic", "arrival_day", "case_id", "patient_id", "admitted_on", "discharged_on"))  # fmt: skip
+        newest = con.execute(
+            f"""SELECT clinic, arrival_day, case_key AS case_id, patient_key AS patient_id, admitted_on, discharged_on,
+            {absent} FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1"""
+        ).to_arrow_table()
+        keyed = con.execute(
+            """SELECT r.* REPLACE (k.key AS patient_id) FROM register r JOIN keys k
+            ON k.clinic = r.clinic AND k.id = r.patient_id"""
+        ).to_arrow_table()
+    decisions = decide(
+        newest.select(CASES.names).cast(CASES), keyed.cast(CONSENT_PROVISIONS), city.consent,
+        evaluation_day(lake, days), full_exports(lake, city),
+    )  # fmt: skip
+    return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
+
+
+def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
+    """Erase `patients` and `cases` (pseudonyms) from every table of identity and privacy; rows by table."""
+    counts = {table: 0 for table, _, _ in _PSEUDONYMISED}
+    stored = lake.read("cases", PSEUDONYMISED_CASES)
+    theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
+    everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
+    events = lake.read("events", EVENTS)
+    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, events))
+    for table, schema, column in _PSEUDONYMISED if held else ():
+        rows = lake.read(table, schema)
+        counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
+    links = lake.read("links", LINKS)
+    ended = pc.is_in(links.column("patient_key"), patients)
+    sealed = seal_links(links.filter(ended), lake.keys)
+    if sealed.num_rows:
+        sealed = pa.concat_tables([lake.read("link_tombstones", LINK_TOMBSTONES), sealed])
+        lake.write_days("link_tombstones", set(sealed.column("arrival_day").to_pylist()), sealed, "arrival_day")
+    counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", links, ended)
+    living = lake.read("cases", PSEUDONYMISED_CASES).column("person_key").unique()
+    bounding = lake.read("bounding", BOUNDING_DECISIONS)
+    retired = retire(bounding, everything, living, on, lake.keys)
+    if not retired.equals(bounding):
+        lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
+    return counts
+
+
+def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
+    """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
+    with duckdb.connect() as con:
+        load(con, rows=rows.append_column("_n", pa.array(range(rows.num_rows), pa.int64())))
+        load(con, patients=patients)
+        load(con, cases=cases)
+        queries = ["SELECT _n FROM rows SEMI JOIN patients USING (clinic, patient_id)"]
+        if "case_id" in rows.column_names:
+            queries.append("SELECT _n FROM rows SEMI JOIN cases USING (clinic, case_id)")
+        hits = con.execute(" UNION ".join(queries)).to_arrow_table().column("_n")
+    return pc.is_in(pa.array(range(rows.num_rows), pa.int64()), hits.combine_chunks())
+
+
+def _erase_original(
+    lake: Lake, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
+) -> tuple[dict[str, int], Erased]:
+    """Erase patients `gone` and their `cases` from landing and every table that holds original ids.
+
+    Tombstones are written between landing and the register, so that after a crash the next run does it again.
+    `fresh`: those without a tombstone, for whom all of landing is searched and not only what just came.
+    """
+    raw = Erased()
+    for clinic in gone.column("clinic").unique().to_pylist():
+        ids = {n: t.filter(pc.equal(t.column("clinic"), clinic)) for n, t in
+               (("gone", gone), ("fresh", fresh), ("cases", cases))}  # fmt: skip
+        of_clinic = ids["cases"].column("case_id").to_pylist()
+        new = ids["fresh"].column("patient_id").to_pylist()
+        if new:
+            raw += erase_patients(lake, clinic, new, of_clinic, None, on)
+        raw += erase_patients(lake, clinic, ids["gone"].column("patient_id").to_pylist(), of_clinic, days, on)
+    buried = bury(lake.read("consent_register", CONSENT_PROVISIONS), gone, on, lake.keys)
+    known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    tombstones = pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([])
+    lake.write_days(
+        TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones.cast(CONSENT_PROVISIONS), "arrival_day"
+    )
+    counts = {}
+    for table, schema in _ORIGINAL:
+        rows = lake.read(table, schema)
+        counts[table] = _rewrite(lake, table, schema, "arrival_day", rows, _of(rows, gone, cases))
+    return counts, raw
+
+
+def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any]) -> None:
+    """Append to the day's erasure record: keyed hashes of patients, counts by table. No value of a person."""
+    name = f"erasure/{on.isoformat()}"
+    record = lake.read_record(name) or {"day": on.isoformat(), "erasures": []}
+    record["erasures"].append({"patients": sorted(hashes), **about})
+    lake.write_record(name, record)
+
+
+def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
+    """Decisions on cases of this run whose newest version is not permitted."""
+    with duckdb.connect() as con:
+        load(con, decisions=decisions)
+        return (
+            con.execute(
+                """SELECT * FROM (SELECT * FROM decisions
+              QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
+            WHERE NOT permitted AND arrival_day BETWEEN $first AND $last""",
+                {"first": days[0], "last": days[-1]},
+            )
+            .to_arrow_table()
+            .cast(CONSENT_DECISIONS)
+        )
+
+
+def erase(lake: Lake, city: City, days: Sequence[date]) -> dict[str, int]:
+    """Erase everything that is no longer permitted; counts. Reads `staging/standing` of this run."""
+    on = evaluation_day(lake, days)
+    standing = lake.read("staging/standing", STANDING, [days[-1]])
+    decisions = lake.read("consent_decisions", CONSENT_DECISIONS)
+    refused = standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names)
+    gone = standing.filter(standing.column("erase"))
+    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table()))
+    keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
+    stale = no_longer_permitted(lake, city, days)
+    counts = _erase_pseudonymised(
+        lake, patient_keys(refused, lake.keys).column("key").combine_chunks(),
+        pa.chunked_array([*keys.chunks, stale], pa.string()).unique(), on,
+    )  # fmt: skip
+    raw = Erased()
+    if gone.num_rows:
+        fresh = gone.filter(pc.invert(gone.column("erased_before")))
+        original, raw = _erase_original(lake, gone, fresh, theirs.select(["clinic", "case_id"]), days, on)
+        counts |= original
+    if any(counts.values()) or raw.lines or raw.files:
+        hashes = patient_hashes(gone, lake.keys).column("key").to_pylist() if gone.num_rows else []
+        about = {"rows": counts, "landing": {"lines": raw.lines, "files": raw.files}}
+        _keep_record(lake, on, hashes, about)
+    return {"erased_cases": counts["cases"], "erased_patients": gone.num_rows, "erased_raw_lines": raw.lines}

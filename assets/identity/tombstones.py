@@ -1,0 +1,100 @@
+"""Contribution counters and person links of erased patients, under keyed hashes.
+
+So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
+window ends, though nothing says any more whose it was. Not here: consents (`consent.tombstones`).
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.contract.city import WINDOW_DAYS
+from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.lake.keys import Keyring, derive, keyed_hash, keyed_hashes
+
+MARK: Final = "tombstone:"
+LINK_TOMBSTONES: Final = pa.schema(
+    [("arrival_day", pa.date32()), ("patient_hash", pa.string()), ("sealed_person", pa.string())]
+)
+"""`sealed_person`: the person's pseudonym, readable only with the patient's pseudonym and the key."""
+# Cases are admitted up to 60 days (the largest freeze lag) before the day on which they are decided.
+_KEPT_DAYS: Final = WINDOW_DAYS + 60
+
+
+def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.Array:
+    key = derive(keys.pseudonym, "tombstone", "counter", kind)
+    return pc.binary_join_element_wise(pa.scalar(MARK), keyed_hashes(values, key), "")
+
+
+def retire(bounding: pa.Table, case_keys: pa.Array, living: pa.Array, on: date, keys: Keyring) -> pa.Table:
+    """`BOUNDING_DECISIONS` with the pseudonyms of erased cases as hashes, and of persons without any case.
+
+    `case_keys`: erased cases; `living`: persons who still have one. Tombstones whose window is over on `on`
+    are dropped.
+    """
+    cases, persons = bounding.column("case_key"), bounding.column("person_key")
+    before = pc.starts_with(cases, MARK)
+    now = pc.and_(pc.invert(before), pc.is_in(cases, case_keys))
+    lost = pc.and_(pc.or_(before, now), pc.invert(pc.or_(pc.starts_with(persons, MARK), pc.is_in(persons, living))))
+    table = _replaced(_replaced(bounding, "case_key", now, keys), "person_key", lost, keys)
+    over = pc.less(table.column("event_day"), pa.scalar(on - timedelta(_KEPT_DAYS)))
+    return table.filter(pc.invert(pc.and_(pc.or_(before, now), over))).cast(BOUNDING_DECISIONS)
+
+
+def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> pa.Table:
+    """`table` with the hashes of `column` in the rows `where`; nothing else is hashed."""
+    values = table.column(column)
+    hashes = _hashes(pc.if_else(where, values, pa.scalar(None, pa.string())), keys, column)
+    return table.set_column(table.column_names.index(column), column, pc.if_else(where, hashes, values))
+
+
+def recognise(bounding: pa.Table, cases: pa.Table, keys: Keyring) -> pa.Table:
+    """`bounding` with the pseudonyms of persons and cases that are in `cases` again, in memory only."""
+    for column in ("person_key", "case_key"):
+        values = bounding.column(column)
+        if not pc.any(pc.starts_with(values, MARK)).as_py():
+            continue
+        back = cases.column(column).unique()
+        place = pc.index_in(values, _hashes(back, keys, column))
+        known = pc.if_else(pc.is_null(place), values, back.take(pc.fill_null(place, 0))) if len(back) else values
+        bounding = bounding.set_column(bounding.column_names.index(column), column, known)
+    return bounding.cast(BOUNDING_DECISIONS)
+
+
+def _pad(keys: Keyring, patient_key: str) -> int:
+    return int(keyed_hash(derive(keys.pseudonym, "tombstone", "link", "pad"), patient_key), 16)
+
+
+def _patient_hash(keys: Keyring, patient_key: str) -> str:
+    return keyed_hash(derive(keys.pseudonym, "tombstone", "link", "patient"), patient_key)
+
+
+def seal_links(links: pa.Table, keys: Keyring) -> pa.Table:
+    """`LINK_TOMBSTONES` of links of erased patients: one-time pad by a keyed hash of the patient's pseudonym."""
+    rows = [
+        {
+            "arrival_day": row["arrival_day"],
+            "patient_hash": _patient_hash(keys, row["patient_key"]),
+            "sealed_person": f"{int(row['person_key'], 16) ^ _pad(keys, row['patient_key']):032x}",
+        }
+        for row in links.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=LINK_TOMBSTONES)
+
+
+def open_links(sealed: pa.Table, patient_keys: pa.Array, keys: Keyring, schema: pa.Schema) -> pa.Table:
+    """Links (`schema`: arrival_day, patient_key, person_key) of those `patient_keys` that have a tombstone."""
+    if not sealed.num_rows:
+        return schema.empty_table()
+    by_hash = {row["patient_hash"]: row for row in sealed.to_pylist()}
+    rows = []
+    for patient in patient_keys.to_pylist():
+        row = by_hash.get(_patient_hash(keys, patient))
+        if row:
+            person = f"{int(row['sealed_person'], 16) ^ _pad(keys, patient):032x}"
+            rows.append({"arrival_day": row["arrival_day"], "patient_key": patient, "person_key": person})
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,164 @@
+"""What a clinic is told of an export before it sends it: the readers, the consent rule and the quality rules.
+
+The same functions that intake, consent and quality run, on the clinic's own machine, without keys, lake or
+network. Everything in the result is a count, a place or a text of ours: never a value of a person. Not here:
+printing (`pipelines.check_cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from assets.consent.reasons import PERMITTED, REASONS
+from assets.consent.rule import decide
+from assets.contract.city import City, Clinic
+from assets.intake.connector import Export
+from assets.intake.connectors.transfer import COMPLETE_MARKER
+from assets.intake.read import read_exports
+from assets.intake.stage import refusal
+from assets.lake.engine import load
+from assets.quality.rules import rules
+from assets.quality.validate import validate
+
+LINES_SHOWN: Final = 5
+SERIOUS: Final = ("rejected", "quarantined")
+
+# What the readers find; quality rules bring their own texts.
+READER_RULES: Final[dict[str, tuple[str, str]]] = {
+    "json_unreadable": ("The line is not one whole JSON object.", "Write one resource a line and the file to its end."),
+    "wrong_resource_type": ("The line holds another type of resource.", "Put each type into a file of its name."),
+    "id_missing": ("The resource has no id.", "Export each resource with its id."),
+    "encoding_not_utf8": ("The file is not UTF-8.", "Export FHIR as UTF-8."),
+    "encoding_unreadable": ("The file is not text in a known encoding.", "Export UTF-8 or ISO-8859-1/-15."),
+    "encoding_cp1252": ("The file is Windows-1252, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
+    "encoding_iso_8859_15": ("The file is ISO-8859-15, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
+    "no_known_file": ("No file is named after a resource type.", "Name files like Patient.ndjson, Encounter.000.ndjson."),
+    "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
+    "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
+    "csv_unreadable": ("The file is not a table of separated values.", "Separate by ; with one row a line."),
+    "wrong_number_of_fields": ("The row has more or fewer fields than the header.", "Look for ; or line breaks in a field."),
+    "postal_code_leading_zero": ("A postal code had lost its leading zero; it was put back.", "Format the column as text."),
+    "admission_reason_leading_zero": ("An Aufnahmegrund had lost its leading zero; it was put back.", "Format the column as text."),
+    "hour_24": ("A time had the hour 24; it was read as the end of that day.", "Nothing."),
+}  # fmt: skip
+
+# Our columns in the words of each format, so that a finding names what stands in the clinic's file.
+THEIR_COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "fhir": {
+        "case_id": "Encounter.id", "patient_id": "subject", "status": "Encounter.status", "care": "Encounter.class",
+        "admission_type": "Encounter.class", "admission_cause": "Encounter.hospitalization.admitSource",
+        "admission_reason": "Encounter.extension:Aufnahmegrund", "admitted_on": "Encounter.period.start",
+        "discharged_on": "Encounter.period.end", "age_years": "Patient.birthDate", "birth_year": "Patient.birthDate",
+        "discharge_reason": "Encounter.hospitalization.dischargeDisposition", "sex": "Patient.gender",
+        "postal_code": "Patient.address.postalCode", "icd_code": "Condition.code", "ops_code": "Procedure.code",
+    },
+    "p21": {
+        "case_id": "KH-internes-Kennzeichen", "patient_id": "Patientennummer", "care": "Entgeltbereich",
+        "admission_type": "Aufnahmegrund", "admission_cause": "Aufnahmeanlass", "admission_reason": "Aufnahmegrund",
+        "admitted_on": "Aufnahmedatum", "discharged_on": "Entlassungsdatum", "discharge_reason": "Entlassungsgrund",
+        "age_years": "Alter-in-Jahren-am-Aufnahmetag", "birth_year": "Geburtsjahr", "sex": "Geschlecht",
+        "postal_code": "PLZ", "icd_code": "ICD-Kode", "ops_code": "OPS-Kode",
+    },
+    "practice": {
+        "care": "visit_type", "admission_type": "visit_type", "admitted_on": "visited_on", "discharged_on": "left_on",
+        "age_years": "birth_date", "birth_year": "birth_date", "icd_code": "principal_diagnosis",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome: counts, and findings grouped by rule, file and column. Holds no value of a person."""
+
+    cases: int
+    permitted: int
+    usable: int
+    reasons: dict[str, int]
+    findings: list[dict[str, Any]]
+    """severity, rule, file, column, count, lines (the first few), text, remedy"""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is lost and something can be used; a delivery of consents alone can be."""
+        return not any(f["severity"] in SERIOUS for f in self.findings) and (self.usable > 0 or self.cases == 0)
+
+
+def clinic_of_format(kind: str) -> Clinic:
+    """A clinic for checking a format without an entry in the city file."""
+    return Clinic.model_validate(
+        {"key": "check", "name": "check", "format": kind, "consent_source": "fhir" if kind == "fhir" else "csv"}
+    )
+
+
+def _explained(rule: str, severity: str, city: City) -> tuple[str, str]:
+    declared = {r.id: (r.text_en, r.remedy_en) for r in rules(city)}
+    if rule in declared:
+        return declared[rule]
+    if rule.startswith("header_misses_"):
+        return (
+            f"The header has no column for {rule.removeprefix('header_misses_')}.",
+            "Compare the header with the template.",
+        )
+    generic = "The export cannot be used." if severity == "rejected" else "See the onboarding guide."
+    return READER_RULES.get(rule, (rule.replace("_", " ").capitalize() + ".", generic))
+
+
+def _grouped(findings: pa.Table, clinic: Clinic, city: City) -> list[dict[str, Any]]:
+    """Findings by rule, file and column, the worst first."""
+    words: Mapping[str, str] = THEIR_COLUMNS[clinic.format]
+    with duckdb.connect() as con:
+        load(con, findings=findings)
+        rows = con.execute(
+            f"""SELECT severity, rule, source_file, column_name, count(*) AS n,
+              list(source_line ORDER BY source_line) FILTER (source_line IS NOT NULL)[1:{LINES_SHOWN}] AS lines
+            FROM findings GROUP BY severity, rule, source_file, column_name
+            ORDER BY list_position(['rejected', 'quarantined', 'info', 'repaired'], severity), n DESC, rule, source_file"""
+        ).fetchall()
+    return [
+        {
+            "severity": severity, "rule": rule, "file": file, "column": words.get(column, column) if column else None,
+            "count": count, "lines": lines or [], **dict(zip(("text", "remedy"), _explained(rule, severity, city), strict=True)),
+        }
+        for severity, rule, file, column, count, lines in rows
+    ]  # fmt: skip
+
+
+def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check:
+    """Read, decide and validate the export in `folder` as a delivery of `clinic` that arrives `today`.
+
+    Raises `ValueError` where the folder could not even be taken in; the message says what to do.
+    """
+    folder = folder.resolve()
+    if reason := refusal(folder, today):
+        raise ValueError(reason)
+    city = city.model_copy(update={"clinics": (clinic,)})
+    tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, today)
+    result = validate(tables, city)
+    with duckdb.connect() as con:
+        load(con, valid=result.valid["cases"].select(["clinic", "case_id"]), decisions=decisions)
+        (usable,) = con.execute(
+            "SELECT count(*) FROM valid SEMI JOIN (FROM decisions WHERE permitted) USING (clinic, case_id)"
+        ).fetchone() or (0,)
+    reasons = {v["values"]: v["counts"] for v in decisions.column("reason").value_counts().to_pylist()}
+    findings = pa.concat_tables([tables["findings"], result.findings.cast(tables["findings"].schema)])
+    return Check(
+        cases=decisions.num_rows,
+        permitted=reasons.get(PERMITTED, 0),
+        usable=usable if not rejected else 0,
+        reasons={code: reasons[code] for code in REASONS if code in reasons},
+        findings=_grouped(findings, clinic, city),
+    )
+
+
+def ignored_files(folder: Path) -> list[str]:
+    """Names that no reader knows: not wrong, but nothing is read from them."""
+    known = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".csv", ".json", ".json.gz")
+    return sorted(p.name for p in folder.iterdir() if p.name != COMPLETE_MARKER and not p.name.lower().endswith(known))

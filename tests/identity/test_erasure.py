@@ -1,0 +1,294 @@
+"""A patient who withdrew is gone: from every byte of the data root but the clinic's own inbox."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
+import pytest
+
+from assets.consent import stage as consent
+from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.contract.city import City
+from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity import stage as identity
+from assets.identity.record import verify_cases
+from assets.identity.tombstones import MARK, recognise
+from assets.intake import stage as intake
+from assets.intake.landing import RawFilesErased, erase_patients
+from assets.lake.lake import Lake
+from assets.privacy import stage as privacy
+from assets.publication import stage as publication
+from assets.quality import stage as quality
+
+START = date(2024, 12, 30)
+TODAY = date(2026, 1, 1)
+OID = "2.16.840.1.113883.3.1937.777.24.5.3"
+FALL = "KH-internes-Kennzeichen;Versicherten-ID;Geburtsjahr;Geschlecht;PLZ;Aufnahmedatum;Aufnahmeanlass;Alter-in-Jahren-am-Aufnahmetag;Patientennummer\n"
+CONSENT = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
+Run = Callable[..., None]
+
+
+def fhir_consent(who: str, status: str = "active", kind: str = "permit", on: str = "2024-01-01", start: str = "2024-01-01", ident: str = "") -> dict[str, Any]:  # fmt: skip
+    period = {"start": start, "end": "2054-01-01"}
+    nested = [{"type": kind, "period": period, "code": [{"coding": [{"system": f"urn:oid:{OID}", "code": f"{OID}.{n}"}]}]}
+              for n in (6, 7, 8)]  # fmt: skip
+    return {"resourceType": "Consent", "id": ident or f"consent-{who}", "status": status, "patient": {"reference": f"Patient/{who}"},
+            "dateTime": f"{on}T10:00:00+01:00", "provision": {"type": "deny", "provision": nested}}  # fmt: skip
+
+
+def person(name: str, **over: Any) -> dict[str, Any]:
+    return {"resourceType": "Patient", "id": name, "gender": "female", "birthDate": "1980-05-05",
+            "address": [{"postalCode": "64283"}]} | over  # fmt: skip
+
+
+def stay(name: str, who: str, start: str = "2024-12-30", **over: Any) -> dict[str, Any]:
+    return {"resourceType": "Encounter", "id": name, "status": "finished", "class": {"code": "IMP"},
+            "subject": {"reference": f"Patient/{who}"}, "period": {"start": start, "end": start}} | over  # fmt: skip
+
+
+@pytest.fixture
+def run(lake: Lake, city: City) -> Run:
+    def execute(first: int, last: int | None = None, within: City = city) -> None:
+        days = [START + timedelta(n) for n in range(first, (first if last is None else last) + 1)]
+        intake.take(lake, within, days, TODAY)
+        intake.read(lake, within, days)
+        consent.run(lake, within, days)
+        quality.run(lake, within, days)
+        identity.run(lake, within, days)
+        privacy.run(lake, within, days)
+        publication.run(lake, within)
+
+    return execute
+
+
+def places(lake: Lake, needles: list[str]) -> set[str]:
+    """Files of the data root, but the inbox, whose name or content, decrypted and unpacked, holds a needle."""
+    found = set()
+    for path in sorted(p for p in lake.root.rglob("*") if p.is_file() and lake.inbox not in p.parents):
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content += gzip.decompress(content)
+        if path.suffix == ".parquet" and lake.confidential in path.parents:
+            key = pe.create_decryption_properties(footer_key=lake.keys.encryption)
+            content += repr(pq.ParquetFile(path, decryption_properties=key).read().to_pylist()).encode()
+        name = str(path.relative_to(lake.root))
+        if any(needle.encode() in content or needle in name for needle in needles):
+            found.add(name)
+    return found
+
+
+def pseudonyms(lake: Lake, *clinics: str) -> list[str]:
+    """Every pseudonym of the cases of these clinics."""
+    rows = [r for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist() if r["clinic"] in clinics]
+    return sorted({r[c] for r in rows for c in ("patient_key", "case_key", "person_key")})
+
+
+def hospital_week(deliver: Callable[..., Path]) -> None:
+    """Patients GONE (to withdraw) and STAYS in three formats; a row in quarantine and a broken line of GONE."""
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [person("GONEfhir", identifier=[{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]), person("STAYS")],
+        "Encounter.ndjson.gz": gzip.compress("".join(json.dumps(r) + "\n" for r in (
+            stay("caseGONEfhir", "GONEfhir"), stay("caseSTAYS", "STAYS"),
+            stay("badGONEfhir", "GONEfhir", class_=0, period={"start": "1700-01-01"}))).encode()),
+        "Observation.ndjson": '{"resourceType":"Observation","id":"o1","subject":{"reference":"https:\\/\\/kis.example\\/Patient\\/GONEfhir"}}\n{"resourceType":"Observation","id":"o2","subject":{"reference":"Patient\\u002fGONEfhir"}}\n{"resourceType":"Observation","id":"o3","subject":{"reference":"Patient/STAYS"}}\n{"resourceType":"Observation","id":"o4","subject":{"reference":"Patient/GONEfhir',
+        "letter.txt": "Dear GONEfhir", "scan.pdf": b"\xff\x00\x01",
+        "Consent.ndjson": [fhir_consent("GONEfhir"), fhir_consent("STAYS")],
+    })  # fmt: skip
+    deliver("hospital-sued", START, {
+        "FALL.csv": FALL + "caseGONEcsv;;1970;w;64297;202412300800;E;54;GONEcsv\ncaseSTAYScsv;;1960;m;64283;202412300900;N;64;STAYScsv\n"
+                    "badGONEcsv;;1970;w;64297;202412300800;Q;54;GONEcsv\nragged;GONEcsv;\n",
+        "ICD.csv": "KH-internes-Kennzeichen;Diagnoseart;ICD-Kode\ncaseGONEcsv;HD;I210\ncaseSTAYScsv;HD;I210\n",
+        "consent.csv": CONSENT + ";GONEcsv;2024-01-01;6 7 8;2024-01-01;;\n;STAYScsv;2024-01-01;6 7 8;2024-01-01;;\n",
+    })  # fmt: skip
+    deliver("praxisnetz", START, {
+        "practice.csv": "case_id;patient_id;birth_date;sex;postal_code;visited_on;left_on;visit_type;principal_diagnosis\n"
+                        "caseGONEprx;GONEprx;1980-01-01;w;64283;2024-12-30;;emergency;I21.0\n",
+        "consent.csv": CONSENT + ";GONEprx;2024-01-01;6 7 8;2024-01-01;;\n",
+    })  # fmt: skip
+
+
+NEEDLES = ["GONEfhir", "GONEcsv", "GONEprx", "A123456780"]
+
+
+def withdrawals(deliver: Callable[..., Path], day: date) -> None:
+    """The three shapes: a later deny, a withdrawal date, a document set inactive (by CSV: a withdrawal date)."""
+    deliver(
+        "klinik-nord", day, {"Consent.ndjson": [fhir_consent("GONEfhir", kind="deny", on="2025-01-04", ident="w1")]}
+    )
+    deliver(
+        "hospital-sued",
+        day,
+        {"FALL.csv": FALL, "consent.csv": CONSENT + ";GONEcsv;2024-01-01;6 7 8;2024-01-01;;2025-01-04\n"},
+    )
+    deliver("praxisnetz", day, {"consent.csv": CONSENT + ";GONEprx;2024-01-01;6 7 8;2024-01-01;;2025-01-04\n"})
+
+
+def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    hospital_week(deliver)
+    run(0, 5)
+    mine = [k for k in pseudonyms(lake, *(c.key for c in city.clinics))]
+    assert len(places(lake, NEEDLES)) > 8 and places(lake, mine)
+    staying = {r["case_key"] for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()}
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    left = lake.read("cases", PSEUDONYMISED_CASES)
+    stays = {r[c] for r in left.to_pylist() for c in ("patient_key", "case_key", "person_key")}
+    assert sorted(left.column("clinic").to_pylist()) == ["hospital-sued", "klinik-nord"] and len(staying) == 5
+    assert places(lake, NEEDLES) == set()
+    assert places(lake, sorted(set(mine) - stays)) == set()
+    assert len(lake.read("events", EVENTS)) == 2
+    verify_cases(lake, left)
+    landed = "".join(
+        p.read_text("utf-8", "replace") for p in lake.landing.rglob("*") if p.suffix in (".csv", ".ndjson")
+    )
+    assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
+
+
+def test_the_erasure_record_is_machine_readable_and_holds_no_value(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    hospital_week(deliver)
+    run(0, 5)
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    record = lake.read_record(f"erasure/{START + timedelta(6)}")
+    (entry,) = record["erasures"]
+    assert len(entry["patients"]) == 3 and all(len(p) == 32 for p in entry["patients"])
+    assert entry["rows"]["cases"] == 3 and entry["rows"]["quarantine/cases"] == 1 and entry["landing"]["files"] == 2
+    assert not any(needle in json.dumps(record) for needle in NEEDLES)
+
+
+def test_the_same_export_and_an_old_consent_delivered_again_do_not_bring_the_patient_back(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    hospital_week(deliver)
+    run(0, 5)
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    run(0, 6)
+    assert places(lake, NEEDLES) == set()
+    hospital_week(lambda clinic, day, files: deliver(clinic, START + timedelta(7), files))
+    run(7)
+    assert (
+        lake.read("cases", PSEUDONYMISED_CASES).column("clinic").to_pylist().count("klinik-nord") == 2
+    )  # STAYS, twice
+    assert places(lake, NEEDLES) == set()
+
+
+def test_a_document_once_inactive_stays_revoked_when_its_old_version_comes_again(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("GONE")], "Encounter.ndjson": [stay("c1", "GONE")], "Consent.ndjson": [fhir_consent("GONE")]})  # fmt: skip
+    run(0)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [fhir_consent("GONE", status="inactive")]})
+    run(1)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0 and places(lake, ["GONE"]) == set()
+    deliver("klinik-nord", START + timedelta(2), {"Patient.ndjson": [person("GONE")], "Encounter.ndjson": [stay("c1", "GONE")], "Consent.ndjson": [fhir_consent("GONE")]})  # fmt: skip
+    run(2)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0 and places(lake, ["GONE"]) == set()
+
+
+def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    insured = [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]
+    both = {"Patient.ndjson": [person("BACK", identifier=insured)], "Encounter.ndjson": [stay("c1", "BACK")]}
+    deliver("klinik-nord", START, both | {"Consent.ndjson": [fhir_consent("BACK")]})
+    run(0)
+    before = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
+    assert [r["kept"] for r in before] == [True]
+    deliver(
+        "klinik-nord",
+        START + timedelta(1),
+        {"Consent.ndjson": [fhir_consent("BACK", kind="deny", on="2024-12-31", ident="w")]},
+    )
+    run(1)
+    (row,) = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
+    assert row["person_key"].startswith(MARK) and row["case_key"].startswith(MARK) and row["kept"]
+    # Joins again, now without the insured number, with the old case and a new one in the same ISO week.
+    deliver("klinik-nord", START + timedelta(2), {
+        "Patient.ndjson": [person("BACK")], "Encounter.ndjson": [stay("c1", "BACK"), stay("c2", "BACK", "2025-01-01")],
+        "Consent.ndjson": [fhir_consent("BACK", on="2025-01-01", ident="anew")],
+    })  # fmt: skip
+    run(2)
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    assert {r["person_key"] for r in cases.to_pylist()} == {before[0]["person_key"]}
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys).to_pylist()
+    assert sorted((r["kept"], r["person_key"]) for r in decided) == [(False, before[0]["person_key"]), (True, before[0]["person_key"])]  # fmt: skip
+
+
+def test_a_consent_gone_from_a_full_delivery_counts_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
+    clinics = tuple(
+        c.model_copy(update={"consent_delivery": "full"}) if c.key == "klinik-nord" else c for c in city.clinics
+    )
+    full = city.model_copy(update={"clinics": clinics})
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [person("GONE"), person("STAYS")], "Encounter.ndjson": [stay("c1GONE", "GONE"), stay("c2", "STAYS")],
+        "Consent.ndjson": [fhir_consent("GONE"), fhir_consent("STAYS")],
+    })  # fmt: skip
+    run(0, within=full)
+    deliver("klinik-nord", START + timedelta(1), {"Patient.ndjson": [person("STAYS")]})
+    run(1, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 2  # no delivery of consents at all
+    deliver("klinik-nord", START + timedelta(2), {"Consent.ndjson": [fhir_consent("STAYS")]})
+    run(2)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 2  # incremental: absence says nothing
+    run(2, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
+
+
+def test_a_stored_case_leaves_when_its_collection_window_is_taken_back(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
+    run(0, 4)
+    assert lake.read("events", EVENTS).num_rows == 1
+    taken_back = fhir_consent("p", kind="deny", on="2025-01-04", start="2024-12-01", ident="w")
+    taken_back["provision"]["provision"] = taken_back["provision"]["provision"][:1]  # collecting only
+    deliver("klinik-nord", START + timedelta(5), {"Consent.ndjson": [taken_back]})
+    run(5)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == lake.read("events", EVENTS).num_rows == 0
+
+
+def test_erasing_spares_others_with_similar_ids(lake: Lake):
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    rows = [person("1"), person("11"), stay("1", "11"), stay("2", "1"), stay("3", "11", diagnosis=[{"rank": 1}])]
+    (folder / "mixed.ndjson").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "FALL.csv").write_text(FALL + "7;;1970;w;64297;202412300800;E;1;1\n1;;1970;w;64297;202412300800;E;1;11\n")
+    erased = erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START)
+    assert (folder / "mixed.ndjson").read_text() == "".join(json.dumps(r) + "\n" for r in (rows[1], rows[2], rows[4]))
+    assert (folder / "FALL.csv").read_text() == FALL + "1;;1970;w;64297;202412300800;E;1;11\n" and erased.lines == 3
+    assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == 0
+
+
+def test_raw_files_go_after_their_retention_and_a_run_that_needs_them_says_so(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
+    kept = city.model_copy(update={"retention_days": 30})
+    hospital_week(deliver)
+    run(0, 2, within=kept)
+    days = [START + timedelta(n) for n in range(3, 8)]
+    intake.take(lake, kept, days, START + timedelta(60))
+    assert list(lake.landing.rglob("FALL.csv"))  # old enough, but its day is not frozen yet
+    run(3, 7, within=city)
+    before = lake.read("cases", PSEUDONYMISED_CASES)
+    intake.take(lake, kept, days, START + timedelta(29))
+    assert list(lake.landing.rglob("FALL.csv"))
+    intake.take(lake, kept, days, START + timedelta(30))
+    assert [p.name for p in lake.landing.rglob("*") if p.is_file()] == ["manifest.json"] * 3
+    with pytest.raises(RawFilesErased, match=f"hospital-sued {START}.*newer day"):
+        run(0, within=kept)
+    assert lake.read("cases", PSEUDONYMISED_CASES).equals(before)
+    run(8, within=kept)
+
+
+def test_tombstones_hold_no_permit_and_no_id(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    hospital_week(deliver)
+    run(0, 5)
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    rows = lake.read(TOMBSTONES, CONSENT_PROVISIONS).to_pylist()
+    assert {r["decision"] for r in rows} == {"deny", "none"} and not any(n in str(rows) for n in NEEDLES)

@@ -1,0 +1,147 @@
+"""A clinic learns what is wrong with its export, where and what to do, and never reads a value of a person."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+OID = "2.16.840.1.113883.3.1937.777.24.5.3"
+CONSENT = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
+FALL = "KH-internes-Kennzeichen;Versicherten-ID;Geburtsjahr;Geschlecht;PLZ;Aufnahmedatum;Aufnahmeanlass;Aufnahmegrund;Entlassungsdatum;Alter-in-Jahren-am-Aufnahmetag;Patientennummer\n"
+PRACTICE = "case_id;patient_id;birth_date;sex;postal_code;visited_on;left_on;visit_type;principal_diagnosis\n"
+PERIOD = {"start": "2024-01-01", "end": "2054-01-01"}
+PROVISIONS = [{"type": "permit", "period": PERIOD, "code": [{"coding": [{"system": f"urn:oid:{OID}", "code": f"{OID}.{n}"}]}]} for n in (6, 7, 8)]  # fmt: skip
+
+
+def resources(who: str, **encounter: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "Patient": {"resourceType": "Patient", "id": who, "gender": "female", "birthDate": "1980-05-05", "name": [{"family": "CANARYname"}],
+                    "address": [{"postalCode": "64283"}]},
+        "Encounter": {"resourceType": "Encounter", "id": f"e-{who}", "status": "finished", "class": {"code": "IMP"},
+                      "subject": {"reference": f"Patient/{who}"}, "period": {"start": "2025-01-05", "end": "2025-01-06"}} | encounter,
+        "Consent": {"resourceType": "Consent", "id": f"c-{who}", "status": "active", "patient": {"reference": f"Patient/{who}"},
+                    "dateTime": "2024-01-01T10:00:00+01:00", "provision": {"type": "deny", "provision": PROVISIONS}},
+    }  # fmt: skip
+
+
+def ndjson(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(r) + "\n" for r in rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    def write(files: dict[str, str]) -> Path:
+        where = tmp_path / "export"
+        where.mkdir()
+        for name, text in files.items():
+            (where / name).write_text(text)
+        return where
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def without_keys_and_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DIGITALSTADT_KEYS", str(tmp_path / "no-keys"))
+    monkeypatch.setenv("DIGITALSTADT_DATA", str(tmp_path / "no-data"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def call(*arguments: str) -> tuple[int, Any, str]:
+    plain = CliRunner().invoke(app, ["check-export", *arguments])
+    machine = CliRunner().invoke(app, ["check-export", *arguments, "--json"])
+    assert plain.exit_code == machine.exit_code
+    assert "CANARY" not in plain.output and "CANARY" not in machine.output
+    return plain.exit_code, json.loads(machine.stdout), plain.output
+
+
+def found(result: Any) -> set[tuple[str, str, str | None, int | None]]:
+    return {(f["rule"], f["file"], f["column"], f["lines"][0] if f["lines"] else None) for f in result["findings"]}
+
+
+def test_a_clean_export_passes(folder: Callable[..., Path], tmp_path: Path):
+    r = resources("CANARYp1")
+    code, result, text = call("klinik-nord", str(folder({f"{k}.ndjson": ndjson(v) for k, v in r.items()})))
+    assert code == 0 and result["passed"] and (result["cases"], result["usable"]) == (1, 1) and result["findings"] == []
+    assert "1 cases read" in text and "Everything can be used" in text
+    assert not (tmp_path / "no-keys").exists() and not (tmp_path / "no-data").exists()
+
+
+def test_a_dirty_fhir_export_is_told_by_file_line_and_element(folder: Callable[..., Path]):
+    a, b, c, d = resources("CANARYa"), resources("CANARYb", period={"start": "yesterday CANARY"}), resources("CANARYc"), resources("CANARYd")  # fmt: skip
+    c["Patient"]["address"] = [{"postalCode": "CANARY"}]
+    where = folder({
+        "Patient.ndjson": ndjson(*(x["Patient"] for x in (a, b, c, d))) + '{"resourceType":"Patient","id":"CANARYx","na',
+        "Encounter.ndjson": ndjson(*(x["Encounter"] for x in (a, b, c, d))),
+        "Consent.ndjson": ndjson(a["Consent"], b["Consent"], c["Consent"]),
+        "report.pdf": "CANARY",
+    })  # fmt: skip
+    code, result, text = call("-", str(where), "--format", "fhir")
+    assert code == 1 and (result["cases"], result["permitted"], result["usable"]) == (4, 2, 1)
+    assert {
+        ("json_unreadable", "Patient.ndjson", None, 5),
+        ("cases.admitted_on_missing", "Encounter.ndjson", "Encounter.period.start", 2),
+        ("persons.postal_code_malformed", "Patient.ndjson", "Patient.address.postalCode", 3),
+    } <= found(result)
+    assert result["ignored_files"] == ["report.pdf"] and result["reasons"]["no_consent"] == 1
+    assert all(f["text"] and f["remedy"] for f in result["findings"]) and "no consent" in text
+
+
+def test_a_dirty_p21_set_is_told_in_the_words_of_the_law(folder: Callable[..., Path]):
+    where = folder({
+        "FALL.csv": FALL + "CANARY1;A123456780;1970;w;64297;202501050800;E;0101;202501061200;54;CANARYq\n"
+                    "CANARY2;;1970;CANARY;64297;202501050800;CANARY;0101;202501041200;54;CANARYr\nCANARY3;;1970\n",
+        "ICD.csv": "KH-internes-Kennzeichen;Diagnoseart;ICD-Kode\nCANARY1;HD;CANARY\n",
+        "consent.csv": CONSENT + "CANARY1;;2024-01-01;6 7 8;2024-01-01;;\n",
+    })  # fmt: skip
+    code, result, _ = call("hospital-sued", str(where))
+    assert code == 1 and (result["cases"], result["usable"]) == (2, 1)
+    assert {
+        ("persons.sex_unlisted", "FALL.csv", "Geschlecht", 3),
+        ("cases.discharged_before_admission", "FALL.csv", "Entlassungsdatum", 3),
+        ("diagnoses.icd_code_malformed", "ICD.csv", "ICD-Kode", 2),
+        ("wrong_number_of_fields", "FALL.csv", None, 4),
+    } <= found(result)
+
+
+def test_a_dirty_practice_table_is_told_by_row_and_column(folder: Callable[..., Path]):
+    where = folder({
+        "practice.csv": PRACTICE + "CANARY1;CANARYa;1980-01-01;w;64283;2025-01-05;;emergency;I21.0\nCANARY2;CANARYb;1980-01-01;w;64283;CANARY;;emergency;I21.0\n",
+        "consent.csv": CONSENT + ";CANARYa;2024-01-01;6 7 8;2024-01-01;;\n;CANARYb;2024-01-01;6 7 8;2024-01-01;;\n",
+    })  # fmt: skip
+    code, result, _ = call("-", str(where), "--format", "practice")
+    assert code == 1 and ("cases.admitted_on_missing", "practice.csv", "visited_on", 3) in found(result)
+
+
+def test_a_missing_header_rejects_the_export_and_says_which(folder: Callable[..., Path]):
+    code, result, text = call("-", str(folder({"practice.csv": "case_id;CANARY\n1;2\n"})), "--format", "practice")
+    assert code == 1 and result["usable"] == 0 and result["findings"][0]["severity"] == "rejected"
+    assert "header_misses_" in result["findings"][0]["rule"] and "rejected" in text
+
+
+def test_a_set_without_any_consent_is_a_problem(folder: Callable[..., Path]):
+    where = folder({"FALL.csv": FALL + "1;;1970;w;64297;202501050800;E;0101;202501061200;54;q\n"})
+    code, result, _ = call("hospital-sued", str(where))
+    assert code == 1 and result["reasons"] == {"no_consent": 1}
+
+
+def test_wrong_use_is_told_apart_from_a_wrong_export(folder: Callable[..., Path], tmp_path: Path):
+    where = folder({"a b.csv": "x"})
+    runner = CliRunner()
+    assert runner.invoke(app, ["check-export", "nobody", str(where)]).exit_code == 2
+    assert runner.invoke(app, ["check-export", "klinik-nord", str(tmp_path / "missing")]).exit_code == 2
+    assert runner.invoke(app, ["check-export", "-", str(where), "--format", "xml"]).exit_code == 2
+    refused = runner.invoke(app, ["check-export", "klinik-nord", str(where)])
+    assert refused.exit_code == 1 and "characters other than" in " ".join(refused.output.split())
