@@ -161,6 +161,34 @@ def test_a_gap_in_the_collection_window_is_found_even_inside_a_case():
     assert reason(gap) == "permitted"
 
 
+def test_a_window_that_ends_with_the_case_holds_it_and_a_day_earlier_does_not():
+    others = [provision(CONSENT_STORE), provision(CONSENT_USE)]
+    for last, expected in (
+        (5, "permitted"),
+        (4, "case_outside_collection_window"),
+        (3, "case_outside_collection_window"),
+    ):
+        assert reason([provision(CONSENT_COLLECT, valid_to=date(2025, 2, last)), *others]) == expected
+
+
+@pytest.mark.parametrize("day", [1, 3, 5])
+def test_a_deny_of_one_day_inside_the_case_is_found(day: int):
+    one_day = provision(CONSENT_COLLECT, "deny", consent_id="d", valid_from=date(2025, 2, day), valid_to=date(2025, 2, day), declared_at=datetime(2025, 3, 1))  # fmt: skip
+    assert reason([*permits(), one_day]) == "case_outside_collection_window"
+    assert reason([*permits(), one_day | {"declared_at": datetime(2024, 3, 1)}]) == "permitted"
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_nobody_profits_from_or_pays_for_the_consent_of_another(other: dict[str, str]):
+    theirs = [p | other for p in permits()]
+    assert reason(theirs) == "no_consent"
+    assert reason([*permits(), *(d | other for d in deny(valid_to=None, consent_id="e"))]) == "permitted"
+    gap = [provision(CONSENT_COLLECT, valid_to=date(2025, 2, 2)), *permits()[1:], *theirs]
+    assert reason(gap) == "case_outside_collection_window"
+    terminal = [p | other | {"status": "inactive", "consent_id": "c2"} for p in permits()]
+    assert reason(permits() + terminal) == "permitted"
+
+
 def test_both_ends_of_a_period_are_inclusive():
     assert reason(permits(valid_from=date(2025, 2, 1), valid_to=TODAY)) == "permitted"
     assert reason(permits(valid_to=date(2025, 5, 31))) == "consent_ended"
@@ -183,6 +211,16 @@ def test_reaching_back_to_the_case_of_the_signature_is_a_choice_of_the_city():
     assert reason(signed, date(2025, 1, 20), date(2025, 2, 2), rule=reaching) == "case_outside_collection_window"
     denied = [*signed, provision(CONSENT_COLLECT, "deny", consent_id="d", valid_from=FROM, declared_at=datetime(2025, 2, 3, 9))]  # fmt: skip
     assert reason(denied, rule=reaching) == "case_outside_collection_window"
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_only_the_own_case_of_the_signature_is_reached_back_to(other: dict[str, str]):
+    signed = permits(valid_from=date(2025, 2, 3), declared_at=datetime(2025, 2, 3, 9))
+    mine = {"clinic": "k", "arrival_day": FROM, "case_id": "x", "patient_id": "p", "admitted_on": date(2025, 1, 20), "discharged_on": date(2025, 1, 25)}  # fmt: skip
+    theirs = mine | other | {"case_id": "y", "admitted_on": date(2025, 1, 1), "discharged_on": date(2025, 2, 5)}
+    reaching = RULE.model_copy(update={"reach_back_to_case_of_signature": True})
+    rows = decide(pa.Table.from_pylist([mine, theirs], schema=CASES), pa.Table.from_pylist(signed, schema=CONSENT_PROVISIONS), reaching, TODAY)  # fmt: skip
+    assert not any(rows.column("permitted").to_pylist())
 
 
 def test_the_retrospective_module_is_a_choice_of_the_city_and_of_the_patient():
@@ -221,6 +259,11 @@ def test_who_withdrew_or_ended_is_erased_and_who_lacks_a_document_is_not():
     assert stands(permits(status="inactive")) == (False, "document_not_active", True)
     assert stands(permits(valid_to=date(2025, 5, 31))) == (False, "consent_ended", True)
     assert stands(permits()[:2]) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands(permits(valid_to=None)[:2]) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands([provision(CONSENT_STORE, valid_to=date(2025, 5, 31)), provision(CONSENT_USE)])[1:] == (
+        "consent_ended",
+        True,
+    )
     assert stands(permits(valid_from=date(2025, 7, 1))) == (False, "not_permitted_on_evaluation_day", False)
 
 
