@@ -12,19 +12,22 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
 from assets.intake.text import detect_encoding
+from assets.lake.engine import load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
 from assets.lake.lake import Lake
 
@@ -58,26 +61,36 @@ _NDJSON: Final = r"""
 WITH read AS (
   SELECT n, line, json_valid(line) AS valid,
     [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"reference"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS refs
-  FROM lines)
-SELECT n FROM read WHERE CASE WHEN valid THEN
-    (line->>'$.resourceType' = 'Patient' AND list_contains($ids, line->>'$.id')) OR list_has_any($ids,
+  FROM lines),
+named AS (
+  SELECT n, unnest(CASE WHEN valid THEN list_concat(
+      [CASE WHEN line->>'$.resourceType' = 'Patient' THEN line->>'$.id' END],
       [regexp_extract(r, '(?:^|Patient/|urn:uuid:)([^/:]+)(?:/_history/[^/]*)?$', 1)
        FOR r IN list_concat(refs, [line->>'$.subject.reference', line->>'$.patient.reference'])])
-  ELSE list_has_any($ids, [regexp_extract(replace(t, '\/', '/'), '([^/:]*)$', 1)
-    FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)]) END"""
+    ELSE [regexp_extract(replace(t, '\/', '/'), '([^/:]*)$', 1)
+      FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)] END) AS id
+  FROM read)
+SELECT DISTINCT n FROM named SEMI JOIN (FROM ids WHERE kind = 'patient') USING (id)"""
 
 _CSV: Final = """
-WITH read AS (SELECT n, [trim(trim(f), '"') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields FROM lines)
-SELECT n FROM read WHERE CASE WHEN len(fields) = $width AND ($patient > 0 OR $case > 0)
-  THEN ($patient > 0 AND list_contains($ids, fields[greatest($patient, 1)]))
-    OR ($case > 0 AND list_contains($cases, fields[greatest($case, 1)]))
-  ELSE list_has_any(fields, list_concat($ids, $cases)) END"""
+WITH read AS (SELECT n, [trim(trim(f), '"') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields FROM lines),
+named AS (
+  SELECT n, unnest(CASE WHEN len(fields) = $width AND ($patient > 0 OR $case > 0)
+    THEN [{'kind': 'patient', 'id': CASE WHEN $patient > 0 THEN fields[greatest($patient, 1)] END},
+          {'kind': 'case', 'id': CASE WHEN $case > 0 THEN fields[greatest($case, 1)] END}]
+    ELSE list_concat([{'kind': 'patient', 'id': f} FOR f IN fields], [{'kind': 'case', 'id': f} FOR f IN fields]) END) AS field
+  FROM read)
+SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = field.kind AND ids.id = field.id"""
 
 
-def _masked(con: duckdb.DuckDBPyConnection, query: str, lines: pa.Array, values: dict[str, Any]) -> list[bool]:
-    con.register("lines", pa.table({"n": pa.array(range(len(lines)), pa.int64()), "line": lines}))
-    hits = {n for (n,) in con.execute(query, values).fetchall()}
-    return [n in hits for n in range(len(lines))]
+def _masked(con: duckdb.DuckDBPyConnection, query: str, lines: pa.Array, values: dict[str, Any] | None) -> list[bool]:
+    """Which of `lines` the query finds; `con` holds the table `ids` (kind, id)."""
+    load(con, lines=pa.table({"n": np.arange(len(lines)), "line": lines}))
+    hits = con.execute(query, values).to_arrow_table().column("n").to_numpy()
+    con.execute("DROP TABLE lines")
+    gone = np.zeros(len(lines), dtype=bool)
+    gone[hits] = True
+    return cast(list[bool], gone.tolist())
 
 
 def _batches(path: Path) -> Iterator[list[bytes]]:
@@ -87,16 +100,16 @@ def _batches(path: Path) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _mask_of(con: duckdb.DuckDBPyConnection, path: Path, ids: list[str], cases: list[str]) -> tuple[Mask, str]:
+def _mask_of(con: duckdb.DuckDBPyConnection, path: Path) -> tuple[Mask, str]:
     """How lines of this file are told apart, and the encoding in which they are compared."""
     name = path.name.lower().removesuffix(".gz")
     if not name.endswith(".csv"):
-        return lambda lines: _masked(con, _NDJSON, lines, {"ids": ids}), "utf-8"
+        return lambda lines: _masked(con, _NDJSON, lines, None), "utf-8"
     encoding = "utf-8-sig" if path.name.lower().endswith(".gz") else detect_encoding(path) or "latin-1"
     header = [] if path.name.lower().endswith(".gz") else [n.lower() for n in header_of(path, encoding, ";")]
     place = {kind: next((header.index(n) + 1 for n in names if n in header), 0)
              for kind, names in (("patient", PATIENT_COLUMNS), ("case", CASE_COLUMNS))}  # fmt: skip
-    values = {"ids": ids, "cases": cases, "width": len(header), **place}
+    values = {"width": len(header), **place}
     return lambda lines: _masked(con, _CSV, lines, values), encoding
 
 
@@ -159,12 +172,14 @@ def erase_patients(
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     total = Erased()
-    wanted, changed = list(ids), dict[Path, dict[str, int | None]]()
+    changed: dict[Path, dict[str, int | None]] = {}
     with duckdb.connect() as con:
+        kinds = ["patient"] * len(ids) + ["case"] * len(cases)
+        load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array([*ids, *cases], pa.string())}))
         for path in sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST):
             if path.name.lower().removesuffix(".gz").endswith(_LINES):
                 try:
-                    erased = _without_lines(path, *_mask_of(con, path, wanted, list(cases)))
+                    erased = _without_lines(path, *_mask_of(con, path))
                 except (OSError, EOFError):  # a damaged gzip file cannot be taken apart
                     erased = -1
                 if not erased:
@@ -173,7 +188,7 @@ def erase_patients(
                     changed.setdefault(path.parent, {})[path.name] = erased
                     total += Erased(lines=erased)
                     continue
-            elif not _may_hold(path, [*wanted, *cases]):
+            elif not _may_hold(path, {*ids, *cases}):
                 continue
             path.unlink()
             changed.setdefault(path.parent, {})[path.name] = None
@@ -183,12 +198,14 @@ def erase_patients(
     return total
 
 
-def _may_hold(path: Path, ids: Sequence[str]) -> bool:
+def _may_hold(path: Path, ids: set[str]) -> bool:
     """Whether a file of unknown form could hold one of `ids`: true for everything that is not plain text."""
     if detect_encoding(path, ("utf-8-sig",)) is None:
         return True
     text = path.read_text("utf-8-sig")
-    return any(i in text for i in ids)
+    odd = (i for i in ids if not re.fullmatch(r"[\w.-]+", i))
+    words = set(re.findall(r"[\w.-]+", text))
+    return not ids.isdisjoint(words | {w.strip(".-") for w in words}) or any(i in text for i in odd)
 
 
 def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable[date]) -> int:

@@ -93,6 +93,36 @@ def test_an_old_version_delivered_again_takes_back_no_withdrawal():
         assert reason(withdrawal + anew) == "permitted"
 
 
+@pytest.mark.parametrize("status", ["inactive", "rejected", "entered-in-error"])
+def test_a_revoked_document_needs_a_declaration_after_every_revocation(status: str):
+    ends = [
+        permits(status=status, declared_at=datetime(2025, month, 1), arrival_day=date(2025, month, 2))
+        for month in (2, 4)
+    ]
+    between = permits(declared_at=datetime(2025, 3, 1), arrival_day=date(2025, 5, 1))
+    after = permits(declared_at=datetime(2025, 4, 2), arrival_day=date(2025, 5, 1))
+    undated = permits(declared_at=None, arrival_day=date(2025, 5, 1))
+    assert [reason(ends[0] + ends[1] + last) for last in (between, after, undated)] == [
+        "document_not_active", "permitted", "document_not_active",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("newer", [{"export_id": "f"}, {"source_file": "g"}, {"arrival_day": date(2025, 1, 2)}])
+def test_the_newest_version_is_told_by_day_then_export_then_file(newer: dict[str, Any]):
+    fewer = [p | newer for p in permits()[:2]]
+    assert reason(permits() + fewer) == reason(fewer + permits()) == "not_permitted_on_evaluation_day"
+    more = [p | newer for p in permits()]
+    assert reason(permits()[:2] + more) == "permitted"
+
+
+@pytest.mark.parametrize("form", [2718, 2720, 2722])
+def test_every_version_of_the_full_withdrawal_form_denies(form: int):
+    uri = f"urn:oid:2.16.840.1.113883.3.1937.777.24.2.{form}"
+    stated = provision("*", "none", consent_id="d", declared_at=datetime(2025, 3, 1), policy_uri=uri)
+    assert reason([*permits(), stated]) == "withdrawn"
+    assert reason([*permits(), stated | {"policy_uri": uri.replace(str(form), "1790")}]) == "permitted"
+
+
 def test_a_withdrawal_entered_in_error_is_none():
     mistake = deny(valid_to=None) + deny(valid_to=None, status="entered-in-error", arrival_day=date(2025, 3, 2))
     assert reason(permits() + mistake) == "permitted"
@@ -264,7 +294,25 @@ def test_who_withdrew_or_ended_is_erased_and_who_lacks_a_document_is_not():
         "consent_ended",
         True,
     )
+    assert stands([provision(CONSENT_COLLECT)]) == (False, "not_permitted_on_evaluation_day", False)
+    twice = [provision(CONSENT_STORE, valid_to=date(2025, 5, 1)), provision(CONSENT_STORE, consent_id="b")]
+    assert stands(twice) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands([*permits(), deny(valid_to=None)[2]]) == (False, "withdrawn", True)
     assert stands(permits(valid_from=date(2025, 7, 1))) == (False, "not_permitted_on_evaluation_day", False)
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_the_standing_of_one_says_nothing_of_another(other: dict[str, str]):
+    def of_p(rows: list[dict[str, Any]]) -> tuple[str, bool]:
+        found = standing(pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS), RULE, TODAY).to_pylist()
+        return next((r["reason"], r["erase"]) for r in found if (r["clinic"], r["patient_id"]) == ("k", "p"))
+
+    refused = [provision("*", "none")]
+    assert of_p([*refused, *(p | other | {"consent_id": "o"} for p in permits())]) == ("no_consent", True)
+    assert of_p([*refused, *(p | other | {"consent_id": "o", "status": "draft"} for p in permits())]) == (
+        "no_consent",
+        True,
+    )
 
 
 def test_every_reason_has_words_in_both_languages():
