@@ -53,7 +53,8 @@ FROM current_documents WHERE effective AND decision = 'permit' AND period_readab
 _DENIES: Final = f"""
 CREATE TEMP TABLE denies AS
 WITH active AS (
-  SELECT * FROM versions QUALIFY coalesce(bool_or(newest AND status = 'active') OVER (PARTITION BY clinic, document), false)),
+  SELECT * FROM versions
+  QUALIFY bool_or(newest AND status IS NOT DISTINCT FROM 'active') OVER (PARTITION BY clinic, document)),
 stated AS (
   SELECT clinic, patient_id, CASE WHEN period_readable THEN code ELSE '*' END AS code,
     coalesce(declared_at, TIMESTAMP '9999-01-01') AS declared_at,
@@ -95,14 +96,15 @@ by_patient AS (
   SELECT s.clinic, s.patient_id, bool_and(s.ok) AS ok,
     bool_or(s.denied_at IS NOT NULL AND NOT s.ok) AS denied, bool_or(l.last < CAST($day AS DATE)) AS ended
   FROM stated s LEFT JOIN lasting l USING (clinic, patient_id, code) GROUP BY ALL),
-granting AS (SELECT clinic, patient_id, max(valid_to) AS last FROM permits GROUP BY ALL),
+granting AS (SELECT DISTINCT clinic, patient_id FROM permits),
 ineffective AS (SELECT DISTINCT clinic, patient_id FROM current_documents WHERE NOT effective)
 SELECT b.clinic, b.patient_id, b.ok,
   CASE WHEN b.ok THEN 'permitted' WHEN b.denied THEN 'withdrawn'
-    WHEN g.last IS NULL AND i.patient_id IS NOT NULL THEN 'document_not_active' WHEN g.last IS NULL THEN 'no_consent'
+    WHEN g.clinic IS NULL AND i.clinic IS NOT NULL THEN 'document_not_active' WHEN g.clinic IS NULL THEN 'no_consent'
     WHEN b.ended THEN 'consent_ended' ELSE 'not_permitted_on_evaluation_day' END AS reason,
-  NOT b.ok AND (b.denied OR coalesce(b.ended, false) OR g.last IS NULL) AS erase
-FROM by_patient b LEFT JOIN granting g USING (clinic, patient_id) LEFT JOIN ineffective i USING (clinic, patient_id)
+  NOT b.ok AND (b.denied OR coalesce(b.ended, false) OR g.clinic IS NULL) AS erase
+FROM by_patient b LEFT JOIN granting g ON g.clinic = b.clinic AND g.patient_id = b.patient_id
+LEFT JOIN ineffective i ON i.clinic = b.clinic AND i.patient_id = b.patient_id
 """
 
 # A consent signed during a case reaches back to that case's first day (MII: "Erhebung im laufenden Fall").
@@ -133,7 +135,7 @@ codes AS (SELECT unnest(CAST($codes AS VARCHAR[])) AS code)
 SELECT s.*, c.code, s.first AS day FROM spans s, codes c
 UNION SELECT s.*, c.code, p.valid_to + 1 FROM spans s CROSS JOIN codes c JOIN permits p
   ON p.clinic = s.clinic AND p.patient_id = s.patient_id AND p.code = c.code
-  AND p.valid_to < DATE '9999-12-31' AND p.valid_to + 1 BETWEEN s.first AND s.last
+  AND p.valid_to + 1 BETWEEN s.first AND s.last
 UNION SELECT s.*, c.code, d.valid_from FROM spans s CROSS JOIN codes c JOIN denies d
   ON d.clinic = s.clinic AND d.patient_id = s.patient_id AND d.code = c.code
   AND d.valid_from BETWEEN s.first AND s.last;

@@ -142,13 +142,12 @@ def _erase_original(
     """
     raw = Erased()
     for clinic in gone.column("clinic").unique().to_pylist():
-        ids = {n: t.filter(pc.equal(t.column("clinic"), clinic)) for n, t in
-               (("gone", gone), ("fresh", fresh), ("cases", cases))}  # fmt: skip
-        of_clinic = ids["cases"].column("case_id").to_pylist()
-        new = ids["fresh"].column("patient_id").to_pylist()
-        if new:
-            raw += erase_patients(lake, clinic, new, of_clinic, None, on)
-        raw += erase_patients(lake, clinic, ids["gone"].column("patient_id").to_pylist(), of_clinic, days, on)
+        of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
+        ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())
+        charts = chart.column("case_id").to_pylist()
+        for who, where in ((known, None), (ids - known, days)):
+            if who:
+                raw += erase_patients(lake, clinic, sorted(who), charts, where, on)
     buried = bury(lake.read("consent_register", CONSENT_PROVISIONS), gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
     tombstones = pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([])

@@ -7,7 +7,7 @@ window ends, though nothing says any more whose it was. Not here: consents (`con
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,6 +63,13 @@ def recognise(bounding: pa.Table, cases: pa.Table, keys: Keyring) -> pa.Table:
         known = pc.if_else(pc.is_null(place), values, back.take(pc.fill_null(place, 0))) if len(back) else values
         bounding = bounding.set_column(bounding.column_names.index(column), column, known)
     return bounding.cast(BOUNDING_DECISIONS)
+
+
+def person_rows(bounding: pa.Table, person_key: str, keys: Keyring) -> list[dict[str, Any]]:
+    """Rows of `bounding` of one person, erased ones included, with `erased`."""
+    names = pa.array([person_key, _hashes(pa.array([person_key]), keys, "person_key")[0].as_py()])
+    rows = bounding.filter(pc.is_in(bounding.column("person_key"), names)).to_pylist()
+    return [row | {"erased": row["case_key"].startswith(MARK)} for row in rows]
 
 
 def _pad(keys: Keyring, patient_key: str) -> int:

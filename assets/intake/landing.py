@@ -12,19 +12,25 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
 from assets.intake.text import detect_encoding
+from assets.lake.engine import load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
 from assets.lake.lake import Lake
 
@@ -50,34 +56,59 @@ class Erased:
         return Erased(self.lines + other.lines, self.files + other.files)
 
 
-Mask = Callable[[pa.Array], list[bool]]
-"""Lines as text → which of them belong to an erased patient."""
-
 # A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare.
 _NDJSON: Final = r"""
 WITH read AS (
   SELECT n, line, json_valid(line) AS valid,
     [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"reference"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS refs
-  FROM lines)
-SELECT n FROM read WHERE CASE WHEN valid THEN
-    (line->>'$.resourceType' = 'Patient' AND list_contains($ids, line->>'$.id')) OR list_has_any($ids,
+  FROM lines SEMI JOIN (FROM files WHERE kind = 'ndjson') USING (file)),
+named AS (
+  SELECT n, unnest(CASE WHEN valid THEN list_concat(
+      [CASE WHEN line->>'$.resourceType' = 'Patient' THEN line->>'$.id' END],
       [regexp_extract(r, '(?:^|Patient/|urn:uuid:)([^/:]+)(?:/_history/[^/]*)?$', 1)
        FOR r IN list_concat(refs, [line->>'$.subject.reference', line->>'$.patient.reference'])])
-  ELSE list_has_any($ids, [regexp_extract(replace(t, '\/', '/'), '([^/:]*)$', 1)
-    FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)]) END"""
+    ELSE [regexp_extract(replace(t, '\/', '/'), '([^/:]*)$', 1)
+      FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)] END) AS id
+  FROM read)
+SELECT DISTINCT n FROM named SEMI JOIN (FROM ids WHERE kind = 'patient') USING (id)"""
 
 _CSV: Final = """
-WITH read AS (SELECT n, [trim(trim(f), '"') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields FROM lines)
-SELECT n FROM read WHERE CASE WHEN len(fields) = $width AND ($patient > 0 OR $case > 0)
-  THEN ($patient > 0 AND list_contains($ids, fields[greatest($patient, 1)]))
-    OR ($case > 0 AND list_contains($cases, fields[greatest($case, 1)]))
-  ELSE list_has_any(fields, list_concat($ids, $cases)) END"""
+WITH read AS (
+  SELECT n, width, patient, chart, [trim(trim(f), '"') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields
+  FROM lines JOIN (FROM files WHERE kind = 'csv') USING (file)),
+named AS (
+  SELECT n, unnest(CASE WHEN len(fields) = width AND (patient > 0 OR chart > 0)
+    THEN [{'kind': 'patient', 'id': CASE WHEN patient > 0 THEN fields[greatest(patient, 1)] END},
+          {'kind': 'case', 'id': CASE WHEN chart > 0 THEN fields[greatest(chart, 1)] END}]
+    ELSE list_concat([{'kind': 'patient', 'id': f} FOR f IN fields], [{'kind': 'case', 'id': f} FOR f IN fields]) END)
+    AS field
+  FROM read)
+SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = field.kind AND ids.id = field.id"""
 
 
-def _masked(con: duckdb.DuckDBPyConnection, query: str, lines: pa.Array, values: dict[str, Any]) -> list[bool]:
-    con.register("lines", pa.table({"n": pa.array(range(len(lines)), pa.int64()), "line": lines}))
-    hits = {n for (n,) in con.execute(query, values).fetchall()}
-    return [n in hits for n in range(len(lines))]
+@dataclass(frozen=True)
+class _Form:
+    """How lines of a file are told apart; places count from 1, 0 where there is no such column."""
+
+    kind: str
+    encoding: str = "utf-8"
+    width: int = 0
+    patient: int = 0
+    case: int = 0
+
+
+def _form_of(path: Path) -> _Form:
+    name, packed = path.name.lower().removesuffix(".gz"), path.name.lower().endswith(".gz")
+    if not name.endswith(".csv"):
+        return _Form("ndjson")
+    if packed:
+        return _Form("csv")
+    encoding = detect_encoding(path) or "latin-1"
+    header = [n.lower() for n in header_of(path, encoding, ";")]
+    patient, case = (
+        next((header.index(n) + 1 for n in names if n in header), 0) for names in (PATIENT_COLUMNS, CASE_COLUMNS)
+    )
+    return _Form("csv", encoding, len(header), patient, case)
 
 
 def _batches(path: Path) -> Iterator[list[bytes]]:
@@ -87,40 +118,70 @@ def _batches(path: Path) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _mask_of(con: duckdb.DuckDBPyConnection, path: Path, ids: list[str], cases: list[str]) -> tuple[Mask, str]:
-    """How lines of this file are told apart, and the encoding in which they are compared."""
-    name = path.name.lower().removesuffix(".gz")
-    if not name.endswith(".csv"):
-        return lambda lines: _masked(con, _NDJSON, lines, {"ids": ids}), "utf-8"
-    encoding = "utf-8-sig" if path.name.lower().endswith(".gz") else detect_encoding(path) or "latin-1"
-    header = [] if path.name.lower().endswith(".gz") else [n.lower() for n in header_of(path, encoding, ";")]
-    place = {kind: next((header.index(n) + 1 for n in names if n in header), 0)
-             for kind, names in (("patient", PATIENT_COLUMNS), ("case", CASE_COLUMNS))}  # fmt: skip
-    values = {"ids": ids, "cases": cases, "width": len(header), **place}
-    return lambda lines: _masked(con, _CSV, lines, values), encoding
+def _hits(con: duckdb.DuckDBPyConnection, batch: list[tuple[Path, int, list[bytes]]]) -> dict[Path, list[int]]:
+    """Numbers of the lines (from 0 in their file) of `batch` (file, first number, lines) that name one of `ids`."""
+    forms = {path: _form_of(path) for path, _, _ in batch}
+    text, file, number = [], [], []
+    for place, (path, first, lines) in enumerate(batch):
+        text += [line.rstrip(b"\n").decode(forms[path].encoding, "replace") for line in lines]
+        file.append(np.full(len(lines), place))
+        number.append(np.arange(first, first + len(lines)))
+    about = [forms[path] for path, _, _ in batch]
+    files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
+             "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip
+    load(
+        con,
+        lines=pa.table({"n": np.arange(len(text)), "file": np.concatenate(file), "line": pa.array(text, pa.string())}),
+        files=pa.table({k: pa.array(v) for k, v in files.items()}),
+    )
+    found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
+    con.execute("DROP TABLE lines; DROP TABLE files")
+    where, which = np.concatenate(file), np.concatenate(number)
+    hits: dict[Path, list[int]] = defaultdict(list)
+    for n in np.sort(np.concatenate(found)):
+        hits[batch[where[n]][0]].append(int(which[n]))
+    return hits
 
 
-def _kept(path: Path, mask: Mask, encoding: str) -> Iterator[tuple[list[bytes], int]]:
-    """Kept lines and number of erased ones, batch by batch."""
-    for lines in _batches(path):
-        text = pa.array([line.rstrip(b"\n").decode(encoding, "replace") for line in lines], pa.string())
-        gone = mask(text)
-        yield [line for line, out in zip(lines, gone, strict=True) if not out], sum(gone)
+def _search(con: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> tuple[dict[Path, list[int]], list[Path]]:
+    """Lines to erase of each file, and files that cannot be read to their end. Small files are looked at together."""
+    hits: dict[Path, list[int]] = defaultdict(list)
+    broken, batch, size = [], list[tuple[Path, int, list[bytes]]](), 0
+
+    def flush() -> None:
+        nonlocal size
+        for path, lines in (_hits(con, batch) if batch else {}).items():
+            hits[path] += lines
+        batch.clear()
+        size = 0
+
+    for path in paths:
+        first = 0
+        try:
+            for lines in _batches(path):
+                batch.append((path, first, lines))
+                first += len(lines)
+                size += sum(map(len, lines))
+                if size >= BATCH_BYTES:
+                    flush()
+        except (OSError, EOFError, zlib.error):
+            broken.append(path)
+    flush()
+    return {path: lines for path, lines in hits.items() if path not in broken}, broken
 
 
-def _without_lines(path: Path, mask: Mask, encoding: str) -> int:
-    """Rewrite `path` without the lines of `mask`, atomically; number of erased lines. Untouched where none is."""
-    if not any(erased for _, erased in _kept(path, mask, encoding)):
-        return 0
-    erased = 0
+def _without(path: Path, gone: Sequence[int]) -> None:
+    """Rewrite `path` without the lines of these numbers (from 0), atomically."""
     handle, temporary = tempfile.mkstemp(prefix=".erasing.", dir=path.parent)
+    numbers, first = np.array(gone), 0
     try:
         with os.fdopen(handle, "wb") as raw:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb") if packed else contextlib.nullcontext(raw) as out:
-                for lines, number in _kept(path, mask, encoding):
-                    out.writelines(lines)
-                    erased += number
+                for lines in _batches(path):
+                    keep = ~np.isin(np.arange(first, first + len(lines)), numbers)
+                    out.writelines(compress(lines, keep.tolist()))
+                    first += len(lines)
             raw.flush()
             os.fsync(raw.fileno())
         os.chmod(temporary, 0o400)
@@ -129,7 +190,6 @@ def _without_lines(path: Path, mask: Mask, encoding: str) -> int:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
-    return erased
 
 
 def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
@@ -158,37 +218,34 @@ def erase_patients(
     """
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
-    total = Erased()
-    wanted, changed = list(ids), dict[Path, dict[str, int | None]]()
+    paths = sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST)
+    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_LINES)]
+    kinds = ["patient"] * len(ids) + ["case"] * len(cases)
     with duckdb.connect() as con:
-        for path in sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST):
-            if path.name.lower().removesuffix(".gz").endswith(_LINES):
-                try:
-                    erased = _without_lines(path, *_mask_of(con, path, wanted, list(cases)))
-                except (OSError, EOFError):  # a damaged gzip file cannot be taken apart
-                    erased = -1
-                if not erased:
-                    continue
-                if erased > 0:
-                    changed.setdefault(path.parent, {})[path.name] = erased
-                    total += Erased(lines=erased)
-                    continue
-            elif not _may_hold(path, [*wanted, *cases]):
-                continue
-            path.unlink()
-            changed.setdefault(path.parent, {})[path.name] = None
-            total += Erased(files=1)
+        load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array([*ids, *cases], pa.string())}))
+        hits, whole = _search(con, by_line)
+    known = set(by_line)
+    whole += [p for p in paths if p not in known and _may_hold(p, {*ids, *cases})]
+    changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
+    for path, lines in hits.items():
+        _without(path, lines)
+        changed[path.parent][path.name] = len(lines)
+    for path in whole:
+        path.unlink()
+        changed[path.parent][path.name] = None
     for folder, files in changed.items():
         _note(folder, on, files)
-    return total
+    return Erased(sum(map(len, hits.values())), len(whole))
 
 
-def _may_hold(path: Path, ids: Sequence[str]) -> bool:
+def _may_hold(path: Path, ids: set[str]) -> bool:
     """Whether a file of unknown form could hold one of `ids`: true for everything that is not plain text."""
     if detect_encoding(path, ("utf-8-sig",)) is None:
         return True
     text = path.read_text("utf-8-sig")
-    return any(i in text for i in ids)
+    odd = (i for i in ids if not re.fullmatch(r"[\w.-]+", i))
+    words = set(re.findall(r"[\w.-]+", text))
+    return not ids.isdisjoint(words | {w.strip(".-") for w in words}) or any(i in text for i in odd)
 
 
 def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable[date]) -> int:

@@ -93,6 +93,36 @@ def test_an_old_version_delivered_again_takes_back_no_withdrawal():
         assert reason(withdrawal + anew) == "permitted"
 
 
+@pytest.mark.parametrize("status", ["inactive", "rejected", "entered-in-error"])
+def test_a_revoked_document_needs_a_declaration_after_every_revocation(status: str):
+    ends = [
+        permits(status=status, declared_at=datetime(2025, month, 1), arrival_day=date(2025, month, 2))
+        for month in (2, 4)
+    ]
+    between = permits(declared_at=datetime(2025, 3, 1), arrival_day=date(2025, 5, 1))
+    after = permits(declared_at=datetime(2025, 4, 2), arrival_day=date(2025, 5, 1))
+    undated = permits(declared_at=None, arrival_day=date(2025, 5, 1))
+    assert [reason(ends[0] + ends[1] + last) for last in (between, after, undated)] == [
+        "document_not_active", "permitted", "document_not_active",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("newer", [{"export_id": "f"}, {"source_file": "g"}, {"arrival_day": date(2025, 1, 2)}])
+def test_the_newest_version_is_told_by_day_then_export_then_file(newer: dict[str, Any]):
+    fewer = [p | newer for p in permits()[:2]]
+    assert reason(permits() + fewer) == reason(fewer + permits()) == "not_permitted_on_evaluation_day"
+    more = [p | newer for p in permits()]
+    assert reason(permits()[:2] + more) == "permitted"
+
+
+@pytest.mark.parametrize("form", [2718, 2720, 2722])
+def test_every_version_of_the_full_withdrawal_form_denies(form: int):
+    uri = f"urn:oid:2.16.840.1.113883.3.1937.777.24.2.{form}"
+    stated = provision("*", "none", consent_id="d", declared_at=datetime(2025, 3, 1), policy_uri=uri)
+    assert reason([*permits(), stated]) == "withdrawn"
+    assert reason([*permits(), stated | {"policy_uri": uri.replace(str(form), "1790")}]) == "permitted"
+
+
 def test_a_withdrawal_entered_in_error_is_none():
     mistake = deny(valid_to=None) + deny(valid_to=None, status="entered-in-error", arrival_day=date(2025, 3, 2))
     assert reason(permits() + mistake) == "permitted"
@@ -161,6 +191,34 @@ def test_a_gap_in_the_collection_window_is_found_even_inside_a_case():
     assert reason(gap) == "permitted"
 
 
+def test_a_window_that_ends_with_the_case_holds_it_and_a_day_earlier_does_not():
+    others = [provision(CONSENT_STORE), provision(CONSENT_USE)]
+    for last, expected in (
+        (5, "permitted"),
+        (4, "case_outside_collection_window"),
+        (3, "case_outside_collection_window"),
+    ):
+        assert reason([provision(CONSENT_COLLECT, valid_to=date(2025, 2, last)), *others]) == expected
+
+
+@pytest.mark.parametrize("day", [1, 3, 5])
+def test_a_deny_of_one_day_inside_the_case_is_found(day: int):
+    one_day = provision(CONSENT_COLLECT, "deny", consent_id="d", valid_from=date(2025, 2, day), valid_to=date(2025, 2, day), declared_at=datetime(2025, 3, 1))  # fmt: skip
+    assert reason([*permits(), one_day]) == "case_outside_collection_window"
+    assert reason([*permits(), one_day | {"declared_at": datetime(2024, 3, 1)}]) == "permitted"
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_nobody_profits_from_or_pays_for_the_consent_of_another(other: dict[str, str]):
+    theirs = [p | other for p in permits()]
+    assert reason(theirs) == "no_consent"
+    assert reason([*permits(), *(d | other for d in deny(valid_to=None, consent_id="e"))]) == "permitted"
+    gap = [provision(CONSENT_COLLECT, valid_to=date(2025, 2, 2)), *permits()[1:], *theirs]
+    assert reason(gap) == "case_outside_collection_window"
+    terminal = [p | other | {"status": "inactive", "consent_id": "c2"} for p in permits()]
+    assert reason(permits() + terminal) == "permitted"
+
+
 def test_both_ends_of_a_period_are_inclusive():
     assert reason(permits(valid_from=date(2025, 2, 1), valid_to=TODAY)) == "permitted"
     assert reason(permits(valid_to=date(2025, 5, 31))) == "consent_ended"
@@ -183,6 +241,16 @@ def test_reaching_back_to_the_case_of_the_signature_is_a_choice_of_the_city():
     assert reason(signed, date(2025, 1, 20), date(2025, 2, 2), rule=reaching) == "case_outside_collection_window"
     denied = [*signed, provision(CONSENT_COLLECT, "deny", consent_id="d", valid_from=FROM, declared_at=datetime(2025, 2, 3, 9))]  # fmt: skip
     assert reason(denied, rule=reaching) == "case_outside_collection_window"
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_only_the_own_case_of_the_signature_is_reached_back_to(other: dict[str, str]):
+    signed = permits(valid_from=date(2025, 2, 3), declared_at=datetime(2025, 2, 3, 9))
+    mine = {"clinic": "k", "arrival_day": FROM, "case_id": "x", "patient_id": "p", "admitted_on": date(2025, 1, 20), "discharged_on": date(2025, 1, 25)}  # fmt: skip
+    theirs = mine | other | {"case_id": "y", "admitted_on": date(2025, 1, 1), "discharged_on": date(2025, 2, 5)}
+    reaching = RULE.model_copy(update={"reach_back_to_case_of_signature": True})
+    rows = decide(pa.Table.from_pylist([mine, theirs], schema=CASES), pa.Table.from_pylist(signed, schema=CONSENT_PROVISIONS), reaching, TODAY)  # fmt: skip
+    assert not any(rows.column("permitted").to_pylist())
 
 
 def test_the_retrospective_module_is_a_choice_of_the_city_and_of_the_patient():
@@ -221,7 +289,30 @@ def test_who_withdrew_or_ended_is_erased_and_who_lacks_a_document_is_not():
     assert stands(permits(status="inactive")) == (False, "document_not_active", True)
     assert stands(permits(valid_to=date(2025, 5, 31))) == (False, "consent_ended", True)
     assert stands(permits()[:2]) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands(permits(valid_to=None)[:2]) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands([provision(CONSENT_STORE, valid_to=date(2025, 5, 31)), provision(CONSENT_USE)])[1:] == (
+        "consent_ended",
+        True,
+    )
+    assert stands([provision(CONSENT_COLLECT)]) == (False, "not_permitted_on_evaluation_day", False)
+    twice = [provision(CONSENT_STORE, valid_to=date(2025, 5, 1)), provision(CONSENT_STORE, consent_id="b")]
+    assert stands(twice) == (False, "not_permitted_on_evaluation_day", False)
+    assert stands([*permits(), deny(valid_to=None)[2]]) == (False, "withdrawn", True)
     assert stands(permits(valid_from=date(2025, 7, 1))) == (False, "not_permitted_on_evaluation_day", False)
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "q"}, {"clinic": "l"}])
+def test_the_standing_of_one_says_nothing_of_another(other: dict[str, str]):
+    def of_p(rows: list[dict[str, Any]]) -> tuple[str, bool]:
+        found = standing(pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS), RULE, TODAY).to_pylist()
+        return next((r["reason"], r["erase"]) for r in found if (r["clinic"], r["patient_id"]) == ("k", "p"))
+
+    refused = [provision("*", "none")]
+    assert of_p([*refused, *(p | other | {"consent_id": "o"} for p in permits())]) == ("no_consent", True)
+    assert of_p([*refused, *(p | other | {"consent_id": "o", "status": "draft"} for p in permits())]) == (
+        "no_consent",
+        True,
+    )
 
 
 def test_every_reason_has_words_in_both_languages():

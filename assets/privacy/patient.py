@@ -1,0 +1,150 @@
+"""What is kept of one patient and what it costs them: the patient's own view, from the clinic's id.
+
+Reads the confidential zone with its keys; whoever may ask for a report, and how the patient is identified, is
+for the clinic to settle. Not here: printing (`pipelines.patient_cli`), what a consent means (`consent`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import date, timedelta
+from fractions import Fraction
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.consent.reasons import REASONS
+from assets.consent.rule import standing
+from assets.consent.stage import PATIENTS, evaluation_day, full_exports, register_of
+from assets.consent.tombstones import ERASED, patient_hashes
+from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.codes import LOS_BIN_KEYS
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    CONSENT_DECISIONS,
+    CONSENT_PROVISIONS,
+    EVENTS,
+    PSEUDONYMISED_CASES,
+)
+from assets.identity.pseudonymise import LINKS, patient_keys
+from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
+from assets.lake.lake import Lake
+from assets.privacy.accounting import epsilon_of
+from assets.privacy.ledger import Committed, Ledger
+
+
+def _only(table: pa.Table, **values: str) -> pa.Table:
+    for column, value in values.items():
+        table = table.filter(pc.equal(table.column(column), value))
+    return table
+
+
+def _person_key(lake: Lake, patient: pa.Array) -> str:
+    """The person over all clinics: by the link of the patient, also of an erased one, else the patient."""
+    links = lake.read("links", LINKS)
+    own = links.filter(pc.is_in(links.column("patient_key"), patient))
+    sealed = open_links(lake.read("link_tombstones", LINK_TOMBSTONES), patient, lake.keys, LINKS)
+    known = pa.concat_tables([own, sealed]).sort_by("arrival_day").column("person_key").to_pylist()
+    return str(known[0] if known else patient[0].as_py())
+
+
+def contributions(
+    committed: dict[str, Committed], events: list[dict[str, Any]], cells_known: bool = True
+) -> list[dict[str, Any]]:
+    """Measurements that hold one of `events`, with the exact ρ of whoever brought these events.
+
+    A discrete Gaussian of variance σ² loses Σ(events in a cell)²/(2σ²) about them (CKS 2020, Theorem 4).
+    Without `cells_known` all events of a unit of time count as one cell, which is never less.
+    """
+    rows = []
+    for name, measured in committed.items():
+        about = measured.parameters
+        first = date.fromisoformat(about["unit_start"])
+        last = first + timedelta(LEVEL_DAYS[about["time"]] - 1)
+        columns = ["care", *about["dimensions"]] if cells_known else []
+        mine = [e for e in events if first <= e["event_day"] <= last]
+        cells = Counter(tuple(e.get(c) for c in columns) for e in mine)
+        if cells:
+            rho = Fraction(sum(n * n for n in cells.values())) / (2 * Fraction(about["variance"]))
+            rows.append({"measurement": name, "table": about["table"], "window": measured.scope,
+                         "first_day": first, "last_day": last, "events": sum(cells.values()), "rho": rho})  # fmt: skip
+    return sorted(rows, key=lambda r: (r["first_day"], r["measurement"]))
+
+
+def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
+    """State of the consent today, and the documents behind it."""
+    register, erased = register_of(lake, asked)
+    clinic, patient_id = asked.column("clinic")[0].as_py(), asked.column("patient_id")[0].as_py()
+    mine = _only(register, clinic=clinic, patient_id=patient_id)
+    on = evaluation_day(lake, lake.days("consent_register") or [city.start])
+    found = standing(mine, city.consent, on, full_exports(lake, city)).to_pylist()
+    reason = found[0]["reason"] if found else "no_consent"
+    documents = [
+        {k: row[k] for k in ("status", "declared_at", "code", "decision", "valid_from", "valid_to", "arrival_day")}
+        for row in mine.to_pylist() if row["status"] != ERASED
+    ]  # fmt: skip
+    tombstones = _only(lake.read(TOMBSTONES, CONSENT_PROVISIONS), clinic=clinic, status=ERASED)
+    own = pc.is_in(tombstones.column("patient_id"), patient_hashes(asked, lake.keys).column("key").combine_chunks())
+    days = tombstones.filter(own).column("arrival_day").to_pylist()
+    return {
+        "evaluation_day": on, "permitted": reason == "permitted", "reason": reason, "reason_de": REASONS[reason][0],
+        "reason_en": REASONS[reason][1], "erased_on": max(days, default=None) if erased.num_rows else None, "statements": documents,
+    }  # fmt: skip
+
+
+def _loss(rows: list[dict[str, Any]], delta: float) -> dict[str, Any]:
+    """ρ and ε, of each budget window and altogether."""
+    windows: dict[str, Fraction] = {}
+    for row in rows:
+        windows[row["window"]] = windows.get(row["window"], Fraction(0)) + row["rho"]
+    total = sum(windows.values(), Fraction(0))
+    return {
+        "rho": float(total), "epsilon": epsilon_of(float(total), delta), "delta": delta,
+        "windows": {w: {"rho": float(r), "epsilon": epsilon_of(float(r), delta)} for w, r in sorted(windows.items())},
+    }  # fmt: skip
+
+
+def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, Any]:
+    """Consent and why, cases that are processed, releases they count in, and the privacy loss so far.
+
+    `clinic` and `patient_id`: as the clinic delivers them; raises `KeyError` for an unknown clinic. Releases are
+    those of this clinic's cases; `loss` is the person's, over all linked clinics. `exact` is false where counted
+    rows were erased: then the person's counters give the upper bound `loss_at_most`.
+    """
+    city.clinic(clinic)
+    asked = pa.table({"clinic": [clinic], "patient_id": [patient_id]}, schema=PATIENTS)
+    patient = patient_keys(asked, lake.keys).column("key").combine_chunks()
+    person = _person_key(lake, patient)
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    own = cases.filter(pc.is_in(cases.column("patient_key"), patient)).sort_by("arrival_day").to_pylist()
+    decisions = _only(lake.read("consent_decisions", CONSENT_DECISIONS), clinic=clinic, patient_id=patient_id)
+    known = cases.sort_by("arrival_day")
+    los = {r["case_key"]: r["los"] for r in _only(known, person_key=person).to_pylist() if r["los"]}
+    events = [e | {"los": los.get(e["case_key"], LOS_BIN_KEYS[-1])}
+              for e in _only(lake.read("events", EVENTS), person_key=person).to_pylist()]  # fmt: skip
+    committed = Ledger(lake.ledger_path).committed()
+    counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
+    mine = {r["case_key"] for r in own}
+    bounded = contributions(committed, [{"event_day": r["event_day"]} for r in counters if r["kept"]], False)
+    releases = contributions(committed, [e for e in events if e["case_key"] in mine])
+    newest = {r["case_id"]: r for r in decisions.sort_by("arrival_day").to_pylist()}
+    return {
+        "clinic": clinic,
+        "consent": _consent(lake, city, asked),
+        "decisions": [
+            {"case": case, "permitted": r["permitted"], "reason": r["reason"], "reason_de": REASONS[r["reason"]][0],
+             "reason_en": REASONS[r["reason"]][1], "decided_on": r["evaluated_on"]} for case, r in sorted(newest.items())
+        ],
+        "processed_cases": [
+            {k: r[k] for k in ("admitted_on", "discharged_on", "care", "admission", "area", "age_group", "sex", "chapter")}
+            for r in {r["case_key"]: r for r in own}.values()
+        ],
+        "releases": [r | {"rho": float(r["rho"])} for r in releases],
+        "loss": _loss(contributions(committed, events), city.budget.delta),
+        "loss_at_most": _loss(bounded, city.budget.delta),
+        "exact": not any(r["erased"] and r["kept"] for r in counters),
+        "published_stays_de": "Veröffentlichtes bleibt: es ist differentiell privat und enthält keine Daten einzelner Personen.",
+        "published_stays_en": "What is published stays: it is differentially private and holds nobody's data.",
+    }  # fmt: skip

@@ -1,0 +1,92 @@
+"""`digitalstadt patient report`: a patient's own view, in German or English or as JSON. Printing only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from assets.contract.city import CityFileError, load_city
+from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.lake import Lake
+from pipelines.environments import current, key_folder
+
+patient_app = typer.Typer(no_args_is_help=True, help="What is kept of one patient, for the patient.")
+
+_WORDS: Final[dict[str, dict[str, str]]] = {
+    "de": {
+        "consent": "Einwilligung am {day}: {reason}", "erased": "Ihre Daten wurden am {day} gelöscht.",
+        "decisions": "Entscheidungen über gelieferte Fälle", "cases": "Verarbeitete Fälle: {n}", "case": "Fall",
+        "releases": "Veröffentlichungen, in die ein Fall eingegangen ist: {n}",
+        "loss": "Ihr Privatsphäreverlust bisher, über alle verknüpften Einrichtungen: ρ = {rho:.6f}, ε = {epsilon:.4f} (δ = {delta})",
+        "most": "Mit dem, was gelöscht wurde, höchstens: ρ = {rho:.6f}, ε = {epsilon:.4f}",
+    },
+    "en": {
+        "consent": "Consent on {day}: {reason}", "erased": "Your data were erased on {day}.",
+        "decisions": "Decisions on delivered cases", "cases": "Processed cases: {n}", "case": "case",
+        "releases": "Releases in which a case counts: {n}",
+        "loss": "Your privacy loss so far, over all linked providers: ρ = {rho:.6f}, ε = {epsilon:.4f} (δ = {delta})",
+        "most": "With what was erased, at most: ρ = {rho:.6f}, ε = {epsilon:.4f}",
+    },
+}  # fmt: skip
+
+
+def _text(about: dict[str, Any], language: str) -> list[str]:
+    words = _WORDS[language]
+    consent = about["consent"]
+    lines = [words["consent"].format(day=consent["evaluation_day"], reason=consent[f"reason_{language}"])]
+    if consent["erased_on"]:
+        lines.append(words["erased"].format(day=consent["erased_on"]))
+    if about["decisions"]:
+        lines.append(words["decisions"] + ":")
+        lines += [
+            f"  {words['case']} {d['case']}: {d[f'reason_{language}']} ({d['decided_on']})" for d in about["decisions"]
+        ]
+    lines.append(words["cases"].format(n=len(about["processed_cases"])))
+    lines += ["  " + " · ".join(str(v) for v in case.values() if v is not None) for case in about["processed_cases"]]
+    lines.append(words["releases"].format(n=len(about["releases"])))
+    lines += [f"  {r['table']} {r['first_day']} – {r['last_day']}: ρ = {r['rho']:.6f}" for r in about["releases"]]
+    lines.append(words["loss"].format(**about["loss"]))
+    if not about["exact"]:
+        lines.append(words["most"].format(**about["loss_at_most"]))
+    return [*lines, about[f"published_stays_{language}"]]
+
+
+@patient_app.callback()
+def _patient() -> None:
+    """What is kept of one patient, for the patient."""
+
+
+@patient_app.command("report")
+def report(
+    clinic: Annotated[str, typer.Option("--clinic", help="Key of the clinic in the city file.")],
+    patient: Annotated[
+        str, typer.Option("--id", help="The clinic's own id of the patient; `-` reads it from standard input.")
+    ],
+    language: Annotated[str, typer.Option("--language", help="de or en.")] = "en",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in both languages.")] = False,
+) -> None:
+    """Consent and why, cases that are processed, releases they count in, and the patient's own privacy loss."""  # fmt: skip
+    from assets.privacy.patient import report as about_patient
+
+    if language not in _WORDS:
+        raise typer.BadParameter("de or en", param_hint="--language")
+    try:
+        city = load_city()
+        environment = current()
+        lake = Lake(environment.data_root, Keyring.load(key_folder(environment, city.key)))
+    except (CityFileError, KeyFileError) as error:
+        Console(stderr=True).print(str(error), markup=False)
+        raise typer.Exit(1) from None
+    try:
+        about = about_patient(lake, city, clinic, sys.stdin.readline().strip() if patient == "-" else patient)
+    except KeyError as error:
+        raise typer.BadParameter(str(error.args[0]), param_hint="--clinic") from None
+    if as_json:
+        sys.stdout.write(json.dumps(about, default=str, ensure_ascii=False, indent=1) + "\n")
+        return
+    for line in _text(about, language):
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
