@@ -15,6 +15,7 @@ import pyarrow as pa
 from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
+from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 from assets.intake.text import detect_encoding
 
@@ -74,7 +75,8 @@ def check(export: Export) -> None:
     for file in export.files():
         if _type_of(file) and not file.name.endswith(".gz") and detect_encoding(file, ("utf-8-sig",)) is None:
             raise RejectedExport("encoding_not_utf8", file.name)
-    if not any(_type_of(f) for f in export.files()):
+    # A bulk export in which nothing changed holds its scope file alone.
+    if not any(_type_of(f) or f.name == SCOPE_FILE for f in export.files()):
         raise RejectedExport("no_known_file")
 
 
