@@ -96,15 +96,23 @@ FROM "Patient";
 # Condition.encounter. Principal: use CC before DD before AD, then rank; without a use, only if it is alone.
 DIAGNOSES_SQL: Final = f"""
 CREATE TEMP TABLE case_of AS
-SELECT c.clinic, c.id AS contact, coalesce(g.id, p.id, c.id) AS case_id
-FROM (SELECT DISTINCT clinic, id, parent FROM contacts) c
-LEFT JOIN (SELECT DISTINCT clinic, id, parent FROM contacts) p ON p.clinic = c.clinic AND p.id = c.parent
-LEFT JOIN (SELECT DISTINCT clinic, id FROM contacts) g ON g.clinic = p.clinic AND g.id = p.parent;
+WITH c AS (SELECT DISTINCT clinic, id, parent FROM contacts)
+SELECT clinic, id AS contact, id AS case_id FROM c WHERE parent IS NULL
+UNION ALL
+SELECT c.clinic, c.id, coalesce(g.id, p.id, c.id) FROM c
+LEFT JOIN c p ON p.clinic = c.clinic AND p.id = c.parent
+LEFT JOIN (SELECT DISTINCT clinic, id FROM c) g ON g.clinic = p.clinic AND g.id = p.parent
+WHERE c.parent IS NOT NULL;
 CREATE TEMP TABLE icd AS
-SELECT {_PROVENANCE}, id AS condition_id, ref_id(r.encounter.reference) AS contact,
-  list_filter(r.code.coding, lambda c: c.system LIKE '%/icd-10-gm')[1] AS coding,
-FROM "Condition" WHERE r.verificationStatus.coding[1].code IS DISTINCT FROM 'entered-in-error'
-QUALIFY row_number() OVER (PARTITION BY clinic, id ORDER BY arrival_day DESC, export_id DESC, source_line DESC) = 1;
+WITH versions AS (
+  SELECT {_PROVENANCE}, id AS condition_id, ref_id(r.encounter.reference) AS contact,
+    r.verificationStatus.coding[1].code AS verification,
+    list_filter(r.code.coding, lambda c: c.system LIKE '%/icd-10-gm')[1] AS coding
+  FROM "Condition"
+  QUALIFY row_number() OVER (PARTITION BY clinic, id ORDER BY arrival_day DESC, export_id DESC, source_line DESC) = 1)
+SELECT * EXCLUDE (verification, coding), coding.code AS code,
+  list_filter(coding.extension, lambda e: e.url LIKE '%diagnosesicherheit')[1].valueCoding.code AS certainty
+FROM versions WHERE verification IS DISTINCT FROM 'entered-in-error';
 CREATE TEMP TABLE links AS
 WITH named AS (
   SELECT clinic, arrival_day, id AS contact, unnest(diagnosis) AS d FROM contacts)
@@ -119,19 +127,18 @@ UNION ALL
 SELECT o.clinic, i.arrival_day, o.case_id, i.condition_id, 6, 99
 FROM icd i JOIN case_of o ON o.clinic = i.clinic AND o.contact = i.contact;
 CREATE TEMP TABLE diagnoses AS
-WITH best AS (
-  SELECT c.clinic, c.arrival_day, c.export_id, i.source_file, i.source_line, c.case_id, c.patient_id,
-    i.coding, min(l.use_order) AS use_order, min(l.place) AS place, l.condition_id
-  FROM cases c JOIN links l ON l.clinic = c.clinic AND l.case_id = c.case_id
-  JOIN icd i ON i.clinic = l.clinic AND i.condition_id = l.condition_id
-  WHERE i.coding IS NOT NULL GROUP BY ALL),
+WITH distinct_links AS (
+  SELECT clinic, case_id, condition_id, min(use_order) AS use_order, min(place) AS place FROM links GROUP BY ALL),
 ranked AS (
-  SELECT *, row_number() OVER w AS nth, count(*) OVER (PARTITION BY clinic, arrival_day, case_id) AS n
-  FROM best WINDOW w AS (PARTITION BY clinic, arrival_day, case_id ORDER BY use_order, place, condition_id))
+  SELECT c.clinic, c.arrival_day, c.export_id, i.source_file, i.source_line, c.case_id, c.patient_id, i.code, i.certainty,
+    use_order, row_number() OVER w AS nth, count(*) OVER (PARTITION BY c.clinic, c.arrival_day, c.case_id) AS n
+  FROM distinct_links l JOIN icd i ON i.clinic = l.clinic AND i.condition_id = l.condition_id
+  JOIN cases c ON c.clinic = l.clinic AND c.case_id = l.case_id
+  WHERE i.code IS NOT NULL
+  WINDOW w AS (PARTITION BY c.clinic, c.arrival_day, c.case_id ORDER BY use_order, place, l.condition_id))
 SELECT {_PROVENANCE}, case_id, patient_id,
-  regexp_replace(upper(trim(coding.code)), '[^A-Z0-9.]', '', 'g') AS icd_code,
-  CASE WHEN nth = 1 AND (use_order <= 2 OR n = 1) THEN 'principal' ELSE 'secondary' END AS role,
-  list_filter(coding.extension, lambda e: e.url LIKE '%diagnosesicherheit')[1].valueCoding.code AS certainty
+  regexp_replace(upper(trim(code)), '[^A-Z0-9.]', '', 'g') AS icd_code,
+  CASE WHEN nth = 1 AND (use_order <= 2 OR n = 1) THEN 'principal' ELSE 'secondary' END AS role, certainty
 FROM ranked;
 """
 
