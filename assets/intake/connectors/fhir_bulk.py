@@ -30,6 +30,7 @@ from assets.contract.connectors import FhirBulkConnector, is_encrypted_or_local
 from assets.intake.connectors.smart import TokenSource
 from assets.intake.connectors.transfer import (
     MAX_FILES,
+    SCOPE_FILE,
     FetchProblem,
     Later,
     State,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     import httpx
 
 STATE: Final = ".fhir_bulk.json"
-SCOPE_FILE: Final = "export.json"
 MAX_ANSWER_BYTES: Final = 64 * 2**20
 UNPACKED_FACTOR: Final = 4
 """An export may unpack to this many times `max_gigabytes`; FHIR text shrinks to a tenth at most when it is real."""

@@ -30,6 +30,8 @@ UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 CHUNK: Final = 4 * 2**20
 LONGEST_WAIT_SECONDS: Final = 60.0
 FETCHED: Final = ".fetched.json"
+SCOPE_FILE: Final = "export.json"
+"""Beside a FHIR bulk export: `scope` (full or incremental), `since`, `transaction_time`."""
 _DAY_FOLDER: Final = re.compile(r"^(\d{4}-\d{2}-\d{2})(-[A-Za-z0-9_]{1,40})?$")
 
 Remote = SftpConnector | S3Connector | FhirBulkConnector

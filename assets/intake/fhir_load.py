@@ -1,0 +1,229 @@
+"""FHIR files to one table of parsed resources for each type: lines, Bundles, versions, deletions.
+
+A line that is no usable resource becomes a row of `bad_lines`, never an exception. Not here: what a resource
+means for a case (`fhir`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from assets.intake.connector import Export
+from assets.intake.connectors.transfer import SCOPE_FILE
+from assets.intake.findings import Findings
+from assets.intake.lines import Lines, read_text
+
+MAX_BUNDLE_BYTES: Final = 64 * 2**20
+"""A Bundle is one document and must be held in memory; more than that belongs into NDJSON."""
+MAX_ID_CHARACTERS: Final = 256
+"""FHIR allows 64; real systems exceed it a little."""
+_CODING: Final = '{"coding":[{"system":"VARCHAR","code":"VARCHAR"}]}'
+_REFERENCE: Final = '{"reference":"VARCHAR"}'
+_NESTED_EXTENSION: Final = '[{"url":"VARCHAR","extension":[{"url":"VARCHAR","valueCoding":{"code":"VARCHAR"}}]}]'
+_PERIOD: Final = '{"start":"VARCHAR","end":"VARCHAR"}'
+_HEAD: Final = '"resourceType":"VARCHAR","id":"VARCHAR","meta":{"lastUpdated":"VARCHAR","versionId":"VARCHAR"}'
+
+# What is read of each resource type; anything else in a line is never looked at.
+STRUCTURES: Final = {
+    "Patient": f"""{{{_HEAD},"birthDate":"VARCHAR","gender":"VARCHAR",
+        "deceasedDateTime":"VARCHAR","address":[{{"postalCode":"VARCHAR"}}],
+        "identifier":[{{"system":"VARCHAR","value":"VARCHAR","type":{_CODING}}}]}}""",
+    "Encounter": f"""{{{_HEAD},"status":"VARCHAR","class":{{"code":"VARCHAR"}},
+        "type":[{_CODING}],"partOf":{_REFERENCE},"subject":{_REFERENCE},"period":{_PERIOD},
+        "serviceType":{_CODING},"extension":{_NESTED_EXTENSION},
+        "hospitalization":{{"admitSource":{_CODING},"dischargeDisposition":{{"extension":{_NESTED_EXTENSION}}}}},
+        "diagnosis":[{{"condition":{_REFERENCE},"use":{_CODING},"rank":"INTEGER"}}]}}""",
+    "Condition": f"""{{{_HEAD},"subject":{_REFERENCE},"encounter":{_REFERENCE},
+        "verificationStatus":{_CODING},"code":{{"coding":[{{"system":"VARCHAR","code":"VARCHAR",
+        "extension":[{{"url":"VARCHAR","valueCoding":{{"code":"VARCHAR"}}}}]}}]}}}}""",
+    "Procedure": f"""{{{_HEAD},"status":"VARCHAR","subject":{_REFERENCE},
+        "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
+    "Consent": f"""{{{_HEAD},"status":"VARCHAR","patient":{_REFERENCE},
+        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"provision":{{"type":"VARCHAR","period":{_PERIOD},
+        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}]}}]}}}}""",
+}
+_BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",
+    "request":{"method":"VARCHAR","url":"VARCHAR"}}]}"""
+_OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
+_NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
+DELETED: Final = "deleted"
+OUTCOME: Final = "OperationOutcome"
+BUNDLE: Final = "Bundle"
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None."""
+    name = path.name.lower()
+    if name.endswith((".json", ".json.gz")):
+        return None if name == SCOPE_FILE else BUNDLE
+    stem = name.split(".")[0].split("-")[0]
+    if not name.endswith(_NDJSON):
+        return None
+    return next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
+
+
+class Loader:
+    """The files of `exports` in `con`: tables `sources`, `bad_lines`, `deletions`, and on demand one for each type."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool) -> None:
+        kinds = {"Consent", DELETED} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
+        self._con = con
+        self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
+        sources = pa.table(
+            {
+                "file": pa.array(range(len(self._files)), pa.int32()),
+                "clinic": pa.array([e.clinic.key for e, _, _ in self._files], pa.string()),
+                "arrival_day": pa.array([e.arrival_day for e, _, _ in self._files], pa.date32()),
+                "export_id": pa.array([e.export_id for e, _, _ in self._files], pa.string()),
+                "source_file": pa.array([p.name for _, p, _ in self._files], pa.string()),
+            }
+        )
+        con.register("sources_arrow", sources)
+        con.execute(
+            """CREATE TEMP TABLE sources AS SELECT * FROM sources_arrow;
+            CREATE TEMP TABLE bad_lines (file INTEGER, source_line BIGINT, rule VARCHAR);
+            CREATE TEMP TABLE entries (file INTEGER, source_line BIGINT, kind VARCHAR, id VARCHAR, resource VARCHAR);
+            CREATE TEMP TABLE deletions (file INTEGER, kind VARCHAR, id VARCHAR)"""
+        )
+        self._load_bundles()
+        self._load_deletions()
+
+    def _from_lines(self, kind: str, query: str, parameters: dict[str, str]) -> None:
+        """Run `query` over the lines (`batches`) of all files of a kind; over-long ones become bad lines."""
+        numbers = [n for n, (_, _, k) in enumerate(self._files) if k == kind]
+        lines = Lines([self._files[n][1] for n in numbers])
+        self._con.register("batches_of_kind", lines.reader())
+        self._con.register(
+            "numbers", pa.table({"n": pa.array(range(len(numbers)), pa.int32()), "f": pa.array(numbers, pa.int32())})
+        )
+        self._con.execute(query, parameters)
+        if lines.problem:
+            raise lines.problem
+        for number, line in lines.too_long:
+            self._con.execute("INSERT INTO bad_lines VALUES (?, ?, 'line_too_long')", [numbers[number], line])
+        self._con.unregister("batches_of_kind")
+
+    def load(self, kind: str) -> None:
+        """Create `<kind>`: provenance, `id` and structure `r` of every resource of that type that counts today.
+
+        Of versions of one resource that arrived on one day the newest by `meta` counts, else the last line;
+        a resource that was deleted on its day of arrival or later is left out.
+        """
+        self._con.execute(
+            f"""CREATE TEMP TABLE "{kind}_rows" AS
+            SELECT file, source_line, id, TRY(from_json(resource, $structure)) AS r FROM entries WHERE kind = '{kind}'""",
+            {"structure": STRUCTURES[kind]},
+        )
+        if any(k == kind for _, _, k in self._files):
+            self._from_lines(
+                kind,
+                f"""INSERT INTO "{kind}_rows" SELECT f, source_line, r.id, r FROM (
+                  SELECT file, source_line, TRY(from_json(line, $structure)) AS r FROM batches_of_kind) b
+                JOIN numbers ON n = b.file""",
+                {"structure": STRUCTURES[kind]},
+            )
+        usable = f"r.resourceType IS NOT DISTINCT FROM '{kind}' AND length(id) BETWEEN 1 AND {MAX_ID_CHARACTERS}"
+        self._con.execute(
+            f"""INSERT INTO bad_lines SELECT file, source_line, CASE
+              WHEN r.resourceType IS NULL THEN 'json_unreadable'
+              WHEN r.resourceType <> '{kind}' THEN 'wrong_resource_type'
+              WHEN coalesce(id, '') = '' THEN 'id_missing' ELSE 'id_too_long' END
+            FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
+            DELETE FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
+            DELETE FROM "{kind}_rows" WHERE rowid IN (
+              SELECT r.rowid FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
+                SELECT clinic, id, max(arrival_day) AS until FROM deletions JOIN sources USING (file)
+                WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until);
+            CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file, source_line, id, r
+            FROM "{kind}_rows" JOIN sources s USING (file)"""
+        )
+        several = self._con.execute(
+            f'SELECT count(*) > count(DISTINCT (clinic, arrival_day, id)) FROM "{kind}"'
+        ).fetchone()
+        if several and several[0]:
+            self._con.execute(
+                f"""DELETE FROM "{kind}_rows" WHERE rowid IN (
+                SELECT rowid FROM (
+                  SELECT t.rowid AS rowid, s.*, t.id, t.source_line, t.r.meta AS meta FROM "{kind}_rows" t
+                  JOIN sources s USING (file))
+                QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, id
+                  ORDER BY try_cast(meta.lastUpdated AS TIMESTAMPTZ) DESC NULLS LAST,
+                    try_cast(meta.versionId AS BIGINT) DESC NULLS LAST,
+                    export_id DESC, source_file DESC, source_line DESC) > 1)"""
+            )
+
+    def drop(self, kind: str) -> None:
+        self._con.execute(f'DROP VIEW IF EXISTS "{kind}"; DROP TABLE IF EXISTS "{kind}_rows"')
+
+    def _load_bundles(self) -> None:
+        for number, (_, path, kind) in enumerate(self._files):
+            if kind != BUNDLE:
+                continue
+            text = read_text(path, MAX_BUNDLE_BYTES)
+            rule = "bundle_too_large" if text is None else None
+            found = self._con.execute(
+                "SELECT TRY(from_json($text, $structure)).resourceType", {"text": text, "structure": _BUNDLE}
+            ).fetchone()
+            if text is not None and (found is None or found[0] != BUNDLE):
+                rule = "json_unreadable" if found is None or found[0] is None else "wrong_resource_type"
+            if rule:
+                self._con.execute("INSERT INTO bad_lines VALUES (?, 1, ?)", [number, rule])
+                continue
+            self._con.execute(
+                """CREATE OR REPLACE TEMP TABLE parts AS SELECT e, row_number() OVER () AS place
+                FROM (SELECT unnest(from_json($text, $structure).entry) AS e)""",
+                {"text": text, "structure": _BUNDLE},
+            )
+            self._con.execute(
+                """INSERT INTO entries SELECT $file, place, e.resource ->> '$.resourceType',
+                  CASE WHEN e.fullUrl LIKE 'urn:uuid:%' THEN e.fullUrl[10:] ELSE e.resource ->> '$.id' END, e.resource
+                FROM parts WHERE e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'""",
+                {"file": number},
+            )
+            self._con.execute(
+                """INSERT INTO deletions SELECT $file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
+                FROM parts WHERE e.request.method = 'DELETE'""",
+                {"file": number},
+            )
+
+    def _load_deletions(self) -> None:
+        """Deletions of a bulk export: a Bundle of `DELETE` requests on each line."""
+        if not any(k == DELETED for _, _, k in self._files):
+            return
+        self._from_lines(
+            DELETED,
+            """CREATE TEMP TABLE deleted_bundles AS SELECT f AS file, source_line, TRY(from_json(line, $structure)) AS b
+            FROM batches_of_kind b JOIN numbers ON n = b.file""",
+            {"structure": _BUNDLE},
+        )
+        self._con.execute(
+            """INSERT INTO bad_lines SELECT file, source_line, CASE WHEN b.resourceType IS NULL THEN 'json_unreadable'
+              ELSE 'wrong_resource_type' END FROM deleted_bundles WHERE b.resourceType IS DISTINCT FROM 'Bundle';
+            INSERT INTO deletions
+            SELECT file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
+            FROM (SELECT file, unnest(b.entry) AS e FROM deleted_bundles WHERE b.resourceType = 'Bundle')
+            WHERE e.request.method = 'DELETE'"""
+        )
+
+    def report(self, findings: Findings) -> None:
+        """Say what could not be read, and what the sending server itself could not export."""
+        if any(k == OUTCOME for _, _, k in self._files):
+            self._from_lines(
+                OUTCOME,
+                """CREATE TEMP TABLE outcomes AS SELECT f AS file, source_line, TRY(from_json(line, $structure)) AS o
+                FROM batches_of_kind b JOIN numbers ON n = b.file""",
+                {"structure": _OUTCOME},
+            )
+            rows = self._con.execute(
+                """SELECT file, source_line, CASE WHEN list_has_any(list_transform(o.issue, lambda i: i.severity),
+                  ['fatal', 'error']) THEN 'server_reported_error' ELSE 'server_reported_problem' END
+                FROM outcomes ORDER BY ALL"""
+            ).fetchall()
+            for file, line, rule in rows:
+                findings.add(self._files[file][0], rule, "info", self._files[file][1].name, line)
+        for file, line, rule in self._con.execute("SELECT * FROM bad_lines ORDER BY ALL").fetchall():
+            findings.add(self._files[file][0], rule, "quarantined", self._files[file][1].name, line)

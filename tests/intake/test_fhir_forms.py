@@ -1,0 +1,190 @@
+"""Every form FHIR may come in reads the same: lines, Bundles, packed, split; versions and deletions are settled."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+
+from assets.contract.city import City
+from assets.contract.codes import CONSENT_CODE_SYSTEM
+from assets.intake.connector import landed, pull
+from assets.intake.read import read_exports
+from assets.lake.lake import Lake
+
+DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
+PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1980",
+           "address": [{"postalCode": "64283"}]}  # fmt: skip
+ENCOUNTER = {"resourceType": "Encounter", "id": "e", "status": "finished", "class": {"code": "IMP"},
+             "subject": {"reference": "Patient/p"}, "period": {"start": "2025-01-05", "end": "2025-01-06"},
+             "diagnosis": [{"condition": {"reference": "Condition/c"}, "use": {"coding": [{"code": "CC"}]}}]}  # fmt: skip
+CONDITION = {"resourceType": "Condition", "id": "c", "subject": {"reference": "Patient/p"},
+             "code": {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": "I48.0"}]}}  # fmt: skip
+CONSENT = {"resourceType": "Consent", "id": "k", "status": "active", "patient": {"reference": "Patient/p"},
+           "dateTime": "2025-01-01", "provision": {"type": "deny", "provision": [
+               {"type": "permit", "period": {"start": "2025-01-01"},
+                "code": [{"coding": [{"code": f"{CONSENT_CODE_SYSTEM}.8"}]}]}]}}  # fmt: skip
+ALL = [PATIENT, ENCOUNTER, CONDITION, CONSENT]
+
+
+@pytest.fixture
+def read(lake: Lake, city: City, deliver: Callable) -> Callable[..., dict[str, list[dict]]]:
+    """Deliver days of files of klinik-nord and read them together; tables as rows."""
+
+    def run(*days: dict[str, Any]) -> dict[str, list[dict]]:
+        dates = [DAY + timedelta(days=i) for i in range(len(days))]
+        for day, files in zip(dates, days, strict=True):
+            deliver("klinik-nord", day, files)
+        pull(lake, city, dates, TODAY)
+        tables, rejected = read_exports(landed(lake, city, dates), city)
+        assert rejected == {}
+        return {name: table.to_pylist() for name, table in tables.items()}
+
+    return run
+
+
+def values(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("export_id", "source_file", "source_line")} for r in rows]
+
+
+def by_type(resources: list[dict], pack: bool = False) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for r in resources:
+        files[f"{r['resourceType']}.000.ndjson"] = (json.dumps(r) + "\n").encode()
+    return {f"{n}.gz": gzip.compress(c) for n, c in files.items()} if pack else files
+
+
+def bundle(resources: list[dict], kind: str = "collection", **entry: Any) -> bytes:
+    entries = [
+        {"resource": r, "fullUrl": f"https://h.example.org/fhir/{r['resourceType']}/{r['id']}", **entry}
+        for r in resources
+    ]
+    return json.dumps({"resourceType": "Bundle", "type": kind, "entry": entries}, indent=1).encode()
+
+
+def absolute(text: bytes) -> bytes:
+    for kind in ("Patient", "Encounter", "Condition"):
+        text = text.replace(f'"{kind}/'.encode(), f'"https://h.example.org/fhir/{kind}/'.encode())
+    return text
+
+
+def versioned(text: bytes) -> bytes:
+    return text.replace(b'"Patient/p"', b'"Patient/p/_history/3"').replace(
+        b'"Condition/c"', b'"Condition/c/_history/1"'
+    )
+
+
+FORMS: dict[str, dict[str, bytes]] = {
+    "packed": by_type(ALL, pack=True),
+    "absolute references": {n: absolute(c) for n, c in by_type(ALL).items()},
+    "references with versions": {n: versioned(c) for n, c in by_type(ALL).items()},
+    "windows line ends and a mark": {n: b"\xef\xbb\xbf" + c.replace(b"\n", b"\r\n") for n, c in by_type(ALL).items()},
+    "without the last line end": {n: c.rstrip(b"\n") for n, c in by_type(ALL).items()},
+    "one bundle": {"all.json": bundle(ALL)},
+    "a packed bundle": {"all.json.gz": gzip.compress(bundle(ALL, "searchset"))},
+    "two bundles": {"1.json": bundle(ALL[:2], "transaction"), "2.json": bundle(ALL[2:], "batch", request={"method": "PUT"})},
+    "bundle and lines": {"1.json": bundle(ALL[:2])} | by_type(ALL[2:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_reads_like_plain_lines(read: Callable, form: str, tmp_path_factory: pytest.TempPathFactory):
+    got = read(FORMS[form])
+    assert got["findings"] == []
+    assert [(c["case_id"], c["patient_id"], c["care"]) for c in got["cases"]] == [("e", "p", "inpatient")]
+    assert [(d["case_id"], d["icd_code"], d["role"]) for d in got["diagnoses"]] == [("e", "I48.0", "principal")]
+    assert [(p["patient_id"], p["postal_code"]) for p in got["persons"]] == [("p", "64283")]
+    assert [(k["patient_id"], k["decision"]) for k in got["consent_provisions"]] == [("p", "permit")]
+
+
+def test_a_bundle_may_link_by_urn_uuid(read: Callable):
+    resources = json.loads(
+        json.dumps(ALL).replace("Patient/p", "urn:uuid:11-p").replace("Condition/c", "urn:uuid:11-c")
+    )
+    entries = [{"fullUrl": f"urn:uuid:11-{r['id']}", "resource": r} for r in resources]
+    got = read({"t.json": json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries}).encode()})
+    assert [c["patient_id"] for c in got["cases"]] == [p["patient_id"] for p in got["persons"]] == ["11-p"]
+    assert [d["icd_code"] for d in got["diagnoses"]] == ["I48.0"]
+
+
+def test_blank_lines_count(read: Callable):
+    text = "\n" + json.dumps(ENCOUNTER) + "\n \r\n\nnot json\n\n{\n" + json.dumps(ENCOUNTER | {"id": "e2"}) + "\n"
+    got = read({"Encounter.ndjson": text})
+    assert sorted((c["case_id"], c["source_line"]) for c in got["cases"]) == [("e", 2), ("e2", 8)]
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [("json_unreadable", 5), ("json_unreadable", 7)]
+
+
+def test_the_newest_version_counts_wherever_it_stands(read: Callable):
+    def version(status: str, **meta: str) -> dict:
+        return ENCOUNTER | {"status": status, "meta": meta}
+
+    early, late = "2025-01-05T23:30:00+01:00", "2025-01-05T23:00:00Z"  # the second is half an hour later
+    files = [version("finished", lastUpdated=late), version("in-progress", lastUpdated=early)]
+    assert [c["status"] for c in read({"Encounter.ndjson": files})["cases"]] == ["finished"]
+
+
+def test_without_times_the_number_of_the_version_decides_then_the_last_line(read: Callable):
+    numbered = [ENCOUNTER | {"status": "finished", "meta": {"versionId": "10"}},
+                ENCOUNTER | {"status": "in-progress", "meta": {"versionId": "9"}}]  # fmt: skip
+    plain = [PATIENT | {"birthDate": "1970"}, PATIENT | {"birthDate": "1971"}]
+    got = read({"Encounter.ndjson": numbered, "Patient.ndjson": plain})
+    assert [c["status"] for c in got["cases"]] == ["finished"] and [p["birth_year"] for p in got["persons"]] == [1971]
+
+
+def deleted(*references: str) -> bytes:
+    entries = [{"request": {"method": "DELETE", "url": r}} for r in references]
+    return json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries}).encode() + b"\n"
+
+
+def test_what_is_deleted_later_is_gone(read: Callable):
+    other = ENCOUNTER | {"id": "e2", "diagnosis": []}
+    got = read(
+        by_type(ALL) | {"Encounter.001.ndjson": [other]}, {"deleted.000.ndjson": deleted("Encounter/e", "Condition/c")}
+    )
+    assert [c["case_id"] for c in got["cases"]] == ["e2"] and got["diagnoses"] == []
+
+
+def test_a_resource_that_comes_back_after_its_deletion_is_there(read: Callable):
+    got = read({"deleted.000.ndjson": deleted("Encounter/e")}, by_type(ALL))
+    assert [c["case_id"] for c in got["cases"]] == ["e"]
+
+
+def test_a_deleted_consent_grants_nothing_any_more(read: Callable, city: City):
+    got = read(by_type(ALL), {"deleted.000.ndjson": deleted("Consent/k")})
+    assert [(k["consent_id"], k["status"], k["code"]) for k in got["consent_provisions"]] == [
+        ("k", "entered-in-error", "*")
+    ]
+
+
+def test_an_update_of_a_later_day_replaces_and_a_mistake_is_taken_back(read: Callable):
+    wrong = CONDITION | {"verificationStatus": {"coding": [{"code": "entered-in-error"}]}}
+    got = read(by_type(ALL), by_type([ENCOUNTER, wrong]))
+    assert got["diagnoses"] == [], "the older version of an erroneous diagnosis must not come back"
+
+
+def test_what_the_server_could_not_export_is_said(read: Callable):
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "diagnostics": "CANARY"}]}
+    note = {"resourceType": "OperationOutcome", "issue": [{"severity": "warning", "diagnostics": "CANARY"}]}
+    got = read(by_type(ALL) | {"OperationOutcome.000.ndjson": [note, outcome]})
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [
+        ("server_reported_problem", 1), ("server_reported_error", 2),
+    ]  # fmt: skip
+    assert "CANARY" not in str(got["findings"])
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [(b"{", "json_unreadable"), (b"[]", "json_unreadable"), (b'{"resourceType":"Patient"}', "wrong_resource_type")],
+)
+def test_a_json_file_that_is_no_bundle_is_quarantined(read: Callable, content: bytes, rule: str):
+    got = read(by_type(ALL) | {"x.json": content})
+    assert [f["rule"] for f in got["findings"]] == [rule] and len(got["cases"]) == 1
+
+
+def test_a_big_bundle_is_sent_back_as_lines(read: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("assets.intake.fhir_load.MAX_BUNDLE_BYTES", 100)
+    assert [f["rule"] for f in read({"x.json": bundle(ALL)})["findings"]] == ["bundle_too_large"]
