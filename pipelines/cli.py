@@ -18,11 +18,13 @@ from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO
 from assets.privacy.ledger import Ledger
 from assets.privacy.plan import PlanRefused, price
+from pipelines import publish_cli
 from pipelines.environments import current, key_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent.")
 app.add_typer(ledger_app, name="ledger")
+publish_cli.register(app)
 out = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
