@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -46,10 +47,16 @@ def site(city: City, s3: Any) -> City:
     return city.model_copy(update={"publication": city.publication.model_copy(update={"s3": target})})
 
 
+@pytest.fixture(scope="module")
+def released(small: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("released")
+    _release(small, city, plan, root, date(2025, 2, 23))
+    return root
+
+
 @pytest.fixture
-def open_data(small: Frames, city: City, plan: Guarantee, tmp_path: Path) -> Path:
-    _release(small, city, plan, tmp_path, date(2025, 2, 23))
-    return tmp_path
+def open_data(released: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(released, tmp_path / "open_data", symlinks=True))
 
 
 def _release(frames: Frames, city: City, plan: Guarantee, root: Path, day: date) -> None:
