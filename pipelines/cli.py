@@ -20,7 +20,7 @@ from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO
 from assets.privacy.ledger import Ledger
 from assets.privacy.plan import PlanRefused, price
-from pipelines import check_cli, clinic_cli, consent_cli, patient_cli
+from pipelines import check_cli, clinic_cli, consent_cli, patient_cli, publish_cli
 from pipelines.environments import current, key_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -30,6 +30,7 @@ app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)
 app.add_typer(patient_cli.patient_app, name="patient")
 app.add_typer(clinic_cli.clinic_app, name="clinic")
+publish_cli.register(app)
 out = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -187,6 +187,27 @@ class ReleasePlan(_Model):
         return self
 
 
+class CkanTarget(_Model):
+    """A CKAN portal to push to. The token stands in the environment, never here."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/].*[^/]$")]
+    organisation: str
+    name_prefix: Key | None = None
+    """First part of the datasets' names there; the city's key by default."""
+    licence_id: str = "notspecified"
+    """Id of the licence in the portal's own list."""
+    upload_limit_bytes: Annotated[int, Field(gt=0)] = 10_000_000
+
+
+class S3Target(_Model):
+    """A bucket that serves the folder `open_data`. Credentials stand in the environment, never here."""
+
+    bucket: str
+    prefix: Annotated[str, Field(pattern=r"^([^/].*/)?$")] = ""
+    endpoint: str | None = None
+    region: str | None = None
+
+
 class Publication(_Model):
     publisher: str
     contact_name: str
@@ -196,6 +217,8 @@ class Publication(_Model):
     base_url: str
     contributor_id: str | None = None
     """IRI of the state portal that passes the catalogue on (DCAT-AP.de contributorID)."""
+    ckan: CkanTarget | None = None
+    s3: S3Target | None = None
 
 
 class City(_Model):

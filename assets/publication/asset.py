@@ -3,9 +3,10 @@
 import dagster as dg
 
 from assets.guard import value_free
-from assets.metadata import counts_table
+from assets.metadata import counts_table, picture
 from assets.partitions import BACKFILL
 from assets.publication import stage
+from assets.publication.plots import latest_series, preview_table, trend_png
 from assets.resources import Site
 
 
@@ -22,13 +23,16 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     def open_data(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Immutable dataset versions (Parquet, CSV, Data Package) and the analysts' DuckDB file."""
         with value_free("publication"):
-            summary, _ = stage.run(site.lake(), site.city())
-        return dg.MaterializeResult(
-            metadata={
+            summary, frames = stage.run(site.lake(), site.city())
+            metadata = {
                 "datasets": counts_table("dataset", summary["datasets"]),
                 "changed": summary["changed"],
                 "data_as_of": summary.get("data_as_of", "nothing measured yet"),
             }
-        )
+            series = latest_series(frames)
+            if len(series):
+                metadata["preview"] = dg.MetadataValue.md(preview_table(series))
+                metadata["trend"] = picture(trend_png(series, "Inpatient cases / Stationäre Fälle"), "trend")
+        return dg.MaterializeResult(metadata=metadata)
 
     return [open_data]

@@ -111,7 +111,7 @@ def parquet_bytes(table: pa.Table, about: Dataset, city: City, version: str) -> 
 
 def csv_bytes(table: pa.Table) -> bytes:
     """UTF-8 twin; text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    frame = table.to_pandas()
+    frame = table.to_pandas(integer_object_nulls=True)  # else an empty age turns the whole column into 4.0, 14.0
     for field in table.schema:
         if pa.types.is_string(field.type):
             text = frame[field.name].astype("str")

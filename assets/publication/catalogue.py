@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from assets.contract.city import Text, TimeLevel
 from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, SEXES
 
-Measure = Literal["count", "rate_per_100000", "share", "mean_days", "median_days"]
+Measure = Literal["count", "rate_per_100000", "age_standardised_rate", "share", "mean_days", "median_days", "p90_days"]
 Care = Literal["inpatient", "emergency_visit"]
 
 TOTAL: Final = "total"
@@ -81,6 +81,18 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
             en="cases per 100,000 residents in the respective unit of time, not annualised",
         ),
     ),
+    "age_standardised_rate": MeasureDefinition(
+        name=Text(de="altersstandardisierte Rate", en="age-standardised rate"),
+        unit="cases per 100,000 residents of the European Standard Population 2013",
+        unit_de="Fälle je 100.000 Einwohner der Europäischen Standardbevölkerung 2013",
+        decimals=1,
+        meaning=Text(
+            de="Fälle je 100.000 Einwohner, wenn jedes Gebiet die Altersverteilung der Europäischen Standardbevölkerung "
+            "2013 hätte: so werden Gebiete mit jüngeren und älteren Einwohnern vergleichbar",
+            en="cases per 100,000 residents if every area had the ages of the European Standard Population 2013: makes "
+            "areas with younger and older residents comparable",
+        ),
+    ),
     "share": MeasureDefinition(
         name=Text(de="Anteil der Notfälle", en="share of emergencies"),
         unit="proportion",
@@ -111,6 +123,18 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
             en="median length of stay, interpolated linearly inside its bin",
         ),
     ),
+    "p90_days": MeasureDefinition(
+        name=Text(de="90. Perzentil der Verweildauer", en="90th percentile of the length of stay"),
+        unit="days",
+        unit_de="Tage",
+        decimals=1,
+        meaning=Text(
+            de="Verweildauer, die neun von zehn Fällen nicht überschreiten, in der Klasse linear interpoliert; "
+            "oberhalb von 27 Tagen eine Annahme",
+            en="length of stay that nine of ten cases do not exceed, interpolated linearly inside its bin; above 27 days "
+            "an assumption",
+        ),
+    ),
 }
 
 
@@ -122,6 +146,7 @@ CODES: Final[dict[str, dict[str, Text]]] = {
     "time_level": {
         "day": Text(de="Tag", en="day"),
         "week": Text(de="ISO-Woche, Montag bis Sonntag", en="ISO week, Monday to Sunday"),
+        "month": Text(de="Kalendermonat", en="calendar month"),
         "period": Text(de="28 Tage ab einem festen Montag", en="28 days from a fixed Monday"),
         "window": Text(de="364 Tage (13 × 28), das Budgetfenster", en="364 days (13 × 28), the budget window"),
     },
@@ -155,12 +180,14 @@ DATASETS: Final[tuple[Dataset, ...]] = (
         title=Text(de="Fälle nach Wohngebiet", en="Cases by area of residence"),
         description=Text(
             de="Stationäre Fälle und Notfallbesuche nach Aufnahmetag und Wohngebiet, mit Raten je 100.000 Einwohner "
-            "der Woche, der vier Wochen oder der 364 Tage, wo Einwohnerzahlen vorliegen.",
+            "der Woche, des Monats, der vier Wochen oder der 364 Tage, wo Einwohnerzahlen vorliegen, und mit "
+            "altersstandardisierten Raten der 364 Tage.",
             en="Inpatient cases and emergency visits by day of admission and area of residence, with rates per 100,000 "
-            "residents in the week, the four weeks or the 364 days where population figures exist.",
+            "residents in the week, the month, the four weeks or the 364 days where population figures exist, and with "
+            "age-standardised rates of the 364 days.",
         ),
         levels=_levels(("day", "week", "period", "window")) + _levels(("day", "week", "period", "window"), "area"),
-        measures=("count", "rate_per_100000"),
+        measures=("count", "rate_per_100000", "age_standardised_rate"),
         keywords=("hospital", "area", "Krankenhaus", "Wohngebiet"),
     ),
     Dataset(
@@ -200,12 +227,12 @@ DATASETS: Final[tuple[Dataset, ...]] = (
         key="length_of_stay",
         title=Text(de="Verweildauer", en="Length of stay"),
         description=Text(
-            de="Mittlere und mediane Verweildauer stationärer Fälle in Tagen, aus zwölf Klassen berechnet.",
-            en="Mean and median length of stay of inpatient cases in days, computed from twelve bins.",
+            de="Mittel, Median und 90. Perzentil der Verweildauer stationärer Fälle in Tagen, aus zwölf Klassen berechnet.",
+            en="Mean, median and 90th percentile of the length of stay of inpatient cases in days, from twelve bins.",
         ),
         levels=_levels(("period", "window"), "los"),
         care=("inpatient",),
-        measures=("mean_days", "median_days"),
+        measures=("mean_days", "median_days", "p90_days"),
         keywords=("hospital", "length of stay", "Verweildauer"),
     ),
 )
@@ -239,9 +266,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "time_level",
         _TEXT,
-        "Zeiteinheit: Tag, ISO-Woche, 28 Tage, 364 Tage",
-        "unit of time: day, ISO week, 28 days, 364 days",
-        ("day", "week", "period", "window"),
+        "Zeiteinheit: Tag, ISO-Woche, Kalendermonat, 28 Tage, 364 Tage",
+        "unit of time: day, ISO week, calendar month, 28 days, 364 days",
+        ("day", "week", "month", "period", "window"),
     ),
     _column("period_start", _DAY, "erster Tag der Zeiteinheit", "first day of the unit of time"),
     _column("period_end", _DAY, "letzter Tag, einschließlich", "last day of the unit of time, inclusive"),

@@ -1,7 +1,7 @@
 """Indicators from the consistent estimates: counts, rates, shares and lengths of stay with their intervals.
 
 Here: arithmetic on published noisy values only (post-processing, which costs no privacy). Not here: any exact
-count, the noise itself (`privacy`), files (`bundle`). Nothing is left out because of a true count; a ratio is
+count, the noise itself (`privacy`), sums of estimates (`derived`), files (`bundle`). Nothing is left out because of a true count; a ratio is
 left out only where its own noisy denominator is within three standard deviations of zero.
 """
 
@@ -25,6 +25,7 @@ from assets.contract.codes import (
     SEXES,
 )
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
+from assets.publication.derived import MONTH, months, standardised
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +36,7 @@ OPEN_BIN_MIDPOINT: Final = 38.0
 DRAWS: Final = 2000
 SEED: Final = 20_250_101
 """Fixed: the draws only turn published values into an interval, and the same input must give the same bytes."""
-RATE_LEVELS: Final = ("week", "period", "window")
+RATE_LEVELS: Final = ("week", MONTH, "period", "window")
 UNIT_KEY: Final = ["time_level", "unit_start", "unit_end", "care", "status"]
 
 _UPPER: Final = [2 * OPEN_BIN_MIDPOINT - low if up is None else up for _, low, up in LOS_BINS]
@@ -80,21 +81,21 @@ def weighted_ratio(cells: Array, weights: Array, variance: Array, total_variance
     )
 
 
-def grouped_median(cells: Array) -> Array:
-    """Median length of stay for each row of `cells` (last axis: bins), interpolated linearly inside its bin."""
+def grouped_quantile(cells: Array, share: float) -> Array:
+    """Quantile of the length of stay for each row of `cells` (last axis: bins), interpolated linearly in its bin."""
     cumulative = np.maximum.accumulate(np.maximum(np.cumsum(cells, axis=-1), 0.0), axis=-1)
-    half = cumulative[..., -1:] / 2
-    place = np.minimum((cumulative < half).sum(axis=-1, keepdims=True), cells.shape[-1] - 1)
+    wanted = cumulative[..., -1:] * share
+    place = np.minimum((cumulative < wanted).sum(axis=-1, keepdims=True), cells.shape[-1] - 1)
     upper = np.take_along_axis(cumulative, place, axis=-1)
     below = np.where(place > 0, np.take_along_axis(cumulative, np.maximum(place - 1, 0), axis=-1), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.where(upper > below, (half - below) / (upper - below), 0.5)
+        part = np.where(upper > below, (wanted - below) / (upper - below), 0.5)
     result: Array = (LOS_EDGES[place] + part * (LOS_EDGES[place + 1] - LOS_EDGES[place]))[..., 0]
     return result
 
 
-def median_interval(cells: Array, variance: Array, total_variance: Array) -> tuple[Array, Array]:
-    """95% interval of `grouped_median` from seeded draws around the published cells, with their covariance."""
+def quantile_interval(cells: Array, variance: Array, total_variance: Array, share: float) -> tuple[Array, Array]:
+    """95% interval of `grouped_quantile` from seeded draws around the published cells, with their covariance."""
     k = cells.shape[1]
     cov = covariance(variance, total_variance, k)
     draws = np.random.default_rng(SEED).standard_normal((DRAWS, k))
@@ -102,8 +103,8 @@ def median_interval(cells: Array, variance: Array, total_variance: Array) -> tup
     low, high = np.empty(len(cells)), np.empty(len(cells))
     for i in range(len(cells)):  # one turn for each unit of time (14 a year): keeps the draws small
         apart, together = np.sqrt(max(variance[i] - cov[i], 0.0)), np.sqrt(max(variance[i] + (k - 1) * cov[i], 0.0))
-        medians = grouped_median(cells[i] + apart * (draws - common) + together * common)
-        low[i], high[i] = np.quantile(medians, (0.025, 0.975))
+        quantiles = grouped_quantile(cells[i] + apart * (draws - common) + together * common, share)
+        low[i], high[i] = np.quantile(quantiles, (0.025, 0.975))
     return low, high
 
 
@@ -139,10 +140,11 @@ def _residents(city: City) -> pd.DataFrame:
     return frame[frame["residents"].fillna(0) > 0]
 
 
-def _counts(cells: pd.DataFrame) -> pd.DataFrame:
+def _signed(cells: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Rows of `cells` as they are, with the interval of their variance."""
     half = Z95 * np.sqrt(cells["variance"].to_numpy(float))
     value = cells["value"].to_numpy(float)
-    return _with(cells, "count", value, value - half, value + half)
+    return _with(cells, measure, value, value - half, value + half)
 
 
 def _rates(cells: pd.DataFrame, city: City) -> pd.DataFrame:
@@ -168,8 +170,11 @@ def _length_of_stay(cells: pd.DataFrame) -> pd.DataFrame:
     mean = _with(keys, "mean_days", *weighted_ratio(values, LOS_MIDPOINTS, variance, total))
     known = values.sum(axis=1) >= MIN_DENOMINATOR_SD * np.sqrt(total)
     keys, values, variance, total = keys[known], values[known], variance[known], total[known]
-    median = _with(keys, "median_days", grouped_median(values), *median_interval(values, variance, total))
-    return pd.concat([mean, median], ignore_index=True)
+    quantiles = [
+        _with(keys, name, grouped_quantile(values, share), *quantile_interval(values, variance, total, share))
+        for name, share in (("median_days", 0.5), ("p90_days", 0.9))
+    ]
+    return pd.concat([mean, *quantiles], ignore_index=True)
 
 
 def quality(value: Array, low: Array, high: Array) -> npt.NDArray[np.str_]:
@@ -237,9 +242,13 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
             totals = of_care[(of_care["dimensions"] == TOTAL) & of_care["time_level"].isin(levels["time_level"])]
             frame = _length_of_stay(pd.concat([mine, totals], ignore_index=True))
         else:
-            parts = [_counts(mine)]
+            if dataset.key == "cases_by_area":
+                mine = pd.concat([mine, months(mine)], ignore_index=True)
+            parts = [_signed(mine, "count")]
             if "rate_per_100000" in dataset.measures:
                 parts.append(_rates(mine, city))
+            if "age_standardised_rate" in dataset.measures:
+                parts.append(_signed(standardised(of_care, city), "age_standardised_rate"))
             frame = pd.concat(parts, ignore_index=True)
         frames[dataset.key] = _finish(frame, dataset, city)
     return frames

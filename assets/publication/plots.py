@@ -1,6 +1,6 @@
-"""Pictures of published series.
+"""Previews of published series for the Dagster UI.
 
-Here: a small PNG of numbers that are already published, rendered without a network. Not here: anything that is
+Here: a small table and a small PNG of numbers that are already published, rendered without a network. Not here: anything that is
 not in a release.
 """
 
@@ -47,3 +47,27 @@ def trend_png(frame: pd.DataFrame, title: str) -> bytes:
     buffer = io.BytesIO()
     chart.save(buffer, format="png", engine="vl-convert")
     return _repacked(buffer.getvalue())
+
+
+PREVIEW_ROWS = 8
+PREVIEW_UNITS = 120
+
+
+def latest_series(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The city's inpatient cases by day, the last `PREVIEW_UNITS` published ones; empty where there are none."""
+    frame = frames.get("cases_by_area")
+    if frame is None:
+        return pd.DataFrame()
+    mine = frame["area_key"].isna() & (frame["care"] == "inpatient") & (frame["measure"] == "count")
+    return frame[mine & (frame["time_level"] == "day")].sort_values("period_start").tail(PREVIEW_UNITS)
+
+
+def preview_table(series: pd.DataFrame) -> str:
+    """Markdown table of the last rows of a published series."""
+    lines = ["| period | value | 95% interval | quality | status |", "|---|---:|---:|---|---|"]
+    lines += [
+        f"| {r.period_start:%Y-%m-%d} | {r.value_display:,.0f} | {r.ci95_lower:,.1f} to {r.ci95_upper:,.1f} "
+        f"| {r.quality} | {r.status} |"
+        for r in series.tail(PREVIEW_ROWS).iloc[::-1].itertuples()
+    ]
+    return "\n".join(lines)

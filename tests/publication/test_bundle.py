@@ -20,7 +20,7 @@ from assets.publication import bundle
 from assets.publication.bundle import csv_bytes, publish, stamp, stamped, to_arrow
 from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
 from assets.publication.guarantee import Guarantee
-from assets.publication.plots import trend_png
+from assets.publication.plots import latest_series, preview_table, trend_png
 
 FILES = set(bundle.FILES)
 Frames = dict[str, pd.DataFrame]
@@ -86,6 +86,20 @@ def test_the_descriptor_describes_every_column(
         text = (folder / "README.md").read_text()
         for needed in ("onsent", "Synthetic", "Privacy", "Accuracy", "Limits", "Revision", "epsilon of one year"):
             assert needed in text
+
+
+def test_the_csv_holds_the_types_that_the_descriptor_declares(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    patterns = {"integer": r"-?\d+", "number": r"-?\d+(\.\d+)?(e-?\d+)?", "date": r"\d{4}-\d{2}-\d{2}", "string": r".*"}
+    for p in publish(small, city, tmp_path, as_of, plan):
+        folder = tmp_path / p.dataset / "latest"
+        fields = json.loads((folder / "datapackage.json").read_text())["resources"][1]["schema"]["fields"]
+        cells = pd.read_csv(folder / "data.csv", dtype=str, keep_default_na=False, na_values=[""])
+        for field in fields:
+            column = cells[field["name"]].dropna()
+            assert column.str.fullmatch(patterns[field["type"]]).all(), (p.dataset, field["name"])
+    assert pd.read_csv(tmp_path / "cases_by_age_sex" / "latest" / "data.csv", dtype=str)["age_upper"].iloc[0] == "4"
 
 
 def test_publishing_again_unchanged_writes_nothing(
@@ -258,3 +272,13 @@ def test_the_change_log_tells_what_was_added_and_revised(
     assert "46 new rows, 2025-03-03 to 2025-03-09" in log
     assert "92 provisional values revised (2024-12-30 to 2025-01-12)" in log and "92 of them by more" in log
     assert "46 values became final" in log and "no longer there" in log and "First version" in log
+
+
+def test_the_preview_shows_published_numbers_and_is_small(frames: Frames) -> None:
+    series = latest_series(frames)
+    table = preview_table(series)
+    assert len(series) == 120 and len(table.splitlines()) == 2 + 8
+    assert table.splitlines()[2].startswith("| 2025-12-28 | ")
+    assert f"{series['value_display'].iloc[-1]:,.0f}" in table.splitlines()[2]
+    assert len(trend_png(series, "x")) < 60_000
+    assert latest_series({}).empty

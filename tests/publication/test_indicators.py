@@ -13,9 +13,9 @@ from assets.publication.indicators import (
     build,
     covariance,
     fieller,
-    grouped_median,
-    median_interval,
+    grouped_quantile,
     quality,
+    quantile_interval,
     weighted_ratio,
 )
 
@@ -28,7 +28,8 @@ def test_every_dataset_has_its_levels_measures_and_columns(frames: dict[str, pd.
         frame = frames[d.key]
         assert list(frame.columns) == [c.name for c in COLUMNS]
         assert set(frame["measure"]) == set(d.measures)
-        assert set(frame["time_level"]) == {x.time for x in d.levels}
+        derived = {"month"} if d.key == "cases_by_area" else set()
+        assert set(frame["time_level"]) == {x.time for x in d.levels} | derived
         assert set(frame["care"]) == set(d.care)
         assert not frame.duplicated(list(KEY)).any()
         filled = sorted(REQUIRED - {"data_as_of", "release_version"})
@@ -44,7 +45,7 @@ def test_areas_add_up_and_days_add_up(frames: dict[str, pd.DataFrame]) -> None:
     counts = frames["cases_by_area"].query("measure == 'count'")
     totals = counts[counts["area_key"].isna()].set_index(UNIT)["value"]
     parts = counts[counts["area_key"].notna()].groupby(UNIT)["value"].sum()
-    assert len(totals) == 2 * (364 + 52 + 13 + 1)
+    assert len(totals) == 2 * (364 + 52 + 11 + 13 + 1)
     np.testing.assert_allclose(parts.reindex(totals.index), totals, rtol=1e-12)
     days = counts.query("time_level == 'day'").groupby(["care", counts["area_key"].fillna("all")])["value"].sum()
     window = counts.query("time_level == 'window'").groupby(["care", counts["area_key"].fillna("all")])["value"].sum()
@@ -69,7 +70,7 @@ def test_rates_are_per_unit_of_time_and_only_where_residents_are_known(
     frames: dict[str, pd.DataFrame], city: City
 ) -> None:
     rates = frames["cases_by_area"].query("measure == 'rate_per_100000'")
-    assert set(rates["time_level"]) == {"week", "period", "window"}
+    assert set(rates["time_level"]) == {"week", "month", "period", "window"}
     assert set(rates["area_key"]) == {a.key for a in city.areas if a.population}
     area = city.areas[0]
     query = f"area_key == '{area.key}' and time_level == 'week' and care == 'inpatient'"
@@ -124,12 +125,13 @@ def test_share_and_mean_intervals_cover(common: float) -> None:
         assert 0.93 <= cover <= 0.97
 
 
-def test_median_interval_covers() -> None:
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_quantile_interval_covers(share: float) -> None:
     rng = np.random.default_rng(11)
     truth = np.array([40.0, 140, 140, 120, 100, 80, 110, 100, 70, 60, 20, 20])
-    expected = grouped_median(truth[None, :])[0]
+    expected = grouped_quantile(truth[None, :], share)[0]
     n, v = 400, 150.0
-    low, high = median_interval(_noisy(rng, truth, v, 0.0, n), np.full(n, v), np.full(n, 12 * v))
+    low, high = quantile_interval(_noisy(rng, truth, v, 0.0, n), np.full(n, v), np.full(n, 12 * v), share)
     assert 0.92 <= ((low <= expected) & (expected <= high)).mean() <= 0.98
 
 
@@ -144,8 +146,8 @@ def test_median_is_interpolated_inside_its_bin() -> None:
     cells[0, 3] = 10  # all stayed three days
     cells[1, 6] = 10  # six or seven days: the middle of 5.5 … 7.5
     cells[2, [0, 1]] = [5, 5]
-    np.testing.assert_allclose(grouped_median(cells), [3.0, 6.5, 0.5])
-    assert np.isfinite(grouped_median(np.full((1, 12), -1.0))).all()
+    np.testing.assert_allclose(grouped_quantile(cells, 0.5), [3.0, 6.5, 0.5])
+    assert np.isfinite(grouped_quantile(np.full((1, 12), -1.0), 0.5)).all()
 
 
 def test_a_ratio_over_a_denominator_in_the_noise_is_not_published() -> None:
@@ -163,8 +165,8 @@ def test_noisy_denominators_drop_rows_and_nothing_else_does(estimates: pa.Table,
     built = build(pa.Table.from_pandas(frame, schema=estimates.schema, preserve_index=False), city)
     assert built["emergency_share"].empty and built["length_of_stay"].empty
     counts = built["cases_by_area"].query("measure == 'count'")
-    assert len(counts) == 2 * 11 * (364 + 52 + 13 + 1)
-    negative = counts[counts["area_key"].notna()]
+    assert len(counts) == 2 * 11 * (364 + 52 + 11 + 13 + 1)
+    negative = counts[counts["area_key"].notna() & (counts["time_level"] != "month")]
     assert (negative["value"] == -3.0).all() and (negative["value_display"] == 0).all()
     assert set(negative["quality"]) == {"D"}
 
@@ -172,7 +174,7 @@ def test_noisy_denominators_drop_rows_and_nothing_else_does(estimates: pa.Table,
 def test_length_of_stay_and_share_are_near_the_truth(frames: dict[str, pd.DataFrame]) -> None:
     weights = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
     los = frames["length_of_stay"]
-    assert len(los) == 2 * 14
+    assert len(los) == 3 * 14
     mean = los.query("measure == 'mean_days'")
     assert abs(mean["value"] - weights @ LOS_MIDPOINTS).max() < 0.5
     assert len(LOS_BIN_KEYS) == len(LOS_MIDPOINTS) and LOS_MIDPOINTS[-1] == 38

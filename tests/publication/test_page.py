@@ -26,7 +26,6 @@ ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-DRAWN = "document.querySelectorAll('.chart svg[aria-hidden]').length === {}"
 CHARTS = len(DATASETS) + 3
 
 
@@ -76,7 +75,8 @@ class Visit:
         self.drawn()
 
     def drawn(self) -> None:
-        self.page.wait_for_function(DRAWN.format(CHARTS))
+        # By locator: a polled script would need the eval that the page's security policy forbids.
+        self.page.locator(".chart svg[aria-hidden]").nth(CHARTS - 1).wait_for(state="attached")
 
     def __enter__(self) -> Visit:
         return self
@@ -149,13 +149,13 @@ def test_a_reader_with_a_keyboard_gets_everywhere(browser: Any, served: str) -> 
         select = page.locator("#cases_by_area select[data-field=level]")
         select.focus()
         page.keyboard.press("ArrowDown")
-        page.wait_for_function("document.querySelector('#cases_by_area .latest').innerText.includes('bis')")
+        page.locator("#cases_by_area .latest", has_text="November 2025").wait_for()
         assert page.evaluate("document.activeElement.dataset.field") == "level"  # the focus is not lost by redrawing
         summary = page.locator("#cases_by_area details.table summary").first
         summary.focus()
         page.keyboard.press("Enter")
         assert page.locator("#cases_by_area .time-table table").is_visible()
-        assert page.locator("#cases_by_area .time-table tbody tr").count() == 13
+        assert page.locator("#cases_by_area .time-table tbody tr").count() == 11
         assert visit.complaints == []
 
 
@@ -194,7 +194,9 @@ def test_the_page_is_small_and_holds_published_numbers_only(open_data: Path, fra
     files = [open_data / "index.html", *(p for p in (open_data / "page").iterdir() if p.name != "data.js")]
     assert sum(p.stat().st_size for p in files) < 1_500_000
     text = (open_data / "page" / "data.js").read_text()
-    assert json.loads(text.removeprefix("window.DIGITALSTADT=").removesuffix(";\n")) == page_data(frames, city)
+    assert json.loads(text.removeprefix("window.DIGITALSTADT=").removesuffix(";\n")) == json.loads(
+        json.dumps(page_data(frames, city))
+    )
     published = {round(v, 1) for f in frames.values() for v in f["value"]}
     rows = page_data(frames, city)["datasets"]["cases_by_area"]["rows"]
     assert {round(row[5], 1) for row in rows if row[4] == 0} <= published

@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const data = window.DIGITALSTADT;
-  const LEVELS = ["day", "week", "period", "window"];
+  const LEVELS = data.time_levels;
   const COLUMN = { care: 0, level: 1, start: 2, group: 3, measure: 4, value: 5, low: 6, high: 7, quality: 8 };
   const WORDS = {
     de: {
@@ -60,6 +60,7 @@
   function unitText(level, start) {
     if (level === "day") return dateText(start);
     if (level === "week") return word().week(...isoWeek(start));
+    if (level === "month") return new Intl.DateTimeFormat(language, { timeZone: "UTC", month: "long", year: "numeric" }).format(new Date(start * DAY));
     return `${dateText(start)} ${word().to} ${dateText(start + data.days[level] - 1)}`;
   }
 
@@ -134,7 +135,7 @@
       if (!this.section.querySelector(".ranked")) return;
       // Areas differ in size: they are compared by their rate wherever there is one.
       const at = (index) => this.rows.filter((r) => r[COLUMN.care] === care && r[COLUMN.measure] === index && r[COLUMN.level] === level && r[COLUMN.start] === last && r[COLUMN.group] > 0);
-      const fair = at(this.set.compared).length ? this.set.compared : measure;
+      const fair = measure === 0 && at(this.set.compared).length ? this.set.compared : measure;
       this.ranked(at(fair), data.measures[fair], unit, last);
     }
     latest(series, m, unit) {
@@ -144,7 +145,8 @@
       const [value, low, high] = [COLUMN.value, COLUMN.low, COLUMN.high].map((i) => number(floor(now[i], m), m));
       let html = esc(w.latest(unitText(unit, now[COLUMN.start]), "\u0001", low, high)).replace("\u0001", `<strong class="value">${esc(value)}</strong> ${m.key === "share" ? "" : esc(say(m.unit))}`);
       const before = series[series.length - 2];
-      if (before && now[COLUMN.start] - before[COLUMN.start] === data.days[unit]) {
+      const gap = before ? now[COLUMN.start] - before[COLUMN.start] : 0;
+      if (unit === "month" ? gap >= 28 && gap <= 31 : gap && gap === data.days[unit]) {
         const half = (r) => (r[COLUMN.high] - r[COLUMN.low]) / 2, a = half(now), b = half(before);
         const by = now[COLUMN.value] - before[COLUMN.value], noise = Math.sqrt(a * a + b * b + (2 * a * b) / 3);
         const inside = Math.abs(by) <= noise;

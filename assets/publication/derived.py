@@ -1,0 +1,90 @@
+"""Indicators that need nothing but the published estimates: calendar months and age-standardised rates.
+
+Both are sums of estimates with positive weights. Estimates of days of an area, and of age groups of an area, are
+never positively correlated: in the least squares (`privacy.consistency`) a coarser subspace is contained in more
+tables, so its precision is never lower than that of the finer one it was split from. Adding variances therefore gives
+an interval that is right or rather too wide, never too narrow. Not here: indicators with a noisy denominator.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pandas as pd
+
+from assets.contract.city import City
+from assets.contract.codes import AGE_GROUP_KEYS, SEXES
+
+MONTH: Final = "month"
+STANDARD_POPULATION: Final[dict[str, int]] = {
+    "0-4": 5_000,
+    "5-14": 11_000,
+    "15-24": 11_500,
+    "25-44": 26_500,
+    "45-64": 26_500,
+    "65-74": 10_500,
+    "75-84": 6_500,
+    "85+": 2_500,
+}
+"""European Standard Population 2013 (Eurostat, Revision of the European Standard Population), of 100,000."""
+STANDARD_LEVEL: Final = "area+age_group+sex"
+
+
+def months(cells: pd.DataFrame) -> pd.DataFrame:
+    """Calendar months, as rows like `cells`: estimates of days summed, for areas and for all areas together.
+
+    `cells`: `ESTIMATES` of levels `total` and `area`. Only months all of whose days are there. The variance takes
+    whole weeks of the month from the estimates of weeks, which are more accurate than seven days added up.
+    """
+    same = ["care", "dimensions", "area"]
+    day = cells[(cells["time_level"] == "day") & cells["dimensions"].isin(["total", "area"])]
+    if day.empty:
+        return cells.head(0)
+    start = day["unit_start"]
+    day = day.assign(month=start.dt.to_period("M").dt.start_time, week=start - pd.to_timedelta(start.dt.weekday, "D"))
+    inside = day.groupby([*same, "month", "week"], dropna=False)["value"].transform("size") == 7
+    week = cells.loc[cells["time_level"] == "week", [*same, "unit_start", "variance"]]
+    day = day.merge(
+        week.rename(columns={"unit_start": "week", "variance": "of_week"}), on=[*same, "week"], how="left"
+    ).assign(inside=inside.to_numpy())
+    day["variance"] = day["variance"].where(~day["inside"] | day["of_week"].isna(), day["of_week"] / 7)
+    found = day.groupby([*same, "month"], dropna=False, as_index=False).agg(
+        value=("value", "sum"), variance=("variance", "sum"), days=("value", "size"),
+        status=("status", "first"), kinds=("status", "nunique"),
+    )  # fmt: skip
+    found = found[found["days"] == found["month"].dt.days_in_month]
+    return found.assign(
+        time_level=MONTH,
+        unit_start=found["month"],
+        unit_end=found["month"] + pd.offsets.MonthEnd(0),
+        status=found["status"].where(found["kinds"] == 1, "provisional"),
+    ).reindex(columns=cells.columns)
+
+
+def standardised(cells: pd.DataFrame, city: City) -> pd.DataFrame:
+    """Age-standardised rate per 100,000 of each area with known residents: rows like `cells`, of dimension `area`.
+
+    Σ over age groups of (share in the standard population × cases / residents × 100,000), both sexes and those
+    whose sex is not known. `cells`: `ESTIMATES` of the level area × age group × sex.
+    """
+    mine = cells[cells["dimensions"] == STANDARD_LEVEL]
+    if mine.empty:
+        return cells.head(0)
+    factors = pd.DataFrame(
+        [
+            (area.key, age, STANDARD_POPULATION[age] / residents)
+            for area in city.areas
+            for age in AGE_GROUP_KEYS
+            if (residents := area.residents(age))
+        ],
+        columns=["area", "age_group", "factor"],
+    )
+    same = ["time_level", "unit_start", "unit_end", "care", "status", "area"]
+    joined = mine.merge(factors, on=["area", "age_group"])
+    joined["value"] *= joined["factor"]
+    joined["variance"] *= joined["factor"] ** 2
+    found = joined.groupby(same, as_index=False).agg(
+        value=("value", "sum"), variance=("variance", "sum"), cells=("value", "size")
+    )
+    found = found[found["cells"] == len(AGE_GROUP_KEYS) * len(SEXES)]
+    return found.assign(dimensions="area").reindex(columns=cells.columns)
