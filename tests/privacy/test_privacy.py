@@ -25,6 +25,7 @@ from assets.privacy.consistency import Product, estimate, variance
 from assets.privacy.ledger import AlreadyCommitted, BudgetExceeded, Ledger, Reservation, SnapshotMismatch
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PlanRefused, price
+from assets.privacy.plan_report import plan_html
 
 EPOCH = date(2024, 12, 30)
 NONE = BOUNDING_DECISIONS.empty_table()
@@ -137,6 +138,12 @@ def test_a_refused_plan_names_one_that_meets_every_limit(city: City):
     price(city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": better})}))
     with pytest.raises(PlanRefused):
         price(city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": better - 0.01})}))
+
+
+def test_the_plan_as_a_page_shows_every_level_and_loads_nothing(city: City):
+    page = plan_html(city, price(city))
+    assert "week × chapter" in page and "window_area_age_sex" in page and "<svg" in page
+    assert "<script" not in page and not re.search(r"(src|href)\s*=\s*[\"']https?:", page)
 
 
 def test_the_plan_spends_within_its_budget_and_keeps_a_reserve(city: City):
