@@ -42,16 +42,16 @@ def _days(column: pa.ChunkedArray, epoch: date) -> np.ndarray:
 
 def _order(new: pa.Table, person: np.ndarray, decided_on: np.ndarray, day: np.ndarray) -> np.ndarray:
     """Rows by person, then arrival, admission and case: names are compared only where days leave a tie."""
-    order = np.lexsort((day, decided_on, person))
-    same = np.ones(max(len(order) - 1, 0), dtype=bool)
-    for key in (person, decided_on, day):
-        same &= key[order][1:] == key[order][:-1]
+    arrival, admission = decided_on - decided_on.min(), day - day.min()
+    key = (person * (arrival.max() + 1) + arrival) * (admission.max() + 1) + admission  # one integer sorts fastest
+    order = np.argsort(key)
+    same = np.diff(key[order]) == 0
     tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
     if len(tied):
         rows = order[tied]
         names = new.column("case_key").take(pa.array(rows))
         rank = pc.rank(names, tiebreaker="first").to_numpy(zero_copy_only=False)
-        order[tied] = rows[np.lexsort((rank, day[rows], decided_on[rows], person[rows]))]
+        order[tied] = rows[np.lexsort((rank, key[rows]))]
     return order
 
 
