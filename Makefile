@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test ui lint clean
+.PHONY: run test ui lint audit clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(BIN)/.installed ## tries the privacy guarantee with planted faults; report in $(DIGITALSTADT_DATA)/audit
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
 
 clean:
 	rm -rf data .dagster

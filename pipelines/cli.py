@@ -20,6 +20,7 @@ from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO
 from assets.privacy.ledger import Ledger
 from assets.privacy.plan import PlanRefused, price
+from assets.privacy.plan_report import plan_html
 from pipelines import check_cli, clinic_cli, consent_cli, patient_cli, publish_cli
 from pipelines.environments import current, key_folder
 
@@ -71,12 +72,18 @@ def keys() -> None:
 
 
 @app.command()
-def plan(as_json: Json = False) -> None:
+def plan(
+    as_json: Json = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write it as a page with a plot.")] = None,
+) -> None:
     """What the release plan costs, and how accurate each published level will be, before anything is spent."""
     try:
-        priced = price(load_city())
+        city = load_city()
+        priced = price(city)
     except (CityFileError, PlanRefused) as error:
         fail(str(error))
+    if page:
+        page.write_text(plan_html(city, priced), encoding="utf-8")
     rows: list[dict[str, object]] = [
         {
             "level": f"{e.time} × {' × '.join(e.dimensions) or 'city'}",

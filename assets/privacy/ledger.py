@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAI
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 _GENESIS: Final = "0" * 64
+_WAIT_SECONDS: Final = 60.0
 _COLUMNS: Final = "kind, measurement, scope, rho_units, snapshot, parameters, measured"
 
 
@@ -90,13 +92,22 @@ class Ledger:
         self.path = path
         if not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        with self._connection() as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(_SCHEMA)
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                with self._connection() as db:
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.executescript(_SCHEMA)
+                return
+            except sqlite3.OperationalError as error:
+                # Switching to WAL does not wait for another process that does the same: SQLite's timeout skips it.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        db = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
         try:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")

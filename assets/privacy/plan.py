@@ -79,7 +79,7 @@ def product_of(city: City, top: str = "window") -> Product:
 
 
 def price(city: City) -> PricedPlan:
-    """Price the city's plan. Raises `PlanRefused` naming the level and limit that is missed."""
+    """Price the city's plan. Raises `PlanRefused` naming the levels and limits that are missed."""
     budget = math.floor(rho_of(city.budget.epsilon, city.budget.delta) * UNITS_PER_RHO)
     tables = tuple(
         PricedTable(t, int(Fraction(t.share) * budget) // squared_sensitivity(t.time, city.caps))
@@ -102,6 +102,17 @@ def price(city: City) -> PricedPlan:
         for care, yearly in city.plan.expected_cases_per_year.items():
             cells = product.cells(level) / WINDOW_DAYS * 365.25
             errors.append(ExpectedError(time, dimensions, care, yearly / cells, mae))
+    _refuse_misses(city, errors)
+    spent = sum(p.cost_units * squared_sensitivity(p.table.time, city.caps) for p in tables)
+    rho = spent / UNITS_PER_RHO
+    return PricedPlan(
+        tables, budget, spent, epsilon_of(rho, city.budget.delta), epsilon_of(5 * rho, city.budget.delta), tuple(errors)
+    )
+
+
+def _refuse_misses(city: City, errors: list[ExpectedError]) -> None:
+    """Raise `PlanRefused` with every limit that is missed, and the ε at which the same shares would meet them all."""
+    missed, worst = [], 1.0
     for limit in city.plan.acceptance:
         error = next(
             (e for e in errors if (e.time, e.dimensions, e.care) == (limit.time, limit.dimensions, "inpatient")), None
@@ -110,12 +121,15 @@ def price(city: City) -> PricedPlan:
         if error is None:
             raise PlanRefused(f"acceptance names {where}, which no measured table gives")
         if error.relative > limit.max_relative_error:
-            raise PlanRefused(
-                f"{where}: expected relative error {error.relative:.1%} is above the limit {limit.max_relative_error:.1%};"
-                " raise its share or the budget, or publish it at a coarser level"
+            missed.append(
+                f"{where}: expected relative error {error.relative:.1%} is above the limit {limit.max_relative_error:.1%}"
             )
-    spent = sum(p.cost_units * squared_sensitivity(p.table.time, city.caps) for p in tables)
-    rho = spent / UNITS_PER_RHO
-    return PricedPlan(
-        tables, budget, spent, epsilon_of(rho, city.budget.delta), epsilon_of(5 * rho, city.budget.delta), tuple(errors)
-    )
+            worst = max(worst, error.relative / limit.max_relative_error)
+    if missed:
+        # Every variance is proportional to 1/ρ, so errors to 1/√ρ: the smallest budget is known in closed form.
+        rho = rho_of(city.budget.epsilon, city.budget.delta) * worst**2
+        epsilon = math.ceil(epsilon_of(rho, city.budget.delta) * 1000 + 1) / 1000
+        raise PlanRefused(
+            "; ".join(missed) + f". Nearest plan that meets every limit: the same shares with ε {epsilon:g} instead of"
+            f" {city.budget.epsilon:g}. Or raise the shares of these tables, or publish at coarser levels"
+        )

@@ -25,6 +25,7 @@ from assets.privacy.consistency import Product, estimate, variance
 from assets.privacy.ledger import AlreadyCommitted, BudgetExceeded, Ledger, Reservation, SnapshotMismatch
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PlanRefused, price
+from assets.privacy.plan_report import plan_html
 
 EPOCH = date(2024, 12, 30)
 NONE = BOUNDING_DECISIONS.empty_table()
@@ -113,13 +114,36 @@ def test_a_window_never_charges_more_than_its_sensitivity():
         assert charged == squared_sensitivity(level, Caps())
 
 
-def test_the_plan_reproduces_the_measured_errors(city: City):
-    mae = {(e.time, e.dimensions): e.mae for e in price(city).errors if e.care == "inpatient"}
-    published = {("day", ()): 8.8, ("day", ("area",)): 4.0, ("week", ("area",)): 8.2, ("week", ("chapter",)): 5.9,
-                 ("period", ("age_group", "sex")): 16, ("window", ("area", "chapter")): 23.5}  # fmt: skip
-    for level, expected in published.items():
-        assert mae[level] == pytest.approx(expected, rel=0.1), level
-    assert mae["week", ()] <= 16
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    [(1, (24.2, 10.9, 22.5, 16.4, 44, 65)), (3, (8.8, 4.0, 8.2, 5.9, 16, 23.5)), (5, (5.6, 2.5, 5.2, 3.8, 10, 15))],
+)
+def test_the_plan_reproduces_the_measured_errors(city: City, epsilon: float, expected: tuple[float, ...]):
+    plan = city.plan.model_copy(update={"acceptance": ()})
+    other = city.model_copy(update={"plan": plan, "budget": city.budget.model_copy(update={"epsilon": epsilon})})
+    mae = {(e.time, e.dimensions): e.mae for e in price(other).errors if e.care == "inpatient"}
+    levels = (("day", ()), ("day", ("area",)), ("week", ("area",)), ("week", ("chapter",)),
+              ("period", ("age_group", "sex")), ("window", ("area", "chapter")))  # fmt: skip
+    for level, figure in zip(levels, expected, strict=True):
+        assert mae[level] == pytest.approx(figure, rel=0.1), level
+
+
+def test_a_refused_plan_names_one_that_meets_every_limit(city: City):
+    poor = city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": 0.5})})
+    with pytest.raises(PlanRefused) as refused:
+        price(poor)
+    found = re.search(r"with ε ([0-9.]+) instead of 0.5", str(refused.value))
+    assert found
+    better = float(found[1])
+    price(city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": better})}))
+    with pytest.raises(PlanRefused):
+        price(city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": better - 0.01})}))
+
+
+def test_the_plan_as_a_page_shows_every_level_and_loads_nothing(city: City):
+    page = plan_html(city, price(city))
+    assert "week × chapter" in page and "window_area_age_sex" in page and "<svg" in page
+    assert "<script" not in page and not re.search(r"(src|href)\s*=\s*[\"']https?:", page)
 
 
 def test_the_plan_spends_within_its_budget_and_keeps_a_reserve(city: City):
