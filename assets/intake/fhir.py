@@ -15,7 +15,7 @@ from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.fhir_load import MAX_ID_CHARACTERS, Loader, kind_of
+from assets.intake.fhir_load import ID, Loader, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 
 
@@ -173,7 +173,7 @@ UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
   '*', 'none', CAST(NULL AS DATE), CAST(NULL AS DATE), false
-FROM deletions d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND length(d.id) BETWEEN 1 AND {MAX_ID_CHARACTERS};
+FROM deletions d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND regexp_full_match(d.id, '{ID}');
 """
 
 
