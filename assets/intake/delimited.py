@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from assets.intake.connector import Export
@@ -15,23 +17,31 @@ from assets.intake.findings import Findings, RejectedExport
 from assets.intake.text import detect_encoding
 
 MAX_FIELDS: Final = 200
+MAX_HEADER_CHARACTERS: Final = 1 << 16
+MAX_CELL_CHARACTERS: Final = 4096
+_FORMULA: Final = r"^\s*[=@]|^\t|^[+-].*[^0-9.,]"
+"""What a spreadsheet would execute. A sign before a number is none."""
 
 
 @dataclass
 class _Ragged:
-    """Collects the numbers of lines that have another count of fields than the header."""
+    """Collects the numbers of lines that have another count of fields than the header, blank ones apart."""
 
     lines: list[int] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
 
     def __call__(self, row: pacsv.InvalidRow) -> str:
-        self.lines.append(row.number or 0)
+        (self.lines if row.text.strip() else self.blank).append(row.number or 0)
         return "skip"
 
 
 def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
     """Column names of the first line, trimmed; repeated names get a number (`Lokalisation_2`)."""
     with path.open(encoding=encoding, newline="") as file:
-        names = [name.strip() for name in next(csv.reader([file.readline(1 << 16)], delimiter=delimiter), [])]
+        line = file.readline(MAX_HEADER_CHARACTERS)
+    if len(line) == MAX_HEADER_CHARACTERS:
+        raise RejectedExport("header_too_long", path.name)
+    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     seen: dict[str, int] = {}
     for position, name in enumerate(names):
         seen[name] = seen.get(name, 0) + 1
@@ -66,7 +76,7 @@ def read_delimited(
         raw = pacsv.read_csv(
             path,
             read_options=pacsv.ReadOptions(column_names=header, skip_rows=1, encoding=encoding, use_threads=False),
-            parse_options=pacsv.ParseOptions(delimiter=";", invalid_row_handler=ragged, newlines_in_values=False),
+            parse_options=pacsv.ParseOptions(delimiter=";", invalid_row_handler=ragged, ignore_empty_lines=False),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: pa.string() for name in header}, null_values=[""], strings_can_be_null=True
             ),
@@ -76,8 +86,8 @@ def read_delimited(
         raise RejectedExport("csv_unreadable", path.name, export.export_id) from None
     for line in ragged.lines:
         findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
-    n, skipped = raw.num_rows, set(ragged.lines)
-    numbers = [line for line in range(2, n + 2 + len(skipped)) if line not in skipped][:n]
+    n = raw.num_rows
+    numbers = np.setdiff1d(np.arange(2, n + 2 + len(ragged.lines) + len(ragged.blank)), ragged.lines + ragged.blank)[:n]
     data: dict[str, pa.Array | pa.ChunkedArray] = {
         "clinic": pa.repeat(export.clinic.key, n),
         "arrival_day": pa.repeat(pa.scalar(export.arrival_day, pa.date32()), n),
@@ -87,7 +97,24 @@ def read_delimited(
     }
     for ours, theirs in found.items():
         data[ours] = raw.column(theirs) if theirs else pa.nulls(n, pa.string())
-    return pa.table(data)
+    return _without_hostile(export, path, pa.table(data), list(columns), findings)
+
+
+def _without_hostile(export: Export, path: Path, table: pa.Table, names: list[str], findings: Findings) -> pa.Table:
+    """`table` without rows in which a cell is a formula or longer than anything real; each becomes a finding."""
+    good = pa.repeat(True, table.num_rows)
+    for name in names:
+        cells = table.column(name)
+        for rule, found in (
+            ("cell_too_long", pc.greater(pc.utf8_length(cells), MAX_CELL_CHARACTERS)),
+            ("formula_in_cell", pc.match_substring_regex(cells, _FORMULA)),
+        ):
+            bad = pc.and_(pc.fill_null(found, False), good)
+            if pc.any(bad).as_py():
+                for line in table.column("source_line").filter(bad).to_pylist():
+                    findings.add(export, rule, "quarantined", path.name, line, column=name)
+                good = pc.and_not(good, bad)
+    return table.filter(good)
 
 
 def read_all(

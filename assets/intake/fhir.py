@@ -15,7 +15,7 @@ from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.fhir_load import MAX_ID_CHARACTERS, Loader, kind_of
+from assets.intake.fhir_load import ID, Loader, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 
 
@@ -47,13 +47,20 @@ _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
 CASES_SQL: Final = f"""
 CREATE TEMP TABLE contacts AS
-SELECT clinic, arrival_day, id, ref_id(r.partOf.reference) AS parent, r.diagnosis AS diagnosis FROM "Encounter";
+SELECT clinic, arrival_day, id, ref_id(r.partOf.reference) AS parent FROM "Encounter";
+CREATE TEMP TABLE named AS
+SELECT clinic, arrival_day, contact, ref_id(d.condition.reference) AS condition_id,
+  CASE WHEN list_contains(uses, 'cause-of-death') THEN 8 WHEN list_contains(uses, 'CC') THEN 0
+       WHEN list_contains(uses, 'DD') THEN 1 WHEN list_contains(uses, 'AD') THEN 2 ELSE 7 END AS use_order,
+  coalesce(d.rank, 99) AS place
+FROM (SELECT *, list_transform(d.use.coding, lambda u: u.code) AS uses
+      FROM (SELECT clinic, arrival_day, id AS contact, unnest(r.diagnosis) AS d FROM "Encounter"));
 CREATE TEMP VIEW facility AS
 WITH levels AS (
   SELECT *, flatten(list_transform(r.type, lambda t: t.coding)) AS types, coded(types, '%Kontaktebene') AS level
   FROM "Encounter")
 SELECT * FROM levels WHERE level = 'einrichtungskontakt' OR (level IS NULL AND ref_id(r.partOf.reference) IS NULL);
-CREATE TEMP TABLE cases AS
+CREATE TEMP VIEW cases AS
 WITH raw AS (
   SELECT {_PROVENANCE}, id AS case_id, ref_id(r.subject.reference) AS patient_id,
     r.status AS fhir_status, r.class.code AS class_code, coded(types, '%kontaktart-de') AS kind,
@@ -81,7 +88,7 @@ FROM raw;
 """
 
 PERSONS_SQL: Final = f"""
-CREATE TEMP TABLE persons AS
+CREATE TEMP VIEW persons AS
 SELECT {_PROVENANCE}, id AS patient_id,
   list_filter(r.identifier, lambda i: i.system = 'http://fhir.de/sid/gkv/kvid-10')[1].value AS insured_id,
   try_cast(r.birthDate[1:4] AS SMALLINT) AS birth_year, try_cast(r.birthDate[6:7] AS TINYINT) AS birth_month,
@@ -114,19 +121,12 @@ SELECT * EXCLUDE (verification, coding), coding.code AS code,
   list_filter(coding.extension, lambda e: e.url LIKE '%diagnosesicherheit')[1].valueCoding.code AS certainty
 FROM versions WHERE verification IS DISTINCT FROM 'entered-in-error';
 CREATE TEMP TABLE links AS
-WITH named AS (
-  SELECT clinic, arrival_day, id AS contact, unnest(diagnosis) AS d FROM contacts)
-SELECT o.clinic, n.arrival_day, o.case_id, ref_id(n.d.condition.reference) AS condition_id,
-  CASE WHEN list_contains(list_transform(n.d.use.coding, lambda u: u.code), 'cause-of-death') THEN 8
-       WHEN list_contains(list_transform(n.d.use.coding, lambda u: u.code), 'CC') THEN 0
-       WHEN list_contains(list_transform(n.d.use.coding, lambda u: u.code), 'DD') THEN 1
-       WHEN list_contains(list_transform(n.d.use.coding, lambda u: u.code), 'AD') THEN 2 ELSE 7 END AS use_order,
-  coalesce(n.d.rank, 99) AS place
+SELECT o.clinic, n.arrival_day, o.case_id, n.condition_id, n.use_order, n.place
 FROM named n JOIN case_of o ON o.clinic = n.clinic AND o.contact = n.contact
 UNION ALL
 SELECT o.clinic, i.arrival_day, o.case_id, i.condition_id, 6, 99
 FROM icd i JOIN case_of o ON o.clinic = i.clinic AND o.contact = i.contact;
-CREATE TEMP TABLE diagnoses AS
+CREATE TEMP VIEW diagnoses AS
 WITH distinct_links AS (
   SELECT clinic, case_id, condition_id, min(use_order) AS use_order, min(place) AS place FROM links GROUP BY ALL),
 ranked AS (
@@ -143,7 +143,7 @@ FROM ranked;
 """
 
 PROCEDURES_SQL: Final = """
-CREATE TEMP TABLE procedures AS
+CREATE TEMP VIEW procedures AS
 SELECT p.clinic, p.arrival_day, p.export_id, p.source_file, p.source_line, o.case_id,
   ref_id(p.r.subject.reference) AS patient_id, trim(coded(p.r.code.coding, '%/ops')) AS ops_code,
   local_day(coalesce(p.r.performedDateTime, p.r.performedPeriod.start)) AS performed_on
@@ -155,7 +155,7 @@ WHERE coded(p.r.code.coding, '%/ops') IS NOT NULL AND p.r.status IS DISTINCT FRO
 # A consent without nested provisions still counts: its status may withdraw an earlier version (code `*`). So does
 # a deleted one: it ends what its earlier versions granted, whoever the patient was.
 CONSENT_SQL: Final = f"""
-CREATE TEMP TABLE consent_provisions AS
+CREATE TEMP VIEW consent_provisions AS
 WITH provisions AS (
   SELECT {_PROVENANCE}, id, r, unnest(CASE WHEN len(r.provision.provision) > 0 THEN r.provision.provision
     ELSE [{{'type': 'none', 'period': {{'start': NULL, 'end': NULL}}, 'code': NULL}}] END) AS p FROM "Consent"),
@@ -173,7 +173,7 @@ UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
   '*', 'none', CAST(NULL AS DATE), CAST(NULL AS DATE), false
-FROM deletions d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND length(d.id) BETWEEN 1 AND {MAX_ID_CHARACTERS};
+FROM deletions d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND regexp_full_match(d.id, '{ID}');
 """
 
 
@@ -197,6 +197,7 @@ def read(
         con.execute(sql)
         schema = CANONICAL[name]
         tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {name}").to_arrow_table().cast(schema)
+        con.execute(f"DROP VIEW {name}")
 
     # Each type is dropped as soon as nothing needs it any more: together they would not fit into memory.
     loader.load("Consent")
@@ -205,15 +206,15 @@ def read(
     if not consent_only:
         loader.load("Patient")
         canonical("persons", PERSONS_SQL)
-        con.execute("DROP TABLE persons")
         loader.drop("Patient")
         loader.load("Encounter")
         canonical("cases", CASES_SQL)
         con.execute("DROP VIEW facility")
+        con.register("cases", tables["cases"])
         loader.drop("Encounter")
         loader.load("Condition")
         canonical("diagnoses", DIAGNOSES_SQL)
-        con.execute("DROP TABLE diagnoses; DROP TABLE icd; DROP TABLE links")
+        con.execute("DROP TABLE icd; DROP TABLE links; DROP TABLE named")
         loader.drop("Condition")
         loader.load("Procedure")
         canonical("procedures", PROCEDURES_SQL)

@@ -19,8 +19,8 @@ from assets.intake.lines import Lines, read_text
 
 MAX_BUNDLE_BYTES: Final = 64 * 2**20
 """A Bundle is one document and must be held in memory; more than that belongs into NDJSON."""
-MAX_ID_CHARACTERS: Final = 256
-"""FHIR allows 64; real systems exceed it a little."""
+ID: Final = "[A-Za-z0-9._-]{1,256}"
+"""FHIR allows 64 characters and no underscore; real systems exceed it a little."""
 _CODING: Final = '{"coding":[{"system":"VARCHAR","code":"VARCHAR"}]}'
 _REFERENCE: Final = '{"reference":"VARCHAR"}'
 _NESTED_EXTENSION: Final = '[{"url":"VARCHAR","extension":[{"url":"VARCHAR","valueCoding":{"code":"VARCHAR"}}]}]'
@@ -126,12 +126,12 @@ class Loader:
                 JOIN numbers ON n = b.file""",
                 {"structure": STRUCTURES[kind]},
             )
-        usable = f"r.resourceType IS NOT DISTINCT FROM '{kind}' AND length(id) BETWEEN 1 AND {MAX_ID_CHARACTERS}"
+        usable = f"r.resourceType IS NOT DISTINCT FROM '{kind}' AND regexp_full_match(id, '{ID}')"
         self._con.execute(
             f"""INSERT INTO bad_lines SELECT file, source_line, CASE
               WHEN r.resourceType IS NULL THEN 'json_unreadable'
               WHEN r.resourceType <> '{kind}' THEN 'wrong_resource_type'
-              WHEN coalesce(id, '') = '' THEN 'id_missing' ELSE 'id_too_long' END
+              WHEN coalesce(id, '') = '' THEN 'id_missing' ELSE 'id_not_allowed' END
             FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
             DELETE FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
             DELETE FROM "{kind}_rows" WHERE rowid IN (

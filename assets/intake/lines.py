@@ -134,9 +134,7 @@ def _batch(number: int, before: int, data: bytes, cut: int, path: Path) -> pa.Re
         ],
         schema=SCHEMA,
     )
-    suspects = np.flatnonzero(_BLANKS[view[offsets[:-1]]])
-    if len(suspects):
-        keep = np.ones(len(ends), dtype=bool)
-        keep[[i for i in suspects if not data[offsets[i] : offsets[i + 1]].strip()]] = False
-        batch = batch.filter(pa.array(keep))
+    if _BLANKS[view[offsets[:-1]]].any():
+        written = np.logical_or.reduceat(~_BLANKS[view], offsets[:-1])
+        batch = batch.filter(pa.array(written))
     return batch

@@ -1,0 +1,253 @@
+"""Hostile or mutilated files are refused or quarantined with a reason, in bounded memory and time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+import tracemalloc
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from assets.contract.city import City
+from assets.intake import lines
+from assets.intake.connector import Export, landed, pull
+from assets.intake.lines import Lines
+from assets.intake.read import read_exports
+from assets.lake.lake import Lake
+
+DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
+EXAMPLES = int(os.environ.get("DIGITALSTADT_FUZZ_EXAMPLES", "60"))
+"""Files tried by each fuzz test; a file holds up to 40 lines. 2500 files are about 100,000 lines."""
+ENCOUNTER = {"resourceType": "Encounter", "id": "e", "status": "finished", "class": {"code": "IMP"},
+             "subject": {"reference": "Patient/p"}, "period": {"start": "2025-01-05", "end": "2025-01-06"}}  # fmt: skip
+FALL_HEAD = "KH-internes-Kennzeichen;Geschlecht;PLZ;Aufnahmedatum;Aufnahmegrund;Entlassungsdatum"
+FALL_ROW = "1;m;64283;202501050800;0107;202501062300"
+PRACTICE_HEAD = "case_id;patient_id;sex;visited_on;visit_type"
+PRACTICE_ROW = "1;p;w;2025-01-05;emergency"
+
+
+def read_files(city: City, clinic: str, folder: Path, files: dict[str, bytes]):
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    tables, rejected = read_exports([Export(city.clinic(clinic), DAY, "x", folder)], city)
+    return tables, rejected.get("x"), sorted({f["rule"] for f in tables["findings"].to_pylist()})
+
+
+def resource(**change: object) -> bytes:
+    return json.dumps(ENCOUNTER | change).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "rules"),
+    [
+        (resource() + b"[" * 2_000_000 + b"\n", ["json_unreadable"]),
+        (
+            resource()
+            + b'{"resourceType":"Encounter","id":"x","extension":'
+            + b"[" * 200_000
+            + b"]" * 200_000
+            + b"}\n",
+            None,
+        ),
+        (resource() + b'{"a":' * 300_000 + b"1" + b"}" * 300_000 + b"\n", ["json_unreadable"]),
+        (resource() + resource(id="a" * 2**20), ["id_not_allowed"]),
+        (resource() + resource(id="CANARY\0")[:-1].replace(b"\\u0000", b"\0") + b"\n", ["json_unreadable"]),
+        (resource() + b"\0" * 1000 + b"\n", ["json_unreadable"]),
+        (resource() + resource(id={"a": [1]}), ["id_not_allowed"]),
+        (resource() + b'{"resourceType":"Encounter","id":"a","id":"b"}\n', None),
+        (resource() + b"1e999999\n" + b'"CANARY"\n' + b"null\n", ["json_unreadable"]),
+    ],
+)
+def test_hostile_lines_are_quarantined_and_the_good_one_is_read(city: City, tmp_path: Path, content: bytes, rules):
+    started = time.monotonic()
+    tables, rejected, found = read_files(city, "klinik-nord", tmp_path / "x", {"Encounter.ndjson": content})
+    assert rejected is None and "e" in tables["cases"].column("case_id").to_pylist()
+    assert rules is None or found == rules
+    assert time.monotonic() - started < 20 and "CANARY" not in str(tables["findings"].to_pylist())
+
+
+def test_a_reference_of_a_megabyte_links_to_nobody(city: City, tmp_path: Path):
+    content = resource(subject={"reference": "Patient/" + "p" * 2**20})
+    tables, _, _ = read_files(city, "klinik-nord", tmp_path / "x", {"Encounter.ndjson": content})
+    assert tables["cases"].column("patient_id").to_pylist() == [None]
+
+
+def test_an_endless_line_is_left_out_and_named_without_being_held(
+    city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(lines, "BLOCK", 2**18)
+    file = tmp_path / "x" / "Encounter.ndjson"
+    file.parent.mkdir()
+    with file.open("wb") as out:
+        out.write(resource())
+        for _ in range(64):
+            out.write(b"a" * 2**20)
+        out.write(b"\n" + resource(id="e2"))
+    tracemalloc.start()
+    read = Lines([file])
+    kept = [line for batch in read.reader() for line in batch.column("source_line").to_pylist()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept == [1, 3] and read.too_long == [(0, 2)] and peak < 8 * 2**20
+    tables, rejected = read_exports([Export(city.clinic("klinik-nord"), DAY, "x", file.parent)], city)
+    assert rejected == {} and sorted(tables["cases"].column("case_id").to_pylist()) == ["e", "e2"]
+    assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("line_too_long", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (gzip.compress(b"\n" * 200_000_000), "gzip_bomb"),
+        (gzip.compress(resource() * 1000)[:-20], "gzip_unreadable"),
+        (b"no gzip", "gzip_unreadable"),
+        (gzip.compress(resource()) + b"rubbish behind", "gzip_unreadable"),
+        (gzip.compress(b'{"id":"\xff"}\n'), "encoding_not_utf8"),
+        (gzip.compress('{"id":"ü"}\n'.encode("utf-16")), "encoding_not_utf8"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["Encounter.ndjson.gz", "bundle.json.gz", "OperationOutcome.ndjson.gz", "deleted.ndjson.gz"]
+)
+def test_a_hostile_packed_file_rejects_its_export(city: City, tmp_path: Path, content: bytes, rule: str, name: str):
+    started = time.monotonic()
+    _, rejected, _ = read_files(city, "klinik-nord", tmp_path / "x", {name: content})
+    assert time.monotonic() - started < 20
+    assert rejected == rule or (name == "bundle.json.gz" and rule == "gzip_bomb"), "a bundle stops at its own limit"
+
+
+def test_a_name_cannot_leave_its_folder(lake: Lake, city: City, deliver: Callable):
+    folder = deliver("klinik-nord", DAY, {"Encounter.ndjson": resource()})
+    (folder / "..%2f..%2fkeys.ndjson").write_bytes(b"{}")
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["rejected"]
+    (folder / "..%2f..%2fkeys.ndjson").unlink()
+    (folder / "sub").mkdir()
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["rejected"] and landed(lake, city, [DAY]) == []
+
+
+@pytest.mark.parametrize("formula", ["=cmd|' /C calc'!A0", "@SUM(1+1)", "+1+1", "-2+3", "\t=1", '"=HYPERLINK(""x"")"'])
+def test_a_formula_in_a_cell_never_becomes_an_id(city: City, tmp_path: Path, formula: str):
+    content = f"{FALL_HEAD}\n{FALL_ROW}\n{formula};m;64283;202501050800;0107;202501062300\n".encode()
+    tables, rejected, rules = read_files(city, "hospital-sued", tmp_path / "x", {"FALL.csv": content})
+    assert rejected is None and rules == ["formula_in_cell"] and tables["cases"].column("case_id").to_pylist() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("clinic", "name", "head", "row"),
+    [("hospital-sued", "FALL.csv", FALL_HEAD, FALL_ROW), ("praxisnetz", "practice.csv", PRACTICE_HEAD, PRACTICE_ROW)],
+)
+@pytest.mark.parametrize(
+    ("cell", "rule"),
+    [
+        ("x" * 2**20, "cell_too_long"),
+        ("x" * 5 * 2**20, None),
+        ('"open', None),
+        ("\r", None),
+        ("1;" * 5000, "wrong_number_of_fields"),
+    ],
+)
+def test_hostile_cells_are_quarantined_or_the_file_is_refused(
+    city: City, tmp_path: Path, clinic, name, head, row, cell, rule
+):
+    content = f"{head}\n{row}\n{cell}{row[1:]}\n".encode()
+    tables, rejected, rules = read_files(city, clinic, tmp_path / "x", {name: content})
+    assert (rejected is None and "1" in tables["cases"].column("case_id").to_pylist()) or rejected == "csv_unreadable"
+    assert rule is None or rules == [rule]
+
+
+def test_a_header_without_end_is_refused(city: City, tmp_path: Path):
+    _, rejected, _ = read_files(city, "hospital-sued", tmp_path / "x", {"FALL.csv": b"a;" * 2_000_000 + b"\n1;2\n"})
+    assert rejected == "header_too_long"
+
+
+quick = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def mutated(good: bytes) -> st.SearchStrategy[bytes]:
+    """`good` with some bytes replaced, inserted or cut, without a line end inside."""
+    edit = st.tuples(st.integers(0, len(good)), st.integers(0, 12), st.binary(max_size=8))
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        text = good
+        for place, gone, new in edits:
+            text = text[:place] + new + text[place + gone :]
+        text = text.decode("utf-8", "ignore").encode()  # another encoding refuses the file: its own test
+        return text.replace(b"\n", b" ").replace(b"\r", b" ").replace(b"\0", b" ")
+
+    return st.lists(edit, max_size=4).map(apply)
+
+
+@quick
+@given(
+    st.lists(
+        st.one_of(
+            mutated(resource()[:-1]),
+            st.binary(max_size=40).map(
+                lambda b: b.decode("utf-8", "ignore").encode().replace(b"\n", b"").replace(b"\r", b"")
+            ),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_every_mutated_line_lands_or_is_quarantined(city: City, tmp_path_factory, texts: list[bytes]):
+    numbered = [t.replace(b'"id": "e"', b'"id": "e%d"' % i) for i, t in enumerate(texts)]
+    tables, rejected, _ = read_files(
+        city, "klinik-nord", tmp_path_factory.getbasetemp() / "fuzz", {"Encounter.ndjson": b"\n".join(numbered) + b"\n"}
+    )
+    assert rejected is None
+    bad = {f["source_line"] for f in tables["findings"].to_pylist()}
+    good = {c["source_line"] for c in tables["cases"].to_pylist()}
+    given_lines = {i for i, t in enumerate(numbered, 1) if t.strip(b" \t\r\n")}
+    assert not bad & good and bad <= given_lines and good <= given_lines
+    # Only a later version of itself, or being part of another contact, may keep a good line out of the cases.
+    names = {i: _loads(t).get("id") for i, t in enumerate(numbered, 1)}
+    for lost in given_lines - bad - good:
+        later = {n for n in given_lines - bad if n != lost and names[n] == names[lost]}
+        assert later or "partOf" in _loads(numbered[lost - 1])
+
+
+def _loads(text: bytes) -> dict:
+    try:
+        value = json.loads(text)
+        return value if isinstance(value, dict) else {}
+    except ValueError:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("clinic", "name", "head", "row"),
+    [("hospital-sued", "FALL.csv", FALL_HEAD, FALL_ROW), ("praxisnetz", "practice.csv", PRACTICE_HEAD, PRACTICE_ROW)],
+)
+def test_every_mutated_row_lands_or_is_quarantined(city: City, tmp_path: Path, clinic, name, head, row):
+    @quick
+    @given(st.lists(mutated(row.encode()), min_size=1, max_size=40))
+    def check(texts: list[bytes]) -> None:
+        content = b"\n".join((head.encode(), *texts)) + b"\n"
+        tables, rejected, _ = read_files(city, clinic, tmp_path / "fuzz", {name: content})
+        if rejected is not None:
+            return
+        bad = {f["source_line"] for f in tables["findings"].to_pylist() if f["severity"] == "quarantined"}
+        cases = tables["cases"].to_pylist()
+        good = {c["source_line"] for c in cases}
+        rows = {i for i, t in enumerate(texts, 2) if t.strip()}
+        assert not bad & good and bad | good <= rows
+        names = {i: t.split(b";")[0] for i, t in enumerate(texts, 2)}
+        for lost in rows - bad - good:
+            assert any(n != lost and names[n].strip(b'"') == names[lost].strip(b'"') for n in good), "no later version"
+
+    check()
