@@ -31,3 +31,7 @@ lint: $(BIN)/.installed
 
 clean:
 	rm -rf data .dagster
+
+.PHONY: test-ckan
+test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
+	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
