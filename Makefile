@@ -36,3 +36,7 @@ audit: $(BIN)/.installed ## tries the privacy guarantee with planted faults; rep
 
 clean:
 	rm -rf data .dagster
+
+.PHONY: test-ckan
+test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
+	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh

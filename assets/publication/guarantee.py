@@ -26,6 +26,7 @@ class Guarantee:
     """
 
     unit: str
+    unit_de: str
     mechanism: str
     window_days: int
     caps: dict[str, int]
@@ -67,6 +68,8 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
     return Guarantee(
         unit="one patient over all clinics, added or removed, over a window of 364 days"
         + ("; at clinics without a linkable identifier: one patient per clinic" if unlinked else ""),
+        unit_de="eine Patientin oder ein Patient über alle Kliniken, hinzugefügt oder weggelassen, über ein Fenster von "
+        "364 Tagen" + ("; bei Kliniken ohne verknüpfbares Kennzeichen: je Klinik" if unlinked else ""),
         mechanism=MECHANISM,
         window_days=WINDOW_DAYS,
         caps={"week": city.caps.week, "period": city.caps.period, "window": city.caps.window},

@@ -40,7 +40,7 @@ def _groups(key: str, city: City) -> list[tuple[tuple[str, ...], Text]]:
         return [((k,), names[k]) for k in CHAPTER_KEYS]
     if key == "cases_by_age_sex":
         shown = {
-            (age, sex): Text(de=f"{age} {CODES['sex'][sex].de}", en=f"{age} {CODES['sex'][sex].en}")
+            (age, sex): Text(de=f"{age} {_SEX[sex].de}", en=f"{age} {_SEX[sex].en}")
             for age in AGE_GROUP_KEYS
             for sex in SEXES
         }
@@ -53,6 +53,8 @@ _GROUPED_BY: Final = {
     "cases_by_chapter": ["icd_chapter"],
     "cases_by_age_sex": ["age_group", "sex"],
 }
+_SEX: Final = {**CODES["sex"], "other": Text(de="divers/unbek.", en="other/unkn.")}
+"""Short enough for the axis of a chart on a phone."""
 _BROKEN_DOWN: Final = ("area_key", "icd_chapter", "age_group", "sex")
 
 

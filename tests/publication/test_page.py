@@ -141,6 +141,32 @@ def test_the_page_says_when_a_difference_is_inside_the_noise(browser: Any, serve
         assert f"{now['value_display']:,.0f}".replace(",", ".") in text
 
 
+def test_a_single_value_is_told_and_not_drawn_as_a_course(browser: Any, served: str) -> None:
+    with Visit(browser, served) as visit:
+        figures = visit.page.locator("#cases_by_area figure")
+        visit.page.locator("#cases_by_area select[data-field=measure]").select_option(
+            label="altersstandardisierte Rate"
+        )
+        assert not figures.nth(0).is_visible() and figures.nth(1).is_visible()
+        assert "Standardbevölkerung" in visit.page.locator("#cases_by_area .latest").inner_text()
+        visit.page.locator("#cases_by_area select[data-field=measure]").select_option(label="Fälle")
+        assert figures.nth(0).is_visible() and visit.complaints == []
+
+
+def test_a_clinic_without_linkable_patients_is_told_on_the_page(small: Frames, city: City, tmp_path: Path) -> None:
+    from assets.publication.guarantee import guarantee
+
+    clinics = (city.clinics[0].model_copy(update={"linkable": False}), *city.clinics[1:])
+    weaker = city.model_copy(update={"clinics": clinics})
+    promise = guarantee(weaker)
+    write_page(small, publish(small, weaker, tmp_path, date(2025, 2, 23), promise), weaker, tmp_path, promise)
+    html = (tmp_path / "index.html").read_text()
+    assert "one patient per clinic" in html and "je Klinik" in html
+    for name in ("README.md", "release-card.yaml"):
+        text = " ".join((tmp_path / "cases_by_area" / "latest" / name).read_text().split())
+        assert "one patient per clinic" in text, name
+
+
 def test_a_reader_with_a_keyboard_gets_everywhere(browser: Any, served: str) -> None:
     with Visit(browser, served) as visit:
         page = visit.page

@@ -70,6 +70,7 @@
       this.set = data.datasets[section.dataset.dataset];
       this.rows = this.set.rows;
       this.choice = {};
+      this.wish = {}; // what the reader chose; the choice follows it wherever it exists
       this.draws = 0;
       this.build();
     }
@@ -82,7 +83,7 @@
       return found;
     }
     preferred(field, found) {
-      if (found.includes(this.choice[field])) return this.choice[field];
+      if (found.includes(this.wish[field])) return this.wish[field];
       if (field === "level" && found.includes(1)) return 1;
       if (field === "group" && !found.includes(0)) return this.largest(found);
       return found[0];
@@ -115,7 +116,7 @@
           select.add(option);
         }
         select.addEventListener("change", () => {
-          this.choice[field] = Number(select.value);
+          this.wish[field] = Number(select.value);
           this.build();
           this.section.querySelector(`select[data-field="${field}"]`)?.focus();
         });
@@ -130,7 +131,8 @@
       const series = mine.filter((r) => r[COLUMN.group] === group).sort((a, b) => a[COLUMN.start] - b[COLUMN.start]);
       this.latest(series, m, unit);
       if (!series.length) return;
-      this.time(series, m, unit);
+      this.section.querySelector("figure").hidden = series.length < 2; // one value is no course: the box above says it
+      if (series.length > 1) this.time(series, m, unit);
       const last = series[series.length - 1][COLUMN.start];
       if (!this.section.querySelector(".ranked")) return;
       // Areas differ in size: they are compared by their rate wherever there is one.
