@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test ui lint clean
+.PHONY: run test audit ui lint clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ run: $(BIN)/.installed ## what the release plan costs and how accurate it will b
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
+
+audit: $(BIN)/.installed ## mutants of the consent rule and the contribution bounds: none may let anybody in (minutes)
+	$(BIN)/python tests/mutation/mutate.py
 
 ui: $(BIN)/.installed ## Dagster on http://127.0.0.1:3000
 	mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/
