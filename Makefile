@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test ui lint audit clean
+.PHONY: run test test-ckan audit ui lint clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,12 +31,12 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: $(BIN)/.installed ## tries the privacy guarantee with planted faults; report in $(DIGITALSTADT_DATA)/audit
+audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutants against consent and bounding; minutes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
+	$(BIN)/python tests/mutation/mutate.py
+
+test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
+	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
 
 clean:
 	rm -rf data .dagster
-
-.PHONY: test-ckan
-test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
-	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh

@@ -6,7 +6,7 @@ holds on a day iff the last permit that holds the day was declared after the las
 unclear is decided against use: a deny without readable period denies every code on every day, one without a
 declaration time counts as declared last; a permit without readable period grants nothing, one without
 declaration time counts as declared first. A provision that is neither permit nor deny counts as deny. A
-document once inactive, rejected or entered in error stays so until it is declared anew.
+document once inactive, rejected or entered in error (or deleted) stays so until it is declared anew.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SELECT *, dense_rank() OVER (PARTITION BY clinic, document
   ORDER BY arrival_day DESC, export_id DESC, source_file DESC) = 1 AS newest FROM documents;
 CREATE TEMP TABLE current_documents AS
 WITH revoked AS (
-  SELECT clinic, document, max(coalesce(declared_at, TIMESTAMP '9999-01-01')) AS revoked_at FROM versions
+  SELECT clinic, document, max(coalesce(declared_at, CAST(arrival_day AS TIMESTAMP))) AS revoked_at FROM versions
   WHERE status IN ('inactive', 'rejected', 'entered-in-error') GROUP BY ALL)
 SELECT v.*, coalesce(v.status = 'active', false) AND coalesce(v.declared_at > r.revoked_at, r.clinic IS NULL)
     AND coalesce(v.arrival_day >= f.day, true) AS effective
@@ -88,7 +88,7 @@ _STATED: Final = """
 _PATIENTS: Final = f"""
 CREATE TEMP TABLE needed AS
 SELECT DISTINCT r.clinic, r.patient_id, c.code, CAST($day AS DATE) AS day
-FROM register r, (SELECT unnest(CAST($codes AS VARCHAR[])) AS code) c;
+FROM register r, (SELECT unnest(CAST($codes AS VARCHAR[])) AS code) c WHERE r.patient_id IS NOT NULL;
 CREATE TEMP TABLE patients AS
 WITH stated AS ({_STATED.format(points="needed")}),
 lasting AS (SELECT clinic, patient_id, code, max(valid_to) AS last FROM permits GROUP BY ALL),

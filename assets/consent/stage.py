@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +17,7 @@ from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.stage import CONSENT_DELIVERIES, staged
+from assets.lake.engine import load
 from assets.lake.lake import Lake
 
 PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
@@ -44,10 +46,25 @@ def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
     return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), register, live, lake.keys)
 
 
+def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
+    """`provisions` in which the deletion of a document, which names no patient, has the one of its earlier versions."""
+    if not provisions.column("patient_id").null_count:
+        return provisions
+    with duckdb.connect() as con:
+        load(con, provisions=provisions, register=lake.read("consent_register", CONSENT_PROVISIONS))
+        rows = con.execute(
+            """SELECT p.* REPLACE (coalesce(p.patient_id, o.owner) AS patient_id) FROM provisions p LEFT JOIN (
+              SELECT clinic, consent_id, arg_max(patient_id, arrival_day) AS owner
+              FROM (FROM register UNION ALL BY NAME FROM provisions) WHERE patient_id IS NOT NULL GROUP BY ALL) o
+            ON o.clinic = p.clinic AND o.consent_id = p.consent_id"""
+        )
+        return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
+
+
 def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     """Stages consented tables and the standing of every patient; returns counts by reason."""
     tables = staged(lake, "canonical", days)
-    lake.write_days("consent_register", days, tables["consent_provisions"], "arrival_day")
+    lake.write_days("consent_register", days, _with_owners(lake, tables["consent_provisions"]), "arrival_day")
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
     register, erased_before = register_of(lake, live)

@@ -140,15 +140,18 @@ def _erase_original(
     Tombstones are written between landing and the register, so that after a crash the next run does it again.
     `fresh`: those without a tombstone, for whom all of landing is searched and not only what just came.
     """
-    raw = Erased()
+    raw, documents = Erased(), lake.read("consent_register", CONSENT_PROVISIONS)
     for clinic in gone.column("clinic").unique().to_pylist():
         of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
         ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())
         charts = chart.column("case_id").to_pylist()
+        own = documents.filter(pc.and_(pc.equal(documents.column("clinic"), clinic),
+                                       pc.is_in(documents.column("patient_id"), pa.array(sorted(ids)))))  # fmt: skip
+        consents = own.column("consent_id").unique().drop_null().to_pylist()
         for who, where in ((known, None), (ids - known, days)):
             if who:
-                raw += erase_patients(lake, clinic, sorted(who), charts, where, on)
-    buried = bury(lake.read("consent_register", CONSENT_PROVISIONS), gone, on, lake.keys)
+                raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
+    buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
     tombstones = pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([])
     lake.write_days(

@@ -40,7 +40,7 @@ def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
     with path.open(encoding=encoding, newline="") as file:
         line = file.readline(MAX_HEADER_CHARACTERS)
     if len(line) == MAX_HEADER_CHARACTERS:
-        raise RejectedExport("header_too_long", path.name)
+        raise RejectedExport("header_too_long", path)
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     seen: dict[str, int] = {}
     for position, name in enumerate(names):
@@ -60,7 +60,7 @@ def read_delimited(
     """
     encoding = detect_encoding(path)
     if encoding is None:
-        raise RejectedExport("encoding_unreadable", path.name, export.export_id)
+        raise RejectedExport("encoding_unreadable", path)
     if encoding != "utf-8-sig":
         findings.add(export, f"encoding_{encoding.replace('-', '_')}", "info", path.name)
     header = header_of(path, encoding, ";")
@@ -70,7 +70,7 @@ def read_delimited(
     }
     missing = sorted(ours for ours in required if found[ours] is None)
     if missing:
-        raise RejectedExport(f"header_misses_{missing[0]}", path.name, export.export_id)
+        raise RejectedExport(f"header_misses_{missing[0]}", path)
     ragged = _Ragged()
     try:
         raw = pacsv.read_csv(
@@ -83,7 +83,7 @@ def read_delimited(
         )
     except pa.ArrowInvalid:
         # Arrow quotes the offending cell in its message, which may be a person's value.
-        raise RejectedExport("csv_unreadable", path.name, export.export_id) from None
+        raise RejectedExport("csv_unreadable", path) from None
     for line in ragged.lines:
         findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
     n = raw.num_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -11,14 +12,16 @@ from assets.intake.connector import Export
 
 
 class RejectedExport(Exception):
-    """The export cannot be used at all. Message: value-free reason; `file`: which file, if one is at fault.
+    """The export cannot be used at all. Message: value-free reason; `path`: the file of it that is at fault.
 
-    `export_id` tells which of several exports that are read together.
+    `folder` tells which of several exports that are read together.
     """
 
-    def __init__(self, rule: str, file: str | None = None, export_id: str | None = None) -> None:
+    def __init__(self, rule: str, path: Path | None = None) -> None:
         super().__init__(rule)
-        self.rule, self.file, self.export_id = rule, file, export_id
+        self.rule = rule
+        self.file = path.name if path else None
+        self.folder = path.parent if path else None
 
 
 @dataclass

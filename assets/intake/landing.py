@@ -16,12 +16,12 @@ import re
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import compress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
@@ -56,21 +56,32 @@ class Erased:
         return Erased(self.lines + other.lines, self.files + other.files)
 
 
-# A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare.
+# A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare. A Bundle
+# names what it holds or deletes by address as well.
 _NDJSON: Final = r"""
 WITH read AS (
   SELECT n, line, json_valid(line) AS valid,
-    [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"reference"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS refs
+    CASE WHEN json_valid(line) THEN json_extract_string(line, '$.resourceType') IS NOT DISTINCT FROM 'Bundle' ELSE false END
+      AS bundle,
+    [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"reference"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS refs,
+    [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"(?:url|fullUrl)"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS urls
   FROM lines SEMI JOIN (FROM files WHERE kind = 'ndjson') USING (file)),
 named AS (
-  SELECT n, unnest(CASE WHEN valid THEN list_concat(
-      [CASE WHEN line->>'$.resourceType' = 'Patient' THEN line->>'$.id' END],
+  SELECT n, 'patient' AS kind, unnest(CASE WHEN valid THEN list_concat(
+      [CASE WHEN json_extract_string(line, '$.resourceType') = 'Patient' THEN json_extract_string(line, '$.id') END],
       [regexp_extract(r, '(?:^|Patient/|urn:uuid:)([^/:]+)(?:/_history/[^/]*)?$', 1)
-       FOR r IN list_concat(refs, [line->>'$.subject.reference', line->>'$.patient.reference'])])
+       FOR r IN list_concat(refs, [json_extract_string(line, '$.subject.reference'), json_extract_string(line, '$.patient.reference')])])
     ELSE [regexp_extract(replace(t, '\/', '/'), '([^/:]*)$', 1)
       FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)] END) AS id
-  FROM read)
-SELECT DISTINCT n FROM named SEMI JOIN (FROM ids WHERE kind = 'patient') USING (id)"""
+  FROM read
+  UNION ALL
+  SELECT n, 'patient', unnest([CASE WHEN json_extract_string(r, '$.resourceType') = 'Patient' THEN json_extract_string(r, '$.id') END
+    FOR r IN json_extract(line, '$.entry[*].resource')]) FROM read WHERE bundle
+  UNION ALL
+  SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
+    regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)
+  FROM (SELECT n, unnest(urls) AS u FROM read WHERE bundle))
+SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = named.kind AND ids.id = named.id"""
 
 _CSV: Final = """
 WITH read AS (
@@ -118,8 +129,8 @@ def _batches(path: Path) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _hits(con: duckdb.DuckDBPyConnection, batch: list[tuple[Path, int, list[bytes]]]) -> dict[Path, list[int]]:
-    """Numbers of the lines (from 0 in their file) of `batch` (file, first number, lines) that name one of `ids`."""
+def _hits(con: duckdb.DuckDBPyConnection, batch: list[tuple[Path, int, list[bytes]]]) -> list[tuple[Path, int, bool]]:
+    """Lines of `batch` (file, first number, lines) that name one of `ids`: file, number from 0, whether a Bundle."""
     forms = {path: _form_of(path) for path, _, _ in batch}
     text, file, number = [], [], []
     for place, (path, first, lines) in enumerate(batch):
@@ -137,21 +148,24 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: list[tuple[Path, int, list[byte
     found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
     con.execute("DROP TABLE lines; DROP TABLE files")
     where, which = np.concatenate(file), np.concatenate(number)
-    hits: dict[Path, list[int]] = defaultdict(list)
-    for n in np.sort(np.concatenate(found)):
-        hits[batch[where[n]][0]].append(int(which[n]))
-    return hits
+    return [(batch[where[n]][0], int(which[n]), '"Bundle"' in text[n]) for n in np.sort(np.concatenate(found))]
 
 
-def _search(con: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> tuple[dict[Path, list[int]], list[Path]]:
-    """Lines to erase of each file, and files that cannot be read to their end. Small files are looked at together."""
+def _search(
+    con: duckdb.DuckDBPyConnection, paths: Iterable[Path]
+) -> tuple[dict[Path, list[int]], list[Path], set[Path]]:
+    """Lines to erase of each file, files that cannot be read to their end, and files of which a Bundle goes.
+
+    Small files are looked at together.
+    """
     hits: dict[Path, list[int]] = defaultdict(list)
-    broken, batch, size = [], list[tuple[Path, int, list[bytes]]](), 0
+    broken, shared, batch, size = [], set[Path](), list[tuple[Path, int, list[bytes]]](), 0
 
     def flush() -> None:
         nonlocal size
-        for path, lines in (_hits(con, batch) if batch else {}).items():
-            hits[path] += lines
+        for path, line, bundle in _hits(con, batch) if batch else ():
+            hits[path].append(line)
+            shared.update([path] if bundle else [])
         batch.clear()
         size = 0
 
@@ -167,7 +181,7 @@ def _search(con: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> tuple[dict
         except (OSError, EOFError, zlib.error):
             broken.append(path)
     flush()
-    return {path: lines for path, lines in hits.items() if path not in broken}, broken
+    return {path: lines for path, lines in hits.items() if path not in broken}, broken, shared
 
 
 def _without(path: Path, gone: Sequence[int]) -> None:
@@ -192,8 +206,11 @@ def _without(path: Path, gone: Sequence[int]) -> None:
     fsync_directory(path.parent)
 
 
-def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
-    """Write into the manifest what became of each file: erased lines, or None where the whole file went."""
+def _note(folder: Path, on: date, changed: dict[str, int | None], shared: Collection[Path] = ()) -> None:
+    """Write into the manifest what became of each file: erased lines, or None where the whole file went.
+
+    `shared`: files that lost a Bundle, and with it perhaps rows of others.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return
@@ -201,7 +218,8 @@ def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
     for entry in manifest.get("files", []):
         if entry["name"] in changed:
             lines = changed[entry["name"]]
-            about = {"on": on.isoformat(), "lines": "all" if lines is None else lines}
+            about: dict[str, Any] = {"on": on.isoformat(), "lines": "all" if lines is None else lines}
+            about |= {"others_too": True} if folder / entry["name"] in shared else {}
             entry["erased"] = [*entry.get("erased", []), about]
             if lines is not None:
                 file = folder / entry["name"]
@@ -210,9 +228,15 @@ def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
 
 
 def erase_patients(
-    lake: Lake, clinic: str, ids: Sequence[str], cases: Sequence[str], days: Iterable[date] | None, on: date
+    lake: Lake,
+    clinic: str,
+    ids: Sequence[str],
+    cases: Sequence[str],
+    days: Iterable[date] | None,
+    on: date,
+    consents: Sequence[str] = (),
 ) -> Erased:
-    """Erase patients `ids` and their `cases` from the raw files of `clinic`: of `days`, or all.
+    """Erase patients `ids`, their `cases` and `consents` from the raw files of `clinic`: of `days`, or all.
 
     Includes what an interrupted copy left behind. Idempotent; a crash leaves each file whole, old or new.
     """
@@ -220,10 +244,11 @@ def erase_patients(
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     paths = sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST)
     by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_LINES)]
-    kinds = ["patient"] * len(ids) + ["case"] * len(cases)
+    kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
+    names = [*ids, *cases, *consents]
     with duckdb.connect() as con:
-        load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array([*ids, *cases], pa.string())}))
-        hits, whole = _search(con, by_line)
+        load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array(names, pa.string())}))
+        hits, whole, shared = _search(con, by_line)
     known = set(by_line)
     whole += [p for p in paths if p not in known and _may_hold(p, {*ids, *cases})]
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
@@ -234,7 +259,7 @@ def erase_patients(
         path.unlink()
         changed[path.parent][path.name] = None
     for folder, files in changed.items():
-        _note(folder, on, files)
+        _note(folder, on, files, shared)
     return Erased(sum(map(len, hits.values())), len(whole))
 
 
@@ -270,13 +295,15 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
 
 
 def require_raw_files(exports: Iterable[Export]) -> None:
-    """Raise `RawFilesErased` where a whole raw file of one of `exports` is gone."""
+    """Raise `RawFilesErased` where a raw file of one of `exports` is gone, or rows of others went with a patient's."""
     gone = set()
     for export in exports:
         manifest = export.folder / MANIFEST
         entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
         read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(_READ)]
-        if any(about["lines"] == "all" for entry in read for about in entry.get("erased", [])):
+        if any(
+            about["lines"] == "all" or about.get("others_too") for entry in read for about in entry.get("erased", [])
+        ):
             gone.add(f"{export.clinic.key} {export.arrival_day}")
     if gone:
         raise RawFilesErased(

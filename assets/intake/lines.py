@@ -40,10 +40,10 @@ def blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(BLOCK):
                 total += len(block)
                 if total > allowed:
-                    raise RejectedExport("gzip_bomb", path.name)
+                    raise RejectedExport("gzip_bomb", path)
                 yield block
         except (EOFError, zlib.error, gzip.BadGzipFile):
-            raise RejectedExport("gzip_unreadable", path.name) from None
+            raise RejectedExport("gzip_unreadable", path) from None
 
 
 def read_text(path: Path, most_bytes: int) -> str | None:
@@ -56,7 +56,7 @@ def read_text(path: Path, most_bytes: int) -> str | None:
     try:
         return data.removeprefix(_BOM).decode()
     except UnicodeDecodeError:
-        raise RejectedExport("encoding_not_utf8", path.name) from None
+        raise RejectedExport("encoding_not_utf8", path) from None
 
 
 @dataclass
@@ -125,7 +125,7 @@ def _batch(number: int, before: int, data: bytes, cut: int, path: Path) -> pa.Re
     try:
         lines.validate(full=True)
     except pa.ArrowInvalid:
-        raise RejectedExport("encoding_not_utf8", path.name) from None
+        raise RejectedExport("encoding_not_utf8", path) from None
     batch = pa.RecordBatch.from_arrays(
         [
             pa.repeat(pa.scalar(number, pa.int32()), len(ends)),

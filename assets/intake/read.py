@@ -62,7 +62,7 @@ def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table]
                 break
             except RejectedExport as error:
                 del findings.rows[mark:]
-                broken = next(e for e in good if e.export_id == error.export_id)
+                broken = next(e for e in good if e.folder == error.folder)
                 reject(broken, error)
                 good.remove(broken)
     tables: dict[str, Any] = {

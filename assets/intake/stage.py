@@ -6,6 +6,7 @@ erases them.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -25,7 +26,7 @@ from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
 CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
-"""The days on which a clinic delivered consents, be they none: told from its files."""
+"""The days on which a clinic delivered consents, be they none, and not changes only: told from its files."""
 
 
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
@@ -67,8 +68,18 @@ def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     }
 
 
+def _incremental(export: Export) -> bool:
+    """Whether the export says of itself that it holds changes only (`export.json` of a bulk export)."""
+    try:
+        about = json.loads((export.folder / "export.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("scope") == "incremental"
+
+
 def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
-    found = {(e.clinic.key, e.arrival_day) for e in exports if any("consent" in f.name.lower() for f in e.files())}
+    found = {(e.clinic.key, e.arrival_day) for e in exports
+             if any("consent" in f.name.lower() for f in e.files()) and not _incremental(e)}  # fmt: skip
     rows = [{"clinic": clinic, "arrival_day": day} for clinic, day in sorted(found)]
     return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 

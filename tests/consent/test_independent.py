@@ -117,7 +117,11 @@ def naive(rows: list[dict[str, Any]], first: date, last: date, full_day: date | 
     for versions in documents.values():
         newest = max((r["arrival_day"], r["export_id"], r["source_file"]) for r in versions)
         now = [r for r in versions if (r["arrival_day"], r["export_id"], r["source_file"]) == newest]
-        ended = [r["declared_at"] or datetime.max for r in versions if r["status"] in ENDED]
+        ended = [
+            r["declared_at"] or datetime.combine(r["arrival_day"], datetime.min.time())
+            for r in versions
+            if r["status"] in ENDED
+        ]
         for r in now:
             if r["status"] != "active" or r["decision"] != "permit" or not r["period_readable"] or r["code"] == "*":
                 continue

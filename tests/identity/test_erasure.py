@@ -9,12 +9,16 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
 from assets.consent import stage as consent
+from assets.consent.rule import standing
 from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.consent.tombstones import bury
+from assets.consent.tombstones import recognise as recognise_consents
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.identity import stage as identity
@@ -292,3 +296,54 @@ def test_tombstones_hold_no_permit_and_no_id(run: Run, lake: Lake, deliver: Call
     run(6)
     rows = lake.read(TOMBSTONES, CONSENT_PROVISIONS).to_pylist()
     assert {r["decision"] for r in rows} == {"deny", "none"} and not any(n in str(rows) for n in NEEDLES)
+
+
+def test_a_bundle_goes_as_a_whole_and_the_day_is_not_read_again(lake: Lake, city: City):
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+
+    def bundle(*entries: dict[str, Any]) -> str:
+        return json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": list(entries)}) + "\n"
+
+    kept = [bundle({"resource": person("STAYS")}), bundle({"request": {"method": "DELETE", "url": "Consent/other"}})]
+    gone = [
+        bundle({"resource": person("STAYS")}, {"resource": person("GONE")}),
+        bundle({"request": {"method": "DELETE", "url": "Patient/GONE"}}),
+        bundle({"request": {"method": "DELETE", "url": "Encounter/c1"}}),
+        bundle({"fullUrl": "https://kis.example/Consent/d1", "resource": {"resourceType": "Consent"}}),
+    ]
+    (folder / "deleted.ndjson").write_text("".join([*kept, *gone]))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "deleted.ndjson"}]}))
+    assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 4
+    assert (folder / "deleted.ndjson").read_text() == "".join(kept)
+    with pytest.raises(RawFilesErased, match="klinik-nord"):
+        intake.read(lake, city, [START])
+
+
+def test_changes_only_say_nothing_of_consents_that_are_missing(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    clinics = tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)
+    full = city.model_copy(update={"clinics": clinics})
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
+    run(0, within=full)
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [fhir_consent("q")], "export.json": '{"scope": "incremental"}'})  # fmt: skip
+    run(1, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+
+
+def test_a_deleted_consent_is_remembered_as_revoked(lake: Lake, city: City):
+    days = [START, START + timedelta(1)]
+    schema = CONSENT_PROVISIONS
+    active = {"clinic": "k", "arrival_day": days[0], "export_id": "e", "source_file": "f", "source_line": 1, "patient_id": "p", "consent_id": "c",
+              "status": "active", "code": f"{OID}.8", "decision": "permit", "valid_from": START, "period_readable": True}  # fmt: skip
+    deleted = active | {"arrival_day": days[1], "patient_id": None, "status": "entered-in-error", "code": "*", "decision": "none", "period_readable": False}  # fmt: skip
+    lake.write_days("consent_register", days[:1], pa.Table.from_pylist([active], schema=schema), "arrival_day")
+    owned = consent._with_owners(lake, pa.Table.from_pylist([deleted], schema=schema))
+    assert owned.column("patient_id").to_pylist() == ["p"]
+    register = pa.concat_tables([pa.Table.from_pylist([active], schema=schema), owned])
+    patients = pa.table({"clinic": ["k"], "patient_id": ["p"]})
+    buried = bury(register, patients, days[1], lake.keys)
+    again, back = recognise_consents(buried, pa.Table.from_pylist([active | {"arrival_day": START + timedelta(9)}], schema=schema), patients, lake.keys)  # fmt: skip
+    (row,) = standing(again, city.consent, START + timedelta(9)).to_pylist()
+    assert back.num_rows == 1 and (row["patient_id"], row["reason"], row["erase"]) == ("p", "document_not_active", True)

@@ -98,7 +98,7 @@ def run(path: Path, mutations: list[tuple[str, str]], survives: Callable[[types.
     source = path.read_text()
     original = load_file(path, "mutant")
     assert survives(original), f"{path}: the checks fail without any mutation"
-    total, unexplained, explained, begun = 0, 0, 0, time.monotonic()
+    total, unexplained, explained, raised, begun = 0, 0, 0, 0, time.monotonic()
     for line, text, replacement, mutated in mutants(source, mutations):
         total += 1
         module = types.ModuleType("mutant")
@@ -108,13 +108,15 @@ def run(path: Path, mutations: list[tuple[str, str]], survives: Callable[[types.
             alive = survives(module)
         except Exception:
             alive = False
+            raised += 1
         if alive:
             reason = next((why for part, new, why in EQUIVALENT if part in text and new == replacement), None)
             unexplained += reason is None
             explained += reason is not None
             print(f"{'survived' if reason is None else 'equivalent'}: {path.name}:{line}: {replacement!r} in: {text}"
                   + (f" ({reason})" if reason else ""))  # fmt: skip
-    print(f"{path.name}: {total} mutants, {total - unexplained - explained} killed, {explained} equivalent, "
+    print(f"{path.name}: {total} mutants, {total - unexplained - explained} killed "
+          f"({raised} of them could not even run), {explained} equivalent, "
           f"{unexplained} survived, {time.monotonic() - begun:.0f} s")  # fmt: skip
     return unexplained
 
