@@ -50,6 +50,25 @@ def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
     return names[:MAX_FIELDS]
 
 
+def _open_quotes_closed(path: Path) -> pa.BufferReader | Path:
+    """`path`, or its bytes in which each line with an odd number of quotes has become a line of one field.
+
+    An open quote would swallow the lines after it. No cell of these formats spans lines.
+    """
+    content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    quotes = np.flatnonzero(content == ord('"'))
+    if not len(quotes):
+        return path
+    ends = np.append(np.flatnonzero(content == ord("\n")), len(content))
+    line = np.searchsorted(ends, quotes)
+    numbers, counts = np.unique(line, return_counts=True)
+    mended = content.copy()
+    for number in numbers[counts % 2 == 1]:
+        first = ends[number - 1] + 1 if number else 0
+        mended[first : ends[number]] = ord("?")
+    return pa.BufferReader(mended.tobytes())
+
+
 def read_delimited(
     export: Export, path: Path, columns: dict[str, tuple[str, ...]], required: set[str], findings: Findings
 ) -> pa.Table:
@@ -74,7 +93,7 @@ def read_delimited(
     ragged = _Ragged()
     try:
         raw = pacsv.read_csv(
-            path,
+            _open_quotes_closed(path),
             read_options=pacsv.ReadOptions(column_names=header, skip_rows=1, encoding=encoding, use_threads=False),
             parse_options=pacsv.ParseOptions(delimiter=";", invalid_row_handler=ragged, ignore_empty_lines=False),
             convert_options=pacsv.ConvertOptions(

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assets.contract.city import WINDOW_DAYS, City
-from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS
+from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
+from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import stage
@@ -39,6 +40,8 @@ def measured(folder: Path, city: City, cases: pa.Table, last: int) -> tuple[dict
     lake = Lake(folder / "data", Keyring.load(folder / "keys"))
     days = [city.budget.epoch + timedelta(n) for n in range(last + 1)]
     lake.write_days("cases", days, cases, "arrival_day")
+    nothing = {"diagnoses": PSEUDONYMISED_DIAGNOSES.empty_table(), "procedures": PSEUDONYMISED_PROCEDURES.empty_table()}
+    record_days(lake, days, {"cases": cases, **nothing}, "no certificate: identity is not under test")
     stage.run(lake, city, days)
     counts = {m: np.array(c.values) for m, c in Ledger(lake.ledger_path).committed().items()}
     return counts, lake.read("events", EVENTS), lake.read("bounding", BOUNDING_DECISIONS)
