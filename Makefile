@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-ckan audit ui lint clean
+.PHONY: run test test-ckan audit bench ui lint clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutant
 
 test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
 	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
+
+bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
+	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 clean:
 	rm -rf data .dagster
