@@ -10,8 +10,8 @@ from assets.contract.city import City
 
 
 def arrival_days(city: City) -> dg.DailyPartitionsDefinition:
-    """One partition a day from the city's start, in its time zone."""
-    return dg.DailyPartitionsDefinition(start_date=city.start.isoformat(), timezone=city.time_zone)
+    """One partition a day from the city's first arrival, in its time zone."""
+    return dg.DailyPartitionsDefinition(start_date=city.first_arrival.isoformat(), timezone=city.time_zone)
 
 
 def days_of(context: dg.AssetExecutionContext) -> list[date]:

@@ -150,8 +150,8 @@ def _days(
     else:
         begin = (first or day or datetime.combine(today - timedelta(1), datetime.min.time())).date()
         end = last.date() if last else begin
-    if not city.start <= begin <= end < today:
-        raise typer.BadParameter(f"days must lie between {city.start} and yesterday, in order")
+    if not city.first_arrival <= begin <= end < today:
+        raise typer.BadParameter(f"days must lie between {city.first_arrival} and yesterday, in order")
     return begin, end
 
 

@@ -19,7 +19,7 @@ def late_folders(inbox: Path, city: City, before: date) -> Iterator[tuple[date, 
                 day = date.fromisoformat(folder.name[:10])
             except ValueError:
                 continue
-            if city.start <= day < before and (folder / "_COMPLETE").exists():
+            if city.first_arrival <= day < before and (folder / "_COMPLETE").exists():
                 yield day, f"{clinic.key}/{folder.name}/{int(folder.stat().st_mtime)}"
 
 

@@ -74,9 +74,11 @@ class Area(_Model):
     @field_validator("population")
     @classmethod
     def _every_age_group(cls, value: dict[str, tuple[int, int]] | None) -> dict[str, tuple[int, int]] | None:
-        if value is not None and tuple(value) != AGE_GROUP_KEYS:
-            raise ValueError(f"population needs the age groups {', '.join(AGE_GROUP_KEYS)} in this order")
-        return value
+        if value is None:
+            return None
+        if set(value) != set(AGE_GROUP_KEYS):
+            raise ValueError(f"population needs exactly the age groups {', '.join(AGE_GROUP_KEYS)}")
+        return {group: value[group] for group in AGE_GROUP_KEYS}
 
     def residents(self, age_group: str | None = None, sex: str | None = None) -> int | None:
         """Residents of the area, or of one age group and sex of it; None where no figure is at hand."""
@@ -232,6 +234,9 @@ class City(_Model):
     region: Region
     time_zone: str
     start: date
+    """First event day that is measured."""
+    opened_on: date | None = None
+    """First arrival day, where clinics deliver their history with it; `start` by default."""
     freeze_lag_days: Annotated[int, Field(ge=0, le=60)]
     retention_days: Annotated[int, Field(ge=1, le=3660)] | None = None
     """Raw files are erased this many days after their arrival, once the day is frozen; None keeps them."""
@@ -265,7 +270,20 @@ class City(_Model):
             raise ValueError(f"an area with the key {AREA_ELSEWHERE!r} is needed for all other postal codes")
         if self.start < self.budget.epoch:
             raise ValueError("start lies before the epoch of the budget")
+        if self.opened_on and self.opened_on < self.start:
+            raise ValueError("opened_on lies before start: what arrives first cannot be older than what is measured")
         return self
+
+    @property
+    def first_arrival(self) -> date:
+        return self.opened_on or self.start
+
+    def known_on(self, day: date) -> date:
+        """The arrival day whose state of knowledge is measured for event day `day`, and after which it is frozen.
+
+        History, of days before the first arrival, is known as soon as the first exports are.
+        """
+        return max(day, self.first_arrival) + timedelta(self.freeze_lag_days)
 
     def clinic(self, key: str) -> Clinic:
         """The clinic of that key; `KeyError` naming the known ones otherwise."""

@@ -43,7 +43,7 @@ def unit_days(level: str, start: date) -> list[date]:
 
 def known_by(city: City, table: MeasuredTable, start: date) -> date:
     """The arrival day whose state of knowledge a measurement shows, whenever it is drawn: end of unit + lags."""
-    return start + timedelta(LEVEL_DAYS[table.time] - 1 + city.freeze_lag_days + table.extra_lag_days)
+    return city.known_on(start + timedelta(LEVEL_DAYS[table.time] - 1)) + timedelta(table.extra_lag_days)
 
 
 def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:

@@ -35,7 +35,7 @@ _TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "
 def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
     """Decide every case that arrived in time for its day and has no decision yet; all decisions so far.
 
-    In time: its first version arrived by admission day + freeze lag, and that day is not frozen yet. So a case
+    In time: its first version arrived by `City.known_on` its admission day, and that day is not frozen yet. So a case
     is decided by its own arrival day, however days are grouped into runs. What was decided before a patient
     delivered an insured number counts for the person that the number then links to.
     """
@@ -52,10 +52,10 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
               QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {_TIES}) = 1)
             SELECT arrival_day AS decided_on, person_key, case_key, clinic, admitted_on AS event_day
             FROM first ANTI JOIN decided USING (case_key)
-            WHERE care <> 'other' AND admitted_on >= $start AND arrival_day <= admitted_on + $lag
+            WHERE care <> 'other' AND admitted_on >= $start AND arrival_day <= greatest(admitted_on, $opened) + $lag
               AND admitted_on NOT IN (SELECT day FROM frozen)
             ORDER BY ALL""",
-            {"through": through, "start": city.start, "lag": city.freeze_lag_days},
+            {"through": through, "start": city.start, "opened": city.first_arrival, "lag": city.freeze_lag_days},
         ).to_arrow_table()
         linked = (
             con.execute(
@@ -76,16 +76,18 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
 def closing_days(lake: Lake, city: City, days: Sequence[date]) -> list[date]:
     """Days that are to be frozen after `days`: all whose lag is over, also where their own arrival day never ran.
 
-    Only days before the very first run of all stay open: no export of theirs was ever asked for.
+    Days before the very first run of all stay open, because no export of theirs was ever asked for, unless the
+    city opened with the history of its clinics.
     """
     lag, done = timedelta(city.freeze_lag_days), lake.days("events")
     began = min([days[0] - lag, *done[:1], *(d - lag for d in lake.days("cases")[:1])])
-    first = max(city.start, began)
-    return sorted({first + timedelta(n) for n in range((days[-1] - lag - first).days + 1)} - set(done))
+    first = city.start if city.opened_on else max(city.start, began)
+    span = (first + timedelta(n) for n in range((days[-1] - lag - first).days + 1))
+    return sorted({day for day in span if city.known_on(day) <= days[-1]} - set(done))
 
 
 def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisions: pa.Table) -> list[date]:
-    """Write the events of each day that closes: kept cases as known on day + lag. Never rewritten.
+    """Write the events of each day that closes: kept cases as known on `City.known_on` it. Never rewritten.
 
     A case whose last version by then says that it does not count (cancelled) is no event.
     """
@@ -100,11 +102,11 @@ def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisi
                 f"""WITH known AS (
               SELECT {", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)}
               FROM decisions d JOIN closing USING (event_day)
-              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= d.event_day + $lag
+              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= greatest(d.event_day, $opened) + $lag
               WHERE d.kept
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {_TIES}) = 1)
             FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
-                {"lag": city.freeze_lag_days},
+                {"opened": city.first_arrival, "lag": city.freeze_lag_days},
             )
             .to_arrow_table()
             .cast(EVENTS)

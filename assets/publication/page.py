@@ -62,6 +62,8 @@ def _rows(frame: pd.DataFrame, key: str, city: City) -> list[list[float]]:
     """Rows of a dataset as `page.js` reads them: indices into lists, day number, value and interval."""
     by = _GROUPED_BY.get(key, [])
     mine = frame[frame[[c for c in _BROKEN_DOWN if c not in by]].isna().all(axis=1)]
+    if mine.empty:  # a plan may measure nothing but what is broken down further than the page shows
+        return []
     last = mine.groupby("time_level")["period_start"].transform("max")
     age = (last - mine["period_start"]).dt.days
     mine = mine[age < mine["time_level"].map(SHOWN_DAYS)]

@@ -27,7 +27,8 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     published.
     """
     lags = [timedelta(n) for n in range(city.freeze_lag_days + 1)]
-    certified = require_certified(lake, {day + lag for day in lake.days("events") for lag in lags})
+    seen = {max(day, city.first_arrival) for day in lake.days("events")}
+    certified = require_certified(lake, {day + lag for day in seen for lag in lags})
     estimates = publishable(lake, city)
     if not estimates.num_rows:
         return {"datasets": {}, "changed": 0}, {}

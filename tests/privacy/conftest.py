@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, timedelta
-from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,6 @@ import pytest
 
 from assets.contract.city import City
 from assets.contract.schemas import PSEUDONYMISED_CASES
-from assets.privacy import measure as measuring
 
 MakeCase = Callable[..., dict[str, Any]]
 
@@ -35,16 +33,6 @@ def make_case(city: City) -> MakeCase:
 @pytest.fixture(scope="module")
 def case_table() -> Callable[[list[dict[str, Any]]], pa.Table]:
     return lambda rows: pa.Table.from_pylist(rows, schema=PSEUDONYMISED_CASES)
-
-
-@pytest.fixture
-def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Committed values are the exact counts: for comparing two runs, never for a release."""
-
-    def exact(values: list[int], variance: Fraction) -> list[int]:
-        return list(values)
-
-    monkeypatch.setattr(measuring, "draw", exact)
 
 
 @pytest.fixture
