@@ -32,7 +32,7 @@ app.command("decisions")(consent_cli.decisions)
 app.add_typer(patient_cli.patient_app, name="patient")
 app.add_typer(clinic_cli.clinic_app, name="clinic")
 publish_cli.register(app)
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
