@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from assets.intake.connector import landed, pull
 from assets.intake.connectors.fhir_bulk import count_resources
+from assets.intake.connectors.smart import grants
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
@@ -413,3 +414,20 @@ def test_too_large_an_export_is_refused_packed_or_unpacked(
 def test_resources_are_counted_as_lines_that_are_not_blank(tmp_path: Path, text: bytes):
     (tmp_path / "a").write_bytes(text)
     assert count_resources(tmp_path / "a", zipped=False) == sum(bool(line.strip()) for line in text.split(b"\n"))
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "enough"),
+    [
+        ("system/*.rs", "system/*.rs", True),
+        ("system/*.read", "system/*.rs", True),
+        ("system/*.cruds", "system/Patient.rs", True),
+        ("system/Patient.rs", "system/*.rs", False),
+        ("system/*.r", "system/*.rs", False),
+        ("system/Patient.rs?_id=1", "system/Patient.rs", False),
+        ("user/*.rs", "system/*.rs", False),
+        ("openid", "system/*.rs", False),
+    ],
+)
+def test_a_token_must_grant_all_that_was_asked_in_either_version_of_scopes(granted: str, asked: str, enough: bool):
+    assert grants(granted, asked) is enough

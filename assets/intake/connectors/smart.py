@@ -24,6 +24,18 @@ EARLY_SECONDS: Final = 30
 _ERRORS: Final = {"invalid_client", "invalid_grant", "invalid_request", "invalid_scope", "unauthorized_client"}
 
 
+_VERSION_1: Final = {"read": "rs", "write": "cud", "*": "cruds"}
+
+
+def grants(granted: str, asked: str) -> bool:
+    """Whether one scope covers another: `system/*.read` (SMART 1) and `system/*.cruds` both cover `system/Patient.rs`."""
+    (kind, held), (resource, wanted) = (s.split("?")[0].rpartition(".")[::2] for s in (granted, asked))
+    if not kind or "?" in granted:
+        return granted == asked
+    covers = kind == resource or (kind.endswith("/*") and resource.startswith(kind[:-1]))
+    return covers and set(_VERSION_1.get(wanted, wanted)) <= set(_VERSION_1.get(held, held))
+
+
 def _body(answer: httpx.Response) -> dict[str, Any]:
     try:
         body = answer.json()
@@ -80,9 +92,10 @@ class TokenSource:
                 raise FetchProblem(f"the token server refused us ({code}); check client_id, key_id, key and scopes")
             if not isinstance(body.get("access_token"), str) or str(body.get("token_type", "")).lower() != "bearer":
                 raise FetchProblem("the token server answered without a bearer token")
-            missing = set(self._settings.scopes) - set(str(body.get("scope", " ".join(self._settings.scopes))).split())
+            granted = str(body.get("scope", " ".join(self._settings.scopes))).split()
+            missing = [s for s in self._settings.scopes if not any(grants(g, s) for g in granted)]
             if missing:
-                raise FetchProblem(f"the token server did not grant the scope {min(missing)}")
+                raise FetchProblem(f"the token server did not grant the scope {missing[0]}")
             self._token = body["access_token"]
             lifetime = body.get("expires_in")
             self._until = time.monotonic() + (lifetime if isinstance(lifetime, int | float) else 300) - EARLY_SECONDS
