@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-ckan audit bench ui lint clean
+.PHONY: run test test-ckan audit bench ui web lint clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ lint: $(BIN)/.installed
 audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutants against consent and bounding; minutes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
 	$(BIN)/python tests/mutation/mutate.py
+
+web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wrote; needs npm
+	$(BIN)/digitalstadt web
 
 test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
 	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh

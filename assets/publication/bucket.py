@@ -16,6 +16,7 @@ from typing import Any, Final
 from assets.contract.city import City
 from assets.publication.bundle import FILES
 from assets.publication.portal import MEDIA_TYPES, releases
+from assets.publication.sql_box import MANIFEST
 
 FOREVER: Final = "public, max-age=31536000, immutable"
 FRESH: Final = "public, max-age=300"
@@ -36,7 +37,7 @@ def objects(open_data: Path) -> Iterator[tuple[str, Path, str]]:
     for release in newest:
         for name in FILES:
             yield f"{release.about.key}/latest/{name}", release.folder / name, FRESH
-    page = sorted((open_data / "page").glob("*")) if (open_data / "page").is_dir() else []
+    page = sorted((open_data / "page").rglob("*"), key=lambda p: (p.name == MANIFEST, p))
     for path in [
         *page,
         *(open_data / n for n in ("catalog.ttl", "catalog.jsonld", "city_health.duckdb", "index.html")),

@@ -20,6 +20,7 @@ from assets.lake.files import atomic_write, make_directory
 from assets.publication.bundle import FILE_MODE, FOLDER_MODE, Published
 from assets.publication.catalogue import CODES, MEASURES, dataset
 from assets.publication.guarantee import Guarantee
+from assets.publication.sql_box import EXAMPLES, MANIFEST, NO_BOX
 
 WEB: Final = Path(__file__).parent / "web"
 TITLE: Final = Text(de="Gesundheit in Zahlen", en="Health in numbers")
@@ -138,7 +139,7 @@ def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str
         )
     as_of: date = max(p.data_as_of for p in published)
     return environment.get_template("index.html.j2").render(
-        city=city, title=TITLE, datasets=shown, promise=promise, data_as_of=as_of.isoformat()
+        city=city, title=TITLE, datasets=shown, promise=promise, data_as_of=as_of.isoformat(), examples=EXAMPLES
     )
 
 
@@ -158,10 +159,13 @@ def write_page(
     files = {
         folder / "charts.js": charts.encode(),
         folder / "page.js": (WEB / "page.js").read_bytes(),
+        folder / "sql.js": (WEB / "sql.js").read_bytes(),
         folder / "style.css": (WEB / "style.css").read_bytes(),
         folder / "data.js": f"window.DIGITALSTADT={data};\n".encode(),
         open_data / "index.html": _html(published, city, promise).encode(),
     }
+    if not (folder / MANIFEST).is_file():  # a box that lies there stays: `sql_box` puts it there
+        files = {folder / MANIFEST: NO_BOX, **files}
     for path, content in files.items():
         if not path.is_file() or path.read_bytes() != content:
             atomic_write(path, content, mode=FILE_MODE)

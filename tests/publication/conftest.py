@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,10 @@ from assets.contract.codes import ADMISSION_TYPES, AGE_GROUP_KEYS, CARE, CHAPTER
 from assets.contract.schemas import ESTIMATES
 
 DAYS = {"day": 1, "week": 7, "period": 28, "window": 364}
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 LOS_WEIGHTS = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
 
 
@@ -122,3 +130,38 @@ def shared_data() -> Path:
     if not folder.exists():
         pytest.skip("real input not at hand: ../shared/data is missing")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[[Path], str]]:
+    """`serve(folder)`: the address of `index.html` in a folder that a static web server serves."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/index.html"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

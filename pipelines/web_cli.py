@@ -1,0 +1,39 @@
+"""`digitalstadt web`: put the SQL box beside the public page."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from pipelines.environments import current
+
+
+def web() -> None:
+    """Add the SQL box (DuckDB for browsers, pinned and checked, from npm) to the public page. Safe to repeat."""
+    from assets.publication import sql_box
+
+    out, open_data = Console(), current().data_root / "open_data"
+    if not (open_data / "index.html").is_file():
+        Console(stderr=True).print(
+            f"no page in {open_data}: run `digitalstadt run` first", style="red", highlight=False
+        )
+        raise typer.Exit(1)
+    if sql_box.installed(open_data):
+        out.print(f"the SQL box lies in {open_data / 'page' / sql_box.FOLDER} already", highlight=False)
+        return
+    try:
+        files = sql_box.box_files(sql_box.fetch(sql_box.DUCKDB), sql_box.fetch(sql_box.ARROW))
+    except sql_box.SqlBoxError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    sql_box.install(open_data, files)
+    size = sum(len(data) for data in files.values()) / 1e6
+    out.print(
+        f"SQL box: {size:.0f} MB in {open_data / 'page' / sql_box.FOLDER}; it needs a web server, such as\n"
+        f"python3 -m http.server --bind 127.0.0.1 --directory {open_data}", highlight=False, soft_wrap=True
+    )  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(web)
