@@ -17,16 +17,13 @@ from rich.table import Table
 from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError, Keyring, create_keys
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS_PER_RHO
-from assets.privacy.ledger import Ledger
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
-from pipelines import check_cli, clinic_cli, consent_cli, patient_cli, publish_cli, web_cli
+from pipelines import check_cli, clinic_cli, consent_cli, ledger_cli, patient_cli, publish_cli, web_cli
 from pipelines.environments import current, key_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-ledger_app = typer.Typer(no_args_is_help=True, help="What was spent.")
-app.add_typer(ledger_app, name="ledger")
+app.add_typer(ledger_cli.ledger_app, name="ledger")
 app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)
 app.add_typer(patient_cli.patient_app, name="patient")
@@ -184,28 +181,6 @@ def run(
             "Look:      make ui, then http://127.0.0.1:3000; digitalstadt plan; digitalstadt ledger show",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-
-
-@ledger_app.command()
-def show(as_json: Json = False) -> None:
-    """Budget spent in each window."""
-    rows: list[dict[str, object]] = [
-        {"window": s, "rho": spent / UNITS_PER_RHO, "of budget": f"{spent / cap:.1%}"}
-        for s, (spent, cap) in Ledger(open_site()[1].ledger_path).scopes().items()
-    ]
-    print_rows("budget", rows, as_json)
-
-
-@ledger_app.command()
-def verify(as_json: Json = False) -> None:
-    """Check hash chain and caps."""
-    problems = Ledger(open_site()[1].ledger_path).verify()
-    if as_json:
-        sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
-    if problems:
-        fail("\n".join(problems))
-    if not as_json:
-        out.print("the ledger verifies")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from typing import Any
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
-from assets.privacy.ledger import Ledger
+from assets.privacy.accounting import epsilon_of
+from assets.privacy.ledger import open_ledger
 from pipelines.demo.evaluate import errors
 from pipelines.runner import Outcome, counts
 
@@ -69,10 +69,11 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
         )
     if privacy := meta.get("noisy_measurements"):
         add("privacy", "new measurements", int(privacy["measurements"]), "drawn once, booked in the ledger")
-        for scope, (spent, cap) in Ledger(lake.ledger_path).scopes().items():
-            epsilon = epsilon_of(spent / UNITS_PER_RHO, city.budget.delta)
+        for scope, window in open_ledger(lake, city).windows().items():
+            epsilon = epsilon_of(float(window.rho), city.budget.delta)
+            paused = "; used up: the series is paused" if window.paused else ""
             rows.append({"stage": "privacy", "what": f"budget of the year from {scope}", "count": f"ε {epsilon:.3f}",
-                         "details": f"{spent / cap:.1%} of ρ for ε {city.budget.epsilon}, δ {city.budget.delta:g}"})  # fmt: skip
+                         "details": f"{window.spent_units / window.cap_units:.1%} of ρ for ε {city.budget.epsilon}, δ {city.budget.delta:g}{paused}"})  # fmt: skip
     if published := meta.get("open_data"):
         datasets = counts(published.get("datasets"))
         add("publication", "rows published", sum(datasets.values()), _listed(datasets))

@@ -97,9 +97,9 @@ def test_a_week_end_to_end(
     ledger = Ledger(lake.ledger_path)
     names = {m.split(":")[0] for m in ledger.committed()}
     assert names == {"day", "day_area", "week_area", "week_chapter", "week_admission"}
-    before = (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()})
+    before = (ledger.windows(), {m: c.values for m, c in ledger.committed().items()})
     assert run(START, START + timedelta(9)).success
-    assert (ledger.scopes(), {m: c.values for m, c in ledger.committed().items()}) == before
+    assert (ledger.windows(), {m: c.values for m, c in ledger.committed().items()}) == before
     with duckdb.connect(str(lake.open_data / "city_health.duckdb"), read_only=True) as con:
         (rows,) = con.execute("SELECT count(*) FROM cases_by_area WHERE measure = 'count'").fetchone() or (0,)
     assert rows == 2 * (7 * 11 + 11)  # both kinds of case; seven days and their week, ten areas and the city

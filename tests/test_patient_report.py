@@ -75,7 +75,7 @@ def test_the_report_names_consent_cases_releases_and_the_exact_loss(lake: Lake, 
 
 
 def test_nobody_s_loss_passes_what_the_ledger_charged(lake: Lake, city: City, fortnight: None):
-    charged = sum(spent for spent, _ in Ledger(lake.ledger_path).scopes().values()) / 10**15
+    charged = sum(w.spent_units for w in Ledger(lake.ledger_path).windows().values()) / 10**15
     assert report(lake, city, "hospital-sued", "q")["loss"]["rho"] <= charged
 
 

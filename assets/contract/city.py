@@ -176,14 +176,16 @@ class ReleasePlan(_Model):
     acceptance: tuple[Acceptance, ...]
     expected_cases_per_year: dict[str, int]
     """Public expectation for each `care`, used for expected relative errors only."""
+    corrections_share: Annotated[float, Field(ge=0, le=0.05)] = 0.0
+    """Share of the budget that is set aside for declared corrections of what was measured."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ReleasePlan:
         names = [t.name for t in self.tables]
         if len(set(names)) != len(names):
             raise ValueError("two measured tables have the same name")
-        if sum(t.share for t in self.tables) > 1 + 1e-9:
-            raise ValueError("the shares of the measured tables add up to more than 1")
+        if sum(t.share for t in self.tables) + self.corrections_share > 1 + 1e-9:
+            raise ValueError("the shares of the measured tables, and corrections_share, add up to more than 1")
         if set(self.expected_cases_per_year) != set(CARE):
             raise ValueError(f"expected_cases_per_year needs exactly {', '.join(CARE)}")
         return self
@@ -246,6 +248,9 @@ class City(_Model):
     consent: ConsentRule
     budget: Budget
     caps: Caps = Caps()
+    ledger: Annotated[str, Field(pattern=r"^postgresql://[^:@/]*(@[^:@]*)?(:[0-9]+)?(/.*)?$")] | None = None
+    """Database of the ledger where several machines release; None: a file in the confidential zone. Its password
+    never stands here: libpq takes it from PGPASSFILE or PGPASSWORD."""
     plan: ReleasePlan
     publication: Publication
 

@@ -1,65 +1,61 @@
-"""The ledger: what was spent and drawn, once and for all. SQLite, append-only, hash-chained.
+"""The ledger: what was spent and drawn, once and for all. Append-only and hash-chained.
 
-Opening a window is an entry like any other: its cap stands in the hash chain. Steps of a measurement: reserve (one write transaction; refused when the cap would be passed) → draw → commit
-values. Reserved counts as spent. Database triggers, not only this code, forbid changing or deleting an entry
-and passing a cap. Committed values are differentially private, so this file holds no one's data.
+Steps of a measurement: reserve (one write transaction) → draw → commit values. Reserved counts as spent. Rules of the
+database (`ledger_store`), not only this code, forbid changing or deleting an entry and passing a cap. Committed
+values are differentially private, so a ledger holds no one's data.
+
+| entry | says |
+|---|---|
+| open | a window begins; `rho_units` is its cap |
+| set_aside | `rho_units` of that cap are for corrections and nothing else |
+| reserve, correct | a measurement, or the correction of one, will be drawn over this snapshot for that much |
+| supersede | a reserved measurement, not yet committed, will be drawn over another snapshot; costs nothing |
+| commit | its values |
+| pause | the budget of a window is used up: nothing more is measured in it |
+
+**Why a reserved measurement may be drawn over other data, at no cost.** After a crash between reserve and commit a
+withdrawal can have changed the data. Let x be the data when it was reserved, x' when the run resumes, and p the
+published values. Drawn values exist in the memory of one process until its commit is durable, and publication reads
+committed values only; so, of all draws for a name, exactly the committed one reaches anybody. Its draw used fresh
+randomness, independent of any earlier draw, and what made the earlier process die (a kill, a power cut, a full disk)
+does not depend on the values it had drawn: none was written, and the sampler has no value that it rejects. Hence p has
+the distribution of M(x'), whatever was drawn before. For two neighbouring histories that differ in one person, x'
+differs in that person's events only, bounded as ever, so p is ρ-indistinguishable with the very ρ that was reserved.
+That a crash and a withdrawal happened is said in the chain, without a value. Had values left the process before the
+commit, two draws about a person would be out for the price of one: that is why a commit names the snapshot it was
+drawn from, why the database takes only the last one, and why a committed name is never drawn again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sqlite3
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS entries (
-  seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('open', 'reserve', 'commit')), measurement TEXT NOT NULL,
-  scope TEXT NOT NULL, rho_units INTEGER NOT NULL CHECK (rho_units >= 0),
-  snapshot TEXT NOT NULL, parameters TEXT NOT NULL, measured TEXT, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
-  UNIQUE (measurement, kind));
-CREATE INDEX IF NOT EXISTS by_scope ON entries (scope, kind, rho_units);
-CREATE TRIGGER IF NOT EXISTS cap BEFORE INSERT ON entries WHEN NEW.kind = 'reserve' BEGIN
-  SELECT RAISE(ABORT, 'budget exceeded') WHERE
-    NEW.rho_units + (SELECT coalesce(sum(rho_units), 0) FROM entries WHERE scope = NEW.scope AND kind = 'reserve')
-    > coalesce((SELECT rho_units FROM entries WHERE scope = NEW.scope AND kind = 'open'), -1);
-END;
-CREATE TRIGGER IF NOT EXISTS reserved_first BEFORE INSERT ON entries WHEN NEW.kind = 'commit' BEGIN
-  SELECT RAISE(ABORT, 'commit without reservation') WHERE NOT EXISTS (SELECT 1 FROM entries
-    WHERE measurement = NEW.measurement AND kind = 'reserve' AND snapshot = NEW.snapshot);
-END;
-CREATE TRIGGER IF NOT EXISTS scope_once BEFORE INSERT ON entries WHEN NEW.kind = 'open' BEGIN
-  SELECT RAISE(ABORT, 'caps are fixed') WHERE EXISTS (SELECT 1 FROM entries WHERE scope = NEW.scope);
-END;
-CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'append only')
-  WHERE EXISTS (SELECT 1 FROM entries WHERE seq = NEW.seq OR hash = NEW.hash
-    OR (measurement = NEW.measurement AND kind = NEW.kind));
-END;
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
-"""
-_GENESIS: Final = "0" * 64
-_WAIT_SECONDS: Final = 60.0
+from assets.contract.city import City
+from assets.lake.lake import Lake
+from assets.privacy.accounting import UNITS_PER_RHO
+from assets.privacy.ledger_store import GENESIS, Execute, PostgresStore, Refused, SqliteStore, Store
+
 _COLUMNS: Final = "kind, measurement, scope, rho_units, snapshot, parameters, measured"
+_CHARGED: Final = "kind IN ('reserve', 'correct')"
 
 
 class BudgetExceeded(RuntimeError):
-    """The reservation would pass the cap of its window; nothing was reserved."""
+    """What is set aside for corrections does not suffice; nothing was reserved."""
 
 
 class SnapshotMismatch(RuntimeError):
-    """The same measurement was asked for over other data or parameters; only a declared correction may."""
+    """A committed measurement was asked for over other data, or a reserved one with other parameters."""
 
 
-class AlreadyCommitted(RuntimeError):
-    """Another process committed this measurement first; its values stand."""
+class Overtaken(RuntimeError):
+    """Another process committed this measurement, or reserved it again over newer data: its values stand."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class Reservation:
     rho_units: int
     snapshot: str
     parameters: str
+    kind: Literal["reserve", "correct"] = "reserve"
 
 
 @dataclass(frozen=True)
@@ -81,112 +78,154 @@ class Committed:
     values: list[int]
 
 
+@dataclass
+class Window:
+    """What a window has and what was spent of it, in units of 10⁻¹⁵ ρ."""
+
+    cap_units: int = -1
+    set_aside_units: int = 0
+    corrections_units: int = 0
+    paused: bool = False
+    tables: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Spent by table, corrections apart."""
+
+    def book(self, kind: str, measurement: str, rho_units: int) -> None:
+        """Take in an entry."""
+        if kind == "open":
+            self.cap_units = rho_units
+        elif kind == "set_aside":
+            self.set_aside_units = rho_units
+        elif kind == "reserve":
+            self.tables[measurement.split(":", maxsplit=1)[0]] += rho_units
+        elif kind == "correct":
+            self.corrections_units += rho_units
+        elif kind == "pause":
+            self.paused = True
+
+    @property
+    def planned_units(self) -> int:
+        return sum(self.tables.values())
+
+    @property
+    def spent_units(self) -> int:
+        return self.planned_units + self.corrections_units
+
+    @property
+    def rho(self) -> Fraction:
+        return Fraction(self.spent_units, UNITS_PER_RHO)
+
+
 def _digest(previous: str, content: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([previous, *content], ensure_ascii=True).encode()).hexdigest()
 
 
+def open_ledger(lake: Lake, city: City) -> Ledger:
+    """The city's ledger: the database its file names, else a file in the confidential zone."""
+    return Ledger(city.ledger or lake.ledger_path)
+
+
 class Ledger:
-    """One ledger file; safe to use from several processes at once."""
+    """One ledger; safe to use from several processes at once, in PostgreSQL (a URL) from several machines."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                with self._connection() as db:
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.executescript(_SCHEMA)
-                return
-            except sqlite3.OperationalError as error:
-                # Switching to WAL does not wait for another process that does the same: SQLite's timeout skips it.
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+    def __init__(self, location: Path | str) -> None:
+        self.store: Store = SqliteStore(location) if isinstance(location, Path) else PostgresStore(location)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
-        try:
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            yield db
-        finally:
-            db.close()
+    def open_scope(self, scope: str, cap_units: int, set_aside_units: int = 0) -> None:
+        """Fix the cap of a window and its reserve for corrections. Raises `ValueError` where it has another cap."""
+        with self.store.write() as execute:
+            rows = execute("SELECT rho_units FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
+            cap = rows[0][0] if rows else cap_units
+            if cap != cap_units:
+                raise ValueError(
+                    f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
+                )
+            if not rows:
+                self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", "{}", None))
+                if set_aside_units:
+                    name = f"corrections:{scope}"
+                    self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
-
-    def open_scope(self, scope: str, cap_units: int) -> None:
-        """Fix the cap of a window. Raises `ValueError` where it was opened with another one."""
-        with self._write() as db:
-            row = db.execute("SELECT rho_units FROM entries WHERE scope = ? AND kind = 'open'", (scope,)).fetchone()
-            if row is None:
-                self._append(db, ("open", f"window:{scope}", scope, cap_units, "", "{}", None))
-        cap = row[0] if row else cap_units
-        if cap != cap_units:
-            raise ValueError(
-                f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
-            )
-
-    def _append(self, db: sqlite3.Connection, content: Sequence[Any]) -> None:
-        row = db.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
-        previous = row[0] if row else _GENESIS
-        db.execute(
-            f"INSERT INTO entries ({_COLUMNS}, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*content, previous, _digest(previous, content)),
+    def _append(self, execute: Execute, content: Sequence[Any]) -> None:
+        last = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")
+        seq, previous = last[0] if last else (0, GENESIS)
+        execute(
+            f"INSERT INTO entries (seq, {_COLUMNS}, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq + 1, *content, previous, _digest(previous, content)),
         )
 
-    def reserve(self, reservations: Sequence[Reservation]) -> None:
-        """Reserve all or none. A measurement that is reserved already costs nothing, if nothing changed."""
-        with self._write() as db:
-            for r in reservations:
-                known = db.execute(
-                    "SELECT snapshot, parameters FROM entries WHERE measurement = ? AND kind = 'reserve'",
-                    (r.measurement,),
-                ).fetchone()
-                if known:
-                    if known != (r.snapshot, r.parameters):
-                        raise SnapshotMismatch(f"{r.measurement} was reserved over other data or parameters")
-                    continue
-                try:
-                    self._append(db, ("reserve", r.measurement, r.scope, r.rho_units, r.snapshot, r.parameters, None))
-                except sqlite3.IntegrityError as error:
-                    if "budget exceeded" in str(error):
-                        raise BudgetExceeded(f"{r.measurement} would pass the budget of window {r.scope}") from None
-                    raise
+    def reserve(self, reservations: Sequence[Reservation]) -> list[Reservation]:
+        """Reserve in this order, all in one transaction; those that may be drawn now.
 
-    def commit(self, values: Mapping[str, Sequence[int]]) -> None:
-        """Commit drawn values, all or none. Raises `AlreadyCommitted` where one has values already."""
-        with self._write() as db:
-            for measurement, drawn in values.items():
-                row = db.execute(
-                    "SELECT scope, rho_units, snapshot, parameters FROM entries WHERE measurement = ? AND kind = 'reserve'",
-                    (measurement,),
-                ).fetchone()
-                if row is None:
-                    raise KeyError(f"{measurement} was never reserved")
-                if db.execute(
-                    "SELECT 1 FROM entries WHERE measurement = ? AND kind = 'commit'", (measurement,)
-                ).fetchone():
-                    raise AlreadyCommitted(measurement)
-                scope, rho, snapshot, parameters = row
-                self._append(db, ("commit", measurement, scope, rho, snapshot, parameters, json.dumps(list(drawn))))
+        A measurement that is reserved already costs nothing; over other data it is superseded (see above). The first
+        one that would pass its window's cap pauses the window: it and every new one after it are left out.
+        """
+        granted = []
+        with self.store.write() as execute:
+            windows = self._windows(execute)
+            for r in reservations:
+                known = execute(
+                    f"SELECT parameters FROM entries WHERE measurement = ? AND {_CHARGED}", (r.measurement,)
+                )
+                if known:
+                    self._again(execute, r, known[0][0])
+                elif not self._affordable(execute, r, windows[r.scope]):
+                    continue
+                else:
+                    content = (r.kind, r.measurement, r.scope, r.rho_units, r.snapshot, r.parameters, None)
+                    self._append(execute, content)
+                granted.append(r)
+        return granted
+
+    def _again(self, execute: Execute, r: Reservation, parameters: str) -> None:
+        """Nothing where nothing changed; a `supersede` where the data of an uncommitted measurement did."""
+        *_, (snapshot,) = execute(
+            f"SELECT snapshot FROM entries WHERE measurement = ? AND ({_CHARGED} OR kind = 'supersede') ORDER BY seq",
+            (r.measurement,),
+        )
+        if (snapshot, parameters) == (r.snapshot, r.parameters):
+            return
+        committed = execute("SELECT 1 FROM entries WHERE measurement = ? AND kind = 'commit'", (r.measurement,))
+        if committed or parameters != r.parameters:
+            raise SnapshotMismatch(f"{r.measurement} was reserved with other parameters, or committed over other data")
+        self._append(execute, ("supersede", r.measurement, r.scope, 0, r.snapshot, r.parameters, None))
+
+    def _affordable(self, execute: Execute, r: Reservation, window: Window) -> bool:
+        """Whether the window has room for `r`, which is then counted; pauses it where a planned one finds none."""
+        if r.kind == "correct":
+            window.book(r.kind, r.measurement, r.rho_units)
+            if window.corrections_units > window.set_aside_units:
+                raise BudgetExceeded(
+                    f"{r.measurement} would cost {r.rho_units} units of ρ: with the corrections before it that is more"
+                    f" than the {window.set_aside_units} which the window from {r.scope} has set aside for corrections"
+                )
+            return True
+        fits = window.planned_units + r.rho_units <= window.cap_units - window.set_aside_units
+        if fits and not window.paused:
+            window.book(r.kind, r.measurement, r.rho_units)
+            return True
+        if not window.paused:
+            window.book("pause", "", 0)
+            self._append(execute, ("pause", f"paused:{r.scope}", r.scope, 0, "", "{}", None))
+        return False
+
+    def commit(self, drawn: Mapping[Reservation, Sequence[int]]) -> None:
+        """Commit drawn values, all or none. Raises `Overtaken` where one has values already, or newer data."""
+        with self.store.write() as execute:
+            for r, values in drawn.items():
+                rows = execute(f"SELECT rho_units FROM entries WHERE measurement = ? AND {_CHARGED}", (r.measurement,))
+                if not rows:
+                    raise KeyError(f"{r.measurement} was never reserved")
+                content = ("commit", r.measurement, r.scope, rows[0][0], r.snapshot, r.parameters)
+                try:
+                    self._append(execute, (*content, json.dumps(list(values))))
+                except Refused as error:
+                    raise Overtaken(f"{r.measurement}: {error}") from None
 
     def committed(self) -> dict[str, Committed]:
-        with self._connection() as db:
-            rows = db.execute(
+        with self.store.read() as execute:
+            rows = execute(
                 "SELECT measurement, scope, rho_units, parameters, measured FROM entries WHERE kind = 'commit' ORDER BY seq"
-            ).fetchall()
+            )
         return {
             m: Committed(scope, rho, json.loads(parameters), json.loads(values))
             for m, scope, rho, parameters, values in rows
@@ -194,44 +233,49 @@ class Ledger:
 
     def reserved(self) -> dict[str, dict[str, Any]]:
         """Measurements that are reserved, committed or not, with their parameters."""
-        with self._connection() as db:
-            rows = db.execute("SELECT measurement, parameters FROM entries WHERE kind = 'reserve'").fetchall()
+        with self.store.read() as execute:
+            rows = execute(f"SELECT measurement, parameters FROM entries WHERE {_CHARGED} ORDER BY seq")
         return {m: json.loads(parameters) for m, parameters in rows}
 
-    def scopes(self) -> dict[str, tuple[int, int]]:
-        """Window → (spent units, cap units)."""
-        with self._connection() as db:
-            return {
-                scope: (spent, cap)
-                for scope, cap, spent in db.execute(
-                    "SELECT o.scope, o.rho_units, coalesce(sum(e.rho_units), 0) FROM entries o LEFT JOIN entries e"
-                    " ON e.scope = o.scope AND e.kind = 'reserve' WHERE o.kind = 'open' GROUP BY o.scope ORDER BY o.scope"
-                )
-            }
+    def _windows(self, execute: Execute) -> dict[str, Window]:
+        windows: dict[str, Window] = defaultdict(Window)
+        for kind, measurement, scope, rho in execute(
+            "SELECT kind, measurement, scope, rho_units FROM entries WHERE kind NOT IN ('supersede', 'commit') ORDER BY seq"
+        ):
+            windows[scope].book(kind, measurement, rho)
+        return windows
+
+    def windows(self) -> dict[str, Window]:
+        """Every window by its first day, in order."""
+        with self.store.read() as execute:
+            return dict(sorted(self._windows(execute).items()))
 
     def verify(self) -> list[str]:
-        """Problems found: broken hash chain, changed entry, cap passed, commit that nothing was reserved for."""
-        problems, previous, expected = [], _GENESIS, 1
-        caps: dict[str, int] = {}
-        spent: dict[str, int] = defaultdict(int)
-        asked: dict[str, tuple[Any, ...]] = {}
-        with self._connection() as db:
-            for seq, *content, before, digest in db.execute(
-                f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq"
-            ):
-                if seq != expected:
-                    problems.append(f"entry {expected} is missing")
-                if before != previous or digest != _digest(previous, content):
-                    problems.append(f"entry {seq} does not follow from the one before it: it was changed")
-                previous, expected = digest, seq + 1
-                kind, measurement, scope, rho, *terms, _ = content
-                if kind == "open":
-                    caps[scope] = rho
-                elif kind == "reserve":
-                    asked[measurement] = (scope, rho, *terms)
-                    spent[scope] += rho
-                    if spent[scope] > caps.get(scope, -1):
-                        problems.append(f"entry {seq} passes the cap of window {scope}")
-                elif asked.get(measurement) != (scope, rho, *terms):
-                    problems.append(f"entry {seq} commits what was not reserved so")
+        """Problems found: broken hash chain, changed entry, cap passed, commit of what was not reserved so."""
+        problems, previous, expected = [], GENESIS, 1
+        windows: dict[str, Window] = defaultdict(Window)
+        asked: dict[str, list[Any]] = {}
+        with self.store.read() as execute:
+            rows = execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq")
+        for seq, *content, before, digest in rows:
+            if seq != expected:
+                problems.append(f"entry {expected} is missing")
+            if before != previous or digest != _digest(previous, content):
+                problems.append(f"entry {seq} does not follow from the one before it: it was changed")
+            previous, expected = digest, seq + 1
+            kind, measurement, scope, rho, *terms, _ = content
+            window = windows[scope]
+            window.book(kind, measurement, rho)
+            if kind in ("reserve", "correct"):
+                asked[measurement] = [scope, rho, *terms]
+            elif kind == "supersede":
+                if measurement not in asked or asked[measurement][3] != terms[1]:
+                    problems.append(f"entry {seq} supersedes what was not reserved so, or is committed")
+                asked.setdefault(measurement, [scope, rho, *terms])[2:] = terms
+            elif kind == "commit" and asked.pop(measurement, None) != [scope, rho, *terms]:
+                problems.append(f"entry {seq} commits what was not reserved so")
+            if window.corrections_units > window.set_aside_units:
+                problems.append(f"entry {seq} passes what window {scope} has set aside for corrections")
+            if window.planned_units + window.set_aside_units > window.cap_units:
+                problems.append(f"entry {seq} passes the cap of window {scope}")
         return problems

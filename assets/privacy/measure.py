@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from datetime import date, timedelta
+from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
@@ -47,7 +48,10 @@ def known_by(city: City, table: MeasuredTable, start: date) -> date:
 
 
 def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:
-    """Measurements whose days are all frozen, whose extra lag is over on `through`, and that are not in `known`."""
+    """Measurements whose days are all frozen, whose extra lag is over on `through`, and that are not in `known`.
+
+    In the order in which they become due, so that a budget is spent alike in daily runs and in one backfill.
+    """
     days = set(frozen)
     found = []
     for table in city.plan.tables:
@@ -55,7 +59,7 @@ def due(city: City, frozen: Collection[date], through: date, known: Collection[s
             ripe = known_by(city, table, start) <= through
             if ripe and days.issuperset(unit_days(table.time, start)) and measurement_id(table, start) not in known:
                 found.append((table, start))
-    return found
+    return sorted(found, key=lambda d: known_by(city, *d))
 
 
 def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
@@ -70,7 +74,7 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
 
 
 def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes) -> int:
-    """Reserve, draw and commit every measurement of `wanted`; returns how many.
+    """Reserve, draw and commit what the budget allows of `wanted`; returns how many.
 
     `load(table, first day)`: frozen `EVENTS` of that unit of time, with `los` as of `known_by` for a table that
     has it. Each entry is charged what a person
@@ -88,7 +92,7 @@ def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], loa
     reservations, exact = [], {}
     for table, start in wanted:
         scope = city.window_start(start).isoformat()
-        ledger.open_scope(scope, plan.budget_units)
+        ledger.open_scope(scope, plan.budget_units, int(Fraction(city.plan.corrections_share) * plan.budget_units))
         before = released[table.name, scope]
         spent = [released_sensitivity(table.time, r, city.caps, city.budget.epoch) for r in (before, before | {start})]
         before.add(start)
@@ -110,6 +114,10 @@ def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], loa
         reservations.append(
             Reservation(name, scope, rho, _snapshot(events, table, key), json.dumps(parameters, sort_keys=True))
         )
-    ledger.reserve(reservations)
-    ledger.commit({name: draw(counts.ravel().tolist(), var) for name, (counts, var) in exact.items()})
-    return len(reservations)
+    granted = ledger.reserve(reservations)
+    drawn = {}
+    for reservation in granted:
+        counts, variance = exact[reservation.measurement]
+        drawn[reservation] = draw(counts.ravel().tolist(), variance)
+    ledger.commit(drawn)
+    return len(granted)

@@ -32,7 +32,7 @@ from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
 from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
-from assets.privacy.ledger import Committed, Ledger
+from assets.privacy.ledger import Committed, open_ledger
 
 
 def _only(table: pa.Table, **values: str) -> pa.Table:
@@ -124,7 +124,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     los = {r["case_key"]: r["los"] for r in _only(known, person_key=person).to_pylist() if r["los"]}
     events = [e | {"los": los.get(e["case_key"], LOS_BIN_KEYS[-1])}
               for e in _only(lake.read("events", EVENTS), person_key=person).to_pylist()]  # fmt: skip
-    committed = Ledger(lake.ledger_path).committed()
+    committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
     mine = {r["case_key"] for r in own}
     bounded = contributions(committed, [{"event_day": r["event_day"]} for r in counters if r["kept"]], False)

@@ -20,11 +20,11 @@ from assets.identity.record import verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
+from assets.privacy.accounting import epsilon_of
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
-from assets.privacy.ledger import Ledger
+from assets.privacy.ledger import open_ledger
 from assets.privacy.measure import due, known_by, measure
 from assets.privacy.plan import price
 
@@ -144,7 +144,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         seen = _between(events, start, start + timedelta(LEVEL_DAYS[table.time] - 1))
         return with_length_of_stay(seen, cases, known_by(city, table, start)) if "los" in table.dimensions else seen
 
-    ledger = Ledger(lake.ledger_path)
+    ledger = open_ledger(lake, city)
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
     measured = measure(city, plan, ledger, wanted, load, key)
@@ -155,11 +155,12 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         "measurements": measured,
         "windows": {
             scope: {
-                "rho": spent / UNITS_PER_RHO,
-                "epsilon": epsilon_of(spent / UNITS_PER_RHO, city.budget.delta),
-                "share_of_budget": spent / cap,
+                "rho": float(window.rho),
+                "epsilon": epsilon_of(float(window.rho), city.budget.delta),
+                "share_of_budget": window.spent_units / window.cap_units,
+                "paused": window.paused,
             }
-            for scope, (spent, cap) in ledger.scopes().items()
+            for scope, window in ledger.windows().items()
         },
     }
 
@@ -175,5 +176,5 @@ def _between(events: pa.Table, first: date, last: date) -> pa.Table:
 
 def publishable(lake: Lake, city: City) -> pa.Table:
     """Consistent estimates of everything committed: privacy's only output."""
-    table = estimates(city, price(city), Ledger(lake.ledger_path).committed())
+    table = estimates(city, price(city), open_ledger(lake, city).committed())
     return table.cast(ESTIMATES)

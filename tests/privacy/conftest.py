@@ -1,11 +1,14 @@
-"""Made-up pseudonymised cases, and a stage whose noise is switched off."""
+"""Made-up pseudonymised cases, and places for a ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
+import postgres_server
 import pyarrow as pa
 import pytest
 
@@ -38,3 +41,20 @@ def case_table() -> Callable[[list[dict[str, Any]]], pa.Table]:
 @pytest.fixture
 def arrival(city: City) -> Callable[[int], date]:
     return lambda n: city.budget.epoch + timedelta(n)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a real PostgreSQL server."""
+    if postgres_server.binaries() is None:
+        pytest.skip("no PostgreSQL at hand: install the Debian package postgresql")
+    with postgres_server.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where an empty ledger may lie: a file, and a database."""
+    if request.param == "sqlite":
+        return tmp_path / "ledger.sqlite"
+    return postgres_server.schema_url(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 
 from assets.contract.city import City, load_city
-from assets.privacy import ledger as ledger_module
+from assets.privacy import ledger_store
 from assets.privacy import measure as measuring
-from assets.privacy.ledger import AlreadyCommitted, Ledger
+from assets.privacy.ledger import Ledger, Overtaken
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PricedPlan, price
 
@@ -75,11 +75,11 @@ def work(folder: Path, small: tuple[City, PricedPlan], step: Steps, too_early: b
                 file.write(json.dumps([name, list(numbers)]) + "\n")
 
     def publish_and_commit(self: Ledger, values: Any) -> None:
-        publish(values)
+        publish({r.measurement: drawn for r, drawn in values.items()})
         commit(self, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_module.sqlite3, "connect", lambda *a, **k: connect(*a, factory=Counted, **k))
+        patch.setattr(ledger_store.sqlite3, "connect", lambda *a, **k: connect(*a, factory=Counted, **k))
         patch.setattr(measuring, "draw", counted_draw)
         # Arrow and its threads do not survive a fork: what they compute is not what is tried here.
         patch.setattr(measuring, "count", lambda events, table, city: np.zeros(2 * 10 ** len(table.dimensions), int))
@@ -104,7 +104,7 @@ def child(folder: Path, small: tuple[City, PricedPlan], fatal: int = 0, too_earl
     try:
         work(folder, small, Steps(fatal), too_early)
         code = 0
-    except AlreadyCommitted:
+    except Overtaken:
         code = OTHERS_STAND
     except BaseException as error:
         sys.stderr.write(repr(error))
@@ -128,8 +128,11 @@ def violations(folder: Path, small: tuple[City, PricedPlan]) -> list[str]:
             found.append(f"{name} was published with {len(values)} values")
         if any(list(v) != committed.get(name) for v in values):
             found.append(f"{name} was published with a value that is not committed")
-    ((spent, cap),) = ledger.scopes().values()
-    if spent > cap or spent != sum(t.cost_units for t in small[1].tables):  # in one week a person is in one cell
+    (window,) = ledger.windows().values()
+    spent = window.spent_units
+    if spent > window.cap_units or spent != sum(
+        t.cost_units for t in small[1].tables
+    ):  # in one week a person is in one cell
         found.append("a week was not paid for exactly once")
     if set(committed) != {n for n, _ in lines} or len(committed) != 8:
         found.append("not every measurement was published")

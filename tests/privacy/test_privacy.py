@@ -1,15 +1,12 @@
-"""Bounds, plan, ledger and consistency keep what they promise."""
+"""Bounds, plan and consistency keep what they promise."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import re
-import sqlite3
 from collections import Counter, defaultdict
 from datetime import date, timedelta
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +19,6 @@ from assets.contract.schemas import BOUNDING_DECISIONS
 from assets.privacy.accounting import epsilon_of, released_sensitivity, rho_of, squared_sensitivity
 from assets.privacy.bounding import decide
 from assets.privacy.consistency import Product, estimate, variance
-from assets.privacy.ledger import AlreadyCommitted, BudgetExceeded, Ledger, Reservation, SnapshotMismatch
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
@@ -195,87 +191,3 @@ def test_closed_form_equals_dense_least_squares():
         m, _ = matrix(query)
         assert np.abs(got.ravel() - m @ x).max() < 1e-9
         assert np.diag(m @ inverse @ m.T) == pytest.approx(variance(product, query, variances))
-
-
-def ask(name: str = "t:2024-12-30:1", rho: int = 10, snapshot: str = "s") -> Reservation:
-    return Reservation(name, "w", rho, snapshot, "{}")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.open_scope("w", 25)
-    return ledger
-
-
-def test_the_same_measurement_is_drawn_and_paid_once(ledger: Ledger):
-    for _ in range(3):
-        ledger.reserve([ask()])
-    ledger.commit({ask().measurement: [1, 2]})
-    assert ledger.scopes() == {"w": (10, 25)}
-    with pytest.raises(AlreadyCommitted):
-        ledger.commit({ask().measurement: [3, 4]})
-    assert ledger.committed()[ask().measurement].values == [1, 2]
-
-
-def test_other_data_under_the_same_name_is_refused(ledger: Ledger):
-    ledger.reserve([ask()])
-    with pytest.raises(SnapshotMismatch):
-        ledger.reserve([ask(snapshot="other")])
-
-
-def test_a_reservation_above_the_cap_reserves_nothing(ledger: Ledger):
-    with pytest.raises(BudgetExceeded):
-        ledger.reserve([ask("a:1:1"), ask("b:1:1"), ask("c:1:1")])
-    assert ledger.scopes() == {"w": (0, 25)} and not ledger.reserved()
-
-
-def test_the_database_itself_refuses_overspending_and_changes(ledger: Ledger):
-    ledger.reserve([ask()])
-    db = sqlite3.connect(ledger.path)
-    with pytest.raises(sqlite3.IntegrityError, match="budget exceeded"):
-        db.execute("INSERT INTO entries VALUES (9,'reserve','x','w',16,'s','{}',NULL,'p','h')")
-    for statement in ("UPDATE entries SET rho_units = 0", "DELETE FROM entries"):
-        with pytest.raises(sqlite3.IntegrityError):
-            db.execute(statement)
-    db.close()
-
-
-@pytest.mark.parametrize(
-    ("statement", "problem"),
-    [
-        ("UPDATE entries SET measured = '[6]' WHERE kind = 'commit'", "was changed"),
-        ("UPDATE entries SET rho_units = 1000000 WHERE kind = 'open'", "entry 1 .* was changed"),
-        ("UPDATE entries SET rho_units = 0 WHERE kind = 'reserve'", "commits what was not reserved so"),
-        ("UPDATE entries SET rho_units = 9 WHERE kind = 'open'", "passes the cap of window w"),
-        ("DELETE FROM entries WHERE kind = 'open'", "entry 1 is missing"),
-    ],
-)
-def test_tampering_is_found(ledger: Ledger, statement: str, problem: str):
-    ledger.reserve([ask()])
-    ledger.commit({ask().measurement: [5]})
-    assert ledger.verify() == []
-    db = sqlite3.connect(ledger.path)
-    db.executescript("DROP TRIGGER no_update; DROP TRIGGER no_delete;")
-    db.execute(statement)
-    db.commit()
-    db.close()
-    assert any(re.search(problem, p) for p in ledger.verify())
-
-
-def _race(path: Path, worker: int) -> int:
-    ledger, won = Ledger(path), 0
-    for n in range(20):
-        try:
-            ledger.reserve([Reservation(f"t{n}:{worker}:1", "w", 1, "s", "{}")])
-            won += 1
-        except BudgetExceeded:
-            pass
-    return won
-
-
-def test_two_processes_never_pass_the_cap_together(ledger: Ledger):
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        won = pool.starmap(_race, [(ledger.path, 1), (ledger.path, 2)])
-    assert sum(won) == 25
-    assert ledger.scopes() == {"w": (25, 25)} and ledger.verify() == []

@@ -1,0 +1,98 @@
+"""`digitalstadt ledger`: what was spent, and whether the ledger is as it was written. Printing only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from assets.contract.city import City, CityFileError, load_city
+from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.lake import Lake
+from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
+from assets.privacy.ledger import Ledger, Window, open_ledger
+from pipelines.environments import current, key_folder
+
+ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
+out = Console()
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _open() -> tuple[City, Lake, Ledger]:
+    try:
+        city = load_city(current().city_file)
+        lake = Lake(current().data_root, Keyring.load(key_folder(current(), city.key)))
+        return city, lake, open_ledger(lake, city)
+    except (CityFileError, KeyFileError, RuntimeError) as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+
+
+def _amount(units: int, cap: int, delta: float) -> dict[str, Any]:
+    """ρ as an exact fraction, and what it comes to."""
+    rho = Fraction(units, UNITS_PER_RHO)
+    return {"rho": str(rho), "epsilon": round(epsilon_of(float(rho), delta), 6), "of_budget": round(units / cap, 6)}
+
+
+def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
+    """Everything about one window, with ρ as fractions: spent by table, corrections, reserve, ε of one and five years."""
+
+    def part(units: int) -> dict[str, Any]:
+        return _amount(units, window.cap_units, delta)
+
+    return {
+        "window": scope,
+        "status": "paused" if window.paused else "open",
+        "spent": part(window.spent_units),
+        "epsilon_five_years_like_this": round(epsilon_of(5 * float(window.rho), delta), 6),
+        "cap": part(window.cap_units),
+        "epsilon_five_years_at_cap": round(epsilon_of(5 * window.cap_units / UNITS_PER_RHO, delta), 6),
+        "tables": {name: part(units) for name, units in sorted(window.tables.items())},
+        "corrections": {"spent": part(window.corrections_units), "set_aside": part(window.set_aside_units)},
+    }
+
+
+@ledger_app.command()
+def show(as_json: Json = False) -> None:
+    """ρ and ε of each budget window: by table, for corrections, altogether, and what is left."""
+    city, _, ledger = _open()
+    delta = city.budget.delta
+    reports = [window_report(scope, window, delta) for scope, window in ledger.windows().items()]
+    if as_json:
+        sys.stdout.write(json.dumps({"delta": delta, "windows": reports}, indent=1) + "\n")
+        return
+    for r in reports:
+        title = (
+            f"window from {r['window']}, {r['status']}: ε {r['spent']['epsilon']:.4f} of {r['cap']['epsilon']:.4f} in one"
+            f" year; {r['epsilon_five_years_like_this']:.4f} of {r['epsilon_five_years_at_cap']:.4f} in five (δ {delta:g})"
+        )
+        table = Table(title=title, title_justify="left")
+        for name in ("what", "ρ", "ε alone", "of the budget"):
+            table.add_column(name, justify="left" if name == "what" else "right")
+        corrections = r["corrections"]
+        for what, amount in (
+            *r["tables"].items(), ("corrections", corrections["spent"]), ("spent", r["spent"]),
+            ("set aside for corrections", corrections["set_aside"]), ("budget", r["cap"]),
+        ):  # fmt: skip
+            table.add_row(what, amount["rho"], f"{amount['epsilon']:.4f}", f"{amount['of_budget']:.2%}")
+        out.print(table)
+    if not reports:
+        out.print("nothing was spent yet")
+
+
+@ledger_app.command()
+def verify(as_json: Json = False) -> None:
+    """Check the hash chain, every cap, and that each value was paid for."""
+    problems = _open()[2].verify()
+    if as_json:
+        sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
+    if problems:
+        Console(stderr=True).print("\n".join(problems), style="red", highlight=False, markup=False)
+        raise typer.Exit(1)
+    if not as_json:
+        out.print("the ledger verifies")

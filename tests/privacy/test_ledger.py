@@ -1,0 +1,339 @@
+"""The ledger on each database: paid once, never above the cap, never changed, whoever writes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.contract.city import City
+from assets.lake.lake import Lake
+from assets.privacy.ledger import (
+    BudgetExceeded,
+    Ledger,
+    Overtaken,
+    Reservation,
+    SnapshotMismatch,
+    _digest,
+    open_ledger,
+)
+from assets.privacy.ledger_store import GENESIS, VERSION, PostgresStore, Refused
+
+CAP, SET_ASIDE = 30, 5
+
+
+def ask(name: str = "t:2024-12-30:1", rho: int = 10, snapshot: str = "s", **over: Any) -> Reservation:
+    return Reservation(name, "w", rho, snapshot, "{}", **over)
+
+
+@pytest.fixture
+def ledger(ledger_location: Path | str) -> Ledger:
+    ledger = Ledger(ledger_location)
+    ledger.open_scope("w", CAP, SET_ASIDE)
+    return ledger
+
+
+@pytest.fixture
+def insert(ledger: Ledger) -> Callable[..., None]:
+    """An entry written past our code, as if by hand; `seq` and `previous` are right unless given."""
+
+    def write(kind: str, name: str, rho: int, scope: str = "w", snapshot: str = "s", **over: Any) -> None:
+        with ledger.store.write() as execute:
+            last = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")[0]
+            row = {
+                "seq": last[0] + 1,
+                "previous": last[1],
+                "hash": f"h{last[0]}",
+                "parameters": "{}",
+                "measured": None,
+            } | over
+            execute(
+                "INSERT INTO entries (seq, kind, measurement, scope, rho_units, snapshot, parameters, measured, previous, hash)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (row["seq"], kind, name, scope, rho, snapshot, row["parameters"], row["measured"], row["previous"], row["hash"]),
+            )  # fmt: skip
+
+    return write
+
+
+def spent(ledger: Ledger) -> int:
+    return ledger.windows()["w"].spent_units
+
+
+def test_the_same_measurement_is_drawn_and_paid_once(ledger: Ledger):
+    for _ in range(3):
+        assert ledger.reserve([ask()]) == [ask()]
+    ledger.commit({ask(): [1, 2]})
+    assert spent(ledger) == 10
+    with pytest.raises(Overtaken):
+        ledger.commit({ask(): [3, 4]})
+    assert ledger.committed()["t:2024-12-30:1"].values == [1, 2]
+    assert ledger.verify() == []
+
+
+def test_other_data_before_the_commit_are_drawn_instead_at_no_cost(ledger: Ledger):
+    ledger.reserve([ask(snapshot="with a patient")])
+    assert ledger.reserve([ask(snapshot="without")]) == [ask(snapshot="without")]
+    assert spent(ledger) == 10
+    with pytest.raises(Overtaken):  # values drawn by a slower process from the older data
+        ledger.commit({ask(snapshot="with a patient"): [1]})
+    ledger.commit({ask(snapshot="without"): [2]})
+    assert ledger.committed()["t:2024-12-30:1"].values == [2]
+    assert ledger.verify() == []
+
+
+def test_data_may_change_more_than_once_and_back(ledger: Ledger):
+    for snapshot in ("a", "b", "a"):
+        ledger.reserve([ask(snapshot=snapshot)])
+    with pytest.raises(Overtaken):
+        ledger.commit({ask(snapshot="b"): [1]})
+    ledger.commit({ask(snapshot="a"): [1]})
+    assert spent(ledger) == 10 and ledger.verify() == []
+
+
+def test_other_data_after_the_commit_are_refused(ledger: Ledger):
+    ledger.reserve([ask()])
+    ledger.commit({ask(): [1]})
+    with pytest.raises(SnapshotMismatch):
+        ledger.reserve([ask(snapshot="other")])
+
+
+def test_other_parameters_are_refused_even_before_the_commit(ledger: Ledger):
+    ledger.reserve([ask()])
+    with pytest.raises(SnapshotMismatch):
+        ledger.reserve([Reservation("t:2024-12-30:1", "w", 10, "other", '{"variance": "1/2"}')])
+
+
+def test_the_first_measurement_above_the_cap_pauses_the_window_for_good(ledger: Ledger):
+    granted = ledger.reserve([ask("a:1:1"), ask("b:1:1"), ask("c:1:1"), ask("d:1:1", rho=1)])
+    assert [r.measurement for r in granted] == ["a:1:1", "b:1:1"]
+    assert ledger.windows()["w"].paused and spent(ledger) == 20
+    assert ledger.reserve([ask("e:1:1", rho=1)]) == []
+    assert ledger.reserve([ask("a:1:1")]) == [ask("a:1:1")], "what was paid for may still be drawn"
+    ledger.commit({r: [1] for r in granted})
+    assert ledger.verify() == []
+
+
+def test_corrections_are_paid_from_what_is_set_aside_and_from_nothing_else(ledger: Ledger):
+    ledger.reserve([ask("a:1:1", rho=25)])
+    ledger.reserve([ask("a:1:2", rho=3, kind="correct")])
+    with pytest.raises(BudgetExceeded, match="more than the 5 which the window from w has set aside"):
+        ledger.reserve([ask("a:1:3", rho=3, kind="correct")])
+    assert spent(ledger) == 28 and not ledger.windows()["w"].paused
+    assert ledger.reserve([ask("b:1:1", rho=1)]) == [], "the rest of it is not for measurements"
+    assert ledger.verify() == []
+
+
+def test_a_window_keeps_the_cap_it_was_opened_with(ledger: Ledger):
+    ledger.open_scope("w", CAP, SET_ASIDE)
+    with pytest.raises(ValueError, match="never changes"):
+        ledger.open_scope("w", CAP + 1)
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (("reserve", "x", 16), "budget exceeded"),
+        (("reserve", "x", 1, "nowhere"), "budget exceeded"),
+        (("correct", "x:1:2", 6), "reserve for corrections exceeded"),
+        (("set_aside", "more", 1), "caps are fixed"),
+        (("open", "window:again", 1_000_000), "caps are fixed"),
+        (("commit", "x", 1), "commit without reservation"),
+        (("commit", "t:2024-12-30:1", 10, "w", "other"), "commit without reservation"),
+        (("commit", "t:2024-12-30:1", 9), "commit without reservation"),
+        (("supersede", "x", 0), "nothing to supersede"),
+        (("supersede", "done:1:1", 0), "nothing to supersede"),
+        (("reserve", "t:2024-12-30:1", 1), "append only"),
+        (("reserve", "x", -9), "(?i)check"),
+        (("gift", "x", 0), "(?i)check"),
+    ],
+)
+def test_the_database_itself_refuses(ledger: Ledger, insert: Callable[..., None], entry: Any, why: str):
+    ledger.reserve([ask(), ask("done:1:1", rho=0)])
+    ledger.commit({ask("done:1:1", rho=0): []})
+    with pytest.raises(Refused, match=why):
+        insert(*entry)
+    insert("reserve", "y", 15)  # up to the cap it is no more than a reservation
+
+
+def test_the_database_itself_refuses_more_after_a_pause(ledger: Ledger, insert: Callable[..., None]):
+    insert("pause", "paused:w", 0)
+    with pytest.raises(Refused, match="series is paused"):
+        insert("reserve", "x", 1)
+
+
+@pytest.mark.parametrize("wrong", [{"seq": 9}, {"seq": 1}, {"previous": "p"}, {"previous": GENESIS}])
+def test_an_entry_follows_the_last_one_or_is_refused(insert: Callable[..., None], wrong: dict[str, Any]):
+    with pytest.raises(Refused):
+        insert("reserve", "x", 1, **wrong)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE entries SET rho_units = 0", "DELETE FROM entries"])
+def test_nothing_is_changed_or_deleted(ledger: Ledger, statement: str):
+    with pytest.raises(Refused, match="append only"), ledger.store.write() as execute:
+        execute(statement)
+    assert ledger.windows()["w"].cap_units == CAP
+
+
+@pytest.mark.parametrize("verb", ["INSERT OR REPLACE", "INSERT"])
+def test_replacing_or_emptying_is_refused_like_updating(ledger: Ledger, verb: str):
+    columns = "seq, kind, measurement, scope, {}, snapshot, parameters, measured, previous, hash"
+    statement = (
+        f"INTO entries ({columns.format('rho_units')}) SELECT {columns.format('99')} FROM entries WHERE kind = 'open'"
+    )
+    if isinstance(ledger.store, PostgresStore):
+        statement = (
+            f"INSERT {statement} ON CONFLICT (seq) DO UPDATE SET rho_units = 99"
+            if verb != "INSERT"
+            else "TRUNCATE entries"
+        )
+    else:
+        statement = f"{verb} {statement}"
+    with pytest.raises(Refused, match="append only"), ledger.store.write() as execute:
+        execute(statement)
+
+
+@pytest.fixture
+def tamper(ledger: Ledger) -> Callable[[str], None]:
+    """Change entries as whoever owns the database can."""
+
+    def change(statement: str) -> None:
+        if isinstance(ledger.store, PostgresStore):
+            disarm = ["ALTER TABLE entries DISABLE TRIGGER ALL"]
+        else:
+            disarm = ["DROP TRIGGER no_UPDATE", "DROP TRIGGER no_DELETE"]
+        with ledger.store.write() as execute:
+            for each in (*disarm, statement):
+                execute(each)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("UPDATE entries SET measured = '[6]' WHERE kind = 'commit'", "was changed"),
+        ("UPDATE entries SET rho_units = 1000000 WHERE kind = 'open'", "entry 1 .* was changed"),
+        ("UPDATE entries SET rho_units = 0 WHERE kind = 'reserve'", "commits what was not reserved so"),
+        ("UPDATE entries SET rho_units = 9 WHERE kind = 'open'", "passes the cap of window w"),
+        ("UPDATE entries SET rho_units = 1 WHERE kind = 'set_aside'", "has set aside for corrections"),
+        ("UPDATE entries SET snapshot = 's' WHERE kind = 'supersede'", "commits what was not reserved so"),
+        ("DELETE FROM entries WHERE kind = 'open'", "entry 1 is missing"),
+    ],
+)
+def test_tampering_is_found(ledger: Ledger, tamper: Callable[[str], None], statement: str, problem: str):
+    correction = ask("t:2024-12-30:2", rho=2, kind="correct")
+    ledger.reserve([ask(), correction])
+    ledger.reserve([ask(snapshot="newer")])
+    ledger.commit({ask(snapshot="newer"): [5], correction: [4]})
+    assert ledger.verify() == []
+    tamper(statement)
+    assert any(re.search(problem, p) for p in ledger.verify())
+
+
+def _race(location: Path | str, worker: int) -> int:
+    ledger, won = Ledger(location), 0
+    for n in range(20):
+        won += len(ledger.reserve([Reservation(f"t{n}:{worker}:1", "w", 1, "s", "{}")]))
+    return won
+
+
+def test_two_writers_never_pass_the_cap_together_and_make_one_chain(ledger: Ledger, ledger_location: Path | str):
+    # Spawned processes hang under pytest's importlib mode, and a fork must not share a database connection:
+    # the ledger holds none between its steps.
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        won = pool.starmap(_race, [(ledger_location, 1), (ledger_location, 2)])
+    assert sum(won) == CAP - SET_ASIDE == spent(ledger)
+    assert ledger.verify() == []
+
+
+def test_whoever_writes_past_our_code_waits_for_the_other(ledger: Ledger, insert: Callable[..., None]):
+    """Two raw inserts that each fit, but not together: the second sees the first."""
+    failures: list[Exception] = []
+
+    def second() -> None:
+        try:
+            insert("reserve", "second", 20)
+        except Refused as error:
+            failures.append(error)
+
+    with ledger.store.write() as execute:
+        (last,) = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")
+        execute(
+            "INSERT INTO entries (seq, kind, measurement, scope, rho_units, snapshot, parameters, previous, hash)"
+            " VALUES (?, 'reserve', 'first', 'w', 20, 's', '{}', ?, 'g')", (last[0] + 1, last[1]),
+        )  # fmt: skip
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.3)
+        assert other.is_alive(), "it waits until this one is over"
+    other.join(30)
+    assert [str(e) for e in failures] == ["budget exceeded"]
+
+
+FIRST_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+  seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('open', 'reserve', 'commit')), measurement TEXT NOT NULL,
+  scope TEXT NOT NULL, rho_units INTEGER NOT NULL CHECK (rho_units >= 0),
+  snapshot TEXT NOT NULL, parameters TEXT NOT NULL, measured TEXT, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
+  UNIQUE (measurement, kind));
+CREATE INDEX IF NOT EXISTS by_scope ON entries (scope, kind, rho_units);
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""
+"""Of a ledger file as the first release wrote it (some of its triggers)."""
+
+
+def test_a_file_of_the_first_release_opens_and_goes_on(tmp_path: Path):
+    path, previous = tmp_path / "ledger.sqlite", GENESIS
+    with sqlite3.connect(path) as db:
+        db.executescript(FIRST_SCHEMA)
+        for content in (
+            ("open", "window:w", "w", 25, "", "{}", None), ("reserve", "t:1:1", "w", 10, "s", "{}", None),
+            ("commit", "t:1:1", "w", 10, "s", "{}", "[3]"), ("reserve", "t:2:1", "w", 10, "s", "{}", None),
+        ):  # fmt: skip
+            digest = _digest(previous, content)
+            db.execute(
+                "INSERT INTO entries (kind, measurement, scope, rho_units, snapshot, parameters, measured, previous, hash)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*content, previous, digest),
+            )  # fmt: skip
+            previous = digest
+    db.close()
+    ledger = Ledger(path)
+    assert ledger.verify() == [] and ledger.committed()["t:1:1"].values == [3]
+    ledger.open_scope("w", 25)
+    waiting = ask("t:2:1", snapshot="after a withdrawal")
+    assert ledger.reserve([waiting, ask("t:3:1")]) == [waiting], "its cap holds on"
+    ledger.commit({waiting: [4]})
+    assert ledger.verify() == [] and Ledger(path).windows()["w"].paused
+
+
+def test_a_ledger_of_a_newer_program_is_left_alone(ledger: Ledger, ledger_location: Path | str):
+    with ledger.store.write() as execute:
+        if isinstance(ledger.store, PostgresStore):
+            execute("UPDATE ledger_version SET version = ?", (VERSION + 1,))
+        else:
+            execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(RuntimeError, match="install a newer one"):
+        Ledger(ledger_location)
+
+
+def test_the_city_file_chooses_the_database_and_holds_no_password(
+    city: City, lake: Lake, ledger: Ledger, ledger_location: Path | str
+):
+    if isinstance(ledger_location, str):
+        chosen = open_ledger(lake, city.model_copy(update={"ledger": ledger_location}))
+        assert chosen.windows().keys() == {"w"} and not lake.ledger_path.exists()
+    else:
+        assert open_ledger(lake, city).windows() == {} and lake.ledger_path.exists()
+    fields = json.loads(city.model_dump_json())
+    City.model_validate(fields | {"ledger": "postgresql://ledger@db.example.org:5432/health"})
+    with pytest.raises(ValueError, match="ledger"):
+        City.model_validate(fields | {"ledger": "postgresql://ledger:secret@db.example.org/health"})
