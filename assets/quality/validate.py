@@ -9,8 +9,9 @@ diagnoses and procedures. Every row is either valid or in quarantine, there once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import duckdb
 import numpy as np
@@ -19,10 +20,12 @@ import pyarrow as pa
 from assets.contract.city import City
 from assets.contract.schemas import FINDINGS
 from assets.lake.engine import connect
-from assets.quality.rules import EXEMPT, PREPARED, TABLES, Rule, rules
+from assets.quality.rules import EXEMPT, NOT_NULL, PREPARED, TABLES, Rule, rules
 from assets.quality.suite import run_gx
 
 FINDING_SEVERITY = {"quarantine": "quarantined", "warn": "info"}
+NATIVE_ROWS: Final = 200_000
+"""Above this GX judges distinct values instead of rows: pandas would take minutes and gigabytes for ten million."""
 
 
 class QualityDisagreement(Exception):
@@ -52,19 +55,67 @@ class Validated:
     rule_results: list[RuleResult]
 
 
+def _find(con: duckdb.DuckDBPyConnection, table: str, own: Sequence[tuple[int, Rule]]) -> None:
+    """Adds the failing rows of `prepared` to `failing`, in one pass over it: a bit for each rule."""
+    bits = " | ".join(f"CASE WHEN {rule.predicate} THEN {1 << place} ELSE 0 END" for place, (_, rule) in enumerate(own))
+    about = ", ".join(
+        f"(CAST({1 << place} AS BIGINT), {number}, {rule.severity == 'quarantine'})"
+        for place, (number, rule) in enumerate(own)
+    )
+    con.execute(
+        f"""INSERT INTO failing SELECT '{table}', _row, number, quarantines, false
+        FROM (SELECT _row, {bits} AS mask FROM prepared WHERE mask <> 0)
+        JOIN (VALUES {about}) AS a(bit, number, quarantines) ON (mask & bit) <> 0"""
+    )
+
+
+def _rows(con: duckdb.DuckDBPyConnection, own: Sequence[tuple[int, Rule]]) -> pa.Table:
+    """The checked columns of `prepared`, row by row."""
+    columns = ", ".join(f'"{c}"' for c in dict.fromkeys(rule.checked_column for _, rule in own))
+    return con.execute(f"SELECT {columns} FROM prepared").to_arrow_table()
+
+
+def _distinct(
+    con: duckdb.DuckDBPyConnection, own: Sequence[tuple[int, Rule]], found: Mapping[int, int]
+) -> tuple[pa.Table, dict[int, int]]:
+    """Each checked column's distinct values, and how many of them fail each rule by DuckDB.
+
+    Of a column that must be filled, only whether it is. Columns are padded with what fails no rule. Raises
+    `QualityDisagreement` unless the rows of the failing values are as many as were found row by row.
+    """
+    values: dict[str, pa.ChunkedArray] = {}
+    failing, required = {}, {rule.checked_column for _, rule in own if rule.expectation == NOT_NULL}
+    for column in dict.fromkeys(rule.checked_column for _, rule in own):
+        value = f"CASE WHEN \"{column}\" IS NOT NULL THEN '' END" if column in required else f'"{column}"'
+        con.execute(f'CREATE TEMP TABLE once AS SELECT {value} AS "{column}", count(*) AS n FROM prepared GROUP BY 1')
+        values[column] = con.execute(f'SELECT "{column}" FROM once').to_arrow_table().column(0)
+        for number, rule in own:
+            if rule.checked_column == column:
+                query = f"SELECT count(*), coalesce(sum(n), 0) FROM once WHERE {rule.predicate}"
+                failing[number], rows = con.execute(query).fetchone() or (0, 0)
+                if rows != found.get(number, 0):
+                    raise QualityDisagreement(f"{rule.id} (by row {found.get(number, 0)}, by value {rows})")
+        con.execute("DROP TABLE once")
+    longest = max(len(v) for v in values.values())
+    padded = {
+        name: [*v.chunks, pa.repeat(pa.scalar("" if name in required else None, v.type), longest - len(v))]
+        for name, v in values.items()
+    }
+    return pa.table({name: pa.chunked_array(chunks) for name, chunks in padded.items()}), failing
+
+
 def _check(con: duckdb.DuckDBPyConnection, table: str, declared: Sequence[Rule]) -> None:
-    """Adds the failing rows of `table` to `failing`, after GX counted the same on the same prepared rows."""
+    """Adds the failing rows of `table` to `failing`, after GX judged the same prepared rows and counted the same.
+
+    Of more than `NATIVE_ROWS` rows GX judges each distinct value once: every rule looks at one column.
+    """
     con.execute(f"CREATE TEMP TABLE prepared AS {PREPARED[table]}")
     own = [(number, rule) for number, rule in enumerate(declared) if rule.table == table]
-    for number, rule in own:
-        con.execute(
-            f"INSERT INTO failing SELECT '{table}', _row, {number}, {rule.severity == 'quarantine'}, false "
-            f"FROM prepared WHERE {rule.predicate}"
-        )
-    columns = ", ".join(f'"{c}"' for c in dict.fromkeys(rule.checked_column for _, rule in own))
-    frame = con.execute(f"SELECT {columns} FROM prepared").to_arrow_table().to_pandas()
-    counted = run_gx(table, frame, [rule for _, rule in own])
+    _find(con, table, own)
     found = _counts(con, table)
+    (size,) = con.execute("SELECT count(*) FROM prepared").fetchone() or (0,)
+    frame, found = (_rows(con, own), found) if size <= NATIVE_ROWS else _distinct(con, own, found)
+    counted = run_gx(table, frame.to_pandas(), [rule for _, rule in own])
     unequal = [
         f"{rule.id} (DuckDB {found.get(number, 0)}, GX {counted.get(rule.id)})"
         for number, rule in own
