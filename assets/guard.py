@@ -1,10 +1,11 @@
-"""How a stage fails: the class and a value-free reason, never the values that an exception may carry.
+"""How a stage fails: what happened, where, and what to do; never a value that an exception may carry.
 
 Lives beside the assets because it raises Dagster's `Failure`; it is the only such helper.
 """
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,23 +14,71 @@ from typing import Final
 
 import dagster as dg
 
-SAFE_TO_QUOTE: Final = (
-    "CityFileError", "KeyFileError", "BudgetExceeded", "PlanRefused", "QualityDisagreement", "CertificateMismatch",
-    "RawFilesErased",
-)  # fmt: skip
+RUNBOOK: Final = "docs/runbook.md"
+REMEDIES: Final[dict[str, str]] = {
+    "CityFileError": "Correct the city file at the line that is named, then run the same days again.",
+    "KeyFileError": "Put the key file back from its backup with mode 600. Never create a new one over old data.",
+    "NotStaged": "Run the whole job for these days: the stages hand their tables over within one run.",
+    "RawFilesErased": "Leave the days that are named out of the range; late data is delivered under a newer day.",
+    "QualityDisagreement": "Two engines count differently: nothing went on. Report it with the rules that are named.",
+    "SuiteFailed": "The quality suite gave no result for a rule: nothing went on. Report it with the rules that are named.",
+    "CertificateMismatch": "Run the days that are named again, from intake on; then these.",
+    "PlanRefused": "Change the release plan in the city file as the message says; `digitalstadt plan` shows the price.",
+    "PlanChanged": "Put shares, dimensions and caps back as they were; a plan changes with a new window only.",
+    "CapChanged": "Put epsilon and delta back as they were; a budget changes with a new window only.",
+    "BudgetExceeded": "What is set aside for corrections is spent: leave the published value as it is until the next window.",
+    "LossAboveBudget": "Nothing was released. Do not run again; report it: bounding and plan do not fit.",
+    "SnapshotMismatch": "Data behind a measurement that is reserved already has changed. Follow the runbook's steps.",
+    "Overtaken": "Another run was faster. Nothing is lost: run the same days again.",
+    "LedgerBroken": "Stop the schedule. Keep the ledger file, restore the newest backup that verifies.",
+    "DiskFull": "Make room on the disk of the data root, then run the same days again.",
+    "NotWritable": "Give the service's user write access to the data root, then run the same days again.",
+    "MemoryError": "Run fewer days at once, or give the machine more memory.",
+    "Unforeseen": "Run the same days once more. If it fails again, report stage, class and place, nothing else.",
+}
+"""What to do about a failed stage, by kind of failure; each has its entry in the runbook under the same name."""
+QUOTED: Final = frozenset(REMEDIES) - {"DiskFull", "NotWritable", "MemoryError", "Unforeseen"}
 """Exceptions of ours whose message is written to be value-free."""
+_ERRNO: Final = {
+    errno.ENOSPC: "DiskFull", errno.EDQUOT: "DiskFull",
+    errno.EROFS: "NotWritable", errno.EACCES: "NotWritable", errno.EPERM: "NotWritable",
+}  # fmt: skip
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of failure, a key of `REMEDIES`."""
+    name = type(error).__name__
+    if name in REMEDIES:
+        return name
+    return _ERRNO.get(getattr(error, "errno", None) or 0, "Unforeseen")
+
+
+def anchor(heading: str) -> str:
+    """Address of a heading of the runbook, as Markdown renderers make it."""
+    return f"{RUNBOOK}#{heading.lower().replace(' ', '-')}"
 
 
 @contextmanager
 def value_free(stage: str) -> Iterator[None]:
-    """Turn any exception into a `Failure` that names class and place but no value."""
+    """Turn any exception into a `Failure` that says what happened, where and what to do, but no value."""
     try:
         yield
     except dg.Failure:
         raise
     except Exception as error:
-        name = type(error).__name__
+        kind, name = kind_of(error), type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         place = " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-4:])
-        reason = str(error) if name in SAFE_TO_QUOTE else "message withheld: it might hold a value"
-        raise dg.Failure(f"{stage}: {name} at {place} ({reason})", allow_retries=False) from None
+        reason = str(error) if name in QUOTED else "its message is withheld, it might hold a value"
+        code = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+        shown = f"{name} {code}".strip()
+        raise dg.Failure(
+            f"{stage} stopped: {shown}: {reason}. What to do: {REMEDIES[kind]} ({anchor(kind)})",
+            metadata={
+                "what happened": f"{shown}: {reason}",
+                "what to do": REMEDIES[kind],
+                "runbook": anchor(kind),
+                "place": place,
+            },
+            allow_retries=False,
+        ) from None

@@ -18,6 +18,7 @@ from assets.quality import asset as quality
 from assets.resources import Site
 from pipelines.environments import Environment, current
 from pipelines.late_exports import late_exports_sensor
+from pipelines.nightly import nightly_schedule
 
 JOB = "daily_run"
 # Backfill policies and owners are in beta: Dagster is pinned to one minor release, so nothing changes under us.
@@ -38,7 +39,7 @@ class NoImplicitStorage(dg.IOManager):
 def build_definitions(
     environment: Environment, loggers: Mapping[str, dg.LoggerDefinition] | None = None
 ) -> dg.Definitions:
-    """Every asset, the job, and (where `unattended`) the nightly schedule and the sensor for late exports."""
+    """Every asset, the job, and schedules and sensors: running where `unattended`, else there to be switched on."""
     city = load_city(environment.city_file)
     partitions = arrival_days(city)
     assets = [
@@ -51,10 +52,11 @@ def build_definitions(
         executor_def=dg.in_process_executor,
         description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
     )
-    schedules, sensors = [], []
+    on, watching = dg.DefaultScheduleStatus.STOPPED, dg.DefaultSensorStatus.STOPPED
     if environment.unattended:
-        schedules = [dg.build_schedule_from_partitioned_job(job, hour_of_day=3, minute_of_hour=30)]
-        sensors = [late_exports_sensor(job, city, environment.data_root)]
+        on, watching = dg.DefaultScheduleStatus.RUNNING, dg.DefaultSensorStatus.RUNNING
+    schedules = [nightly_schedule(job, city, environment.data_root, on)]
+    sensors = [late_exports_sensor(job, city, environment.data_root, watching)]
     site = Site(
         city_file=str(environment.city_file),
         data_root=str(environment.data_root),

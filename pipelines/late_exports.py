@@ -1,46 +1,73 @@
-"""The sensor for exports that arrive after the nightly run of their day."""
+"""The sensor for exports that arrive after the run of their day has looked into the inbox."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from assets.contract.city import City
+from assets.lake.progress import finished_days, stretches
+from pipelines.nightly import one_run
+
+LOOK_BACK_SECONDS: Final = 2 * 86_400
+"""How long before the last look a folder may have come and still be looked at: longer than any run."""
 
 
-def late_folders(inbox: Path, city: City, before: date) -> Iterator[tuple[date, str]]:
-    """(day, run key) of every complete-looking export folder of a past day; the key changes with the folder."""
+def changed_folders(inbox: Path, city: City, since: float) -> Iterator[tuple[date, float]]:
+    """(arrival day, time of its last change) of complete export folders that came after `since` (Unix seconds).
+
+    The time is that of the file system's own entry (ctime): a copy that keeps a sender's old times has it too.
+    """
     for clinic in city.clinics:
         for folder in sorted((inbox / clinic.key).glob("[0-9]*")):
             try:
                 day = date.fromisoformat(folder.name[:10])
-            except ValueError:
+                changed = max(folder.stat().st_ctime, (folder / "_COMPLETE").stat().st_ctime)
+            except (ValueError, OSError):  # no day, or still being written
                 continue
-            if city.first_arrival <= day < before and (folder / "_COMPLETE").exists():
-                yield day, f"{clinic.key}/{folder.name}/{int(folder.stat().st_mtime)}"
+            if changed > since:
+                yield day, changed
 
 
-def late_exports_sensor(job: Any, city: City, data_root: Path) -> dg.SensorDefinition:
-    """Asks for a run of each past day whose inbox has changed since that day was last looked at.
+def looked_at(instance: dg.DagsterInstance, day: date) -> float:
+    """When the newest run of `day` began to look into the inboxes (Unix seconds); 0 where nobody remembers it."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey("landed_exports"), asset_partitions=[day.isoformat()])
+    found = instance.fetch_materializations(wanted, limit=1).records
+    run = instance.get_run_record_by_id(found[0].run_id) if found else None
+    return (run.start_time or 0.0) if run else 0.0
 
-    Runs are keyed by folder and modification time, so the same export asks once. Days that the schedule
-    has not run yet are left to it.
+
+def late_exports_sensor(job: Any, city: City, data_root: Path, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+    """Asks for the days that are done and whose inbox changed after their run began, neighbours as one run.
+
+    The cursor is the time of the last look, so it never grows. Days that are not done are left to the nightly run.
     """
 
-    @dg.sensor(job=job, minimum_interval_seconds=600, description="Runs the day of an export that came late.")
+    @dg.sensor(
+        job=job,
+        minimum_interval_seconds=600,
+        default_status=status,
+        description="Runs the day of an export that came late.",
+    )
     def late_exports(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        yesterday = datetime.now(ZoneInfo(city.time_zone)).date() - timedelta(days=1)
-        done = context.instance.get_materialized_partitions(dg.AssetKey("landed_exports"))
-        known = set(filter(None, (context.cursor or "").split("\n")))
-        seen = {key: day for day, key in late_folders(data_root / "inbox", city, yesterday)}
-        fresh = {key: day for key, day in seen.items() if key not in known and day.isoformat() in done}
-        first_look = context.cursor is None
-        requests = (
-            [] if first_look else [dg.RunRequest(run_key=k, partition_key=d.isoformat()) for k, d in fresh.items()]
-        )
-        return dg.SensorResult(run_requests=requests, cursor="\n".join(sorted(seen)) or "-")
+        now = datetime.now(ZoneInfo(city.time_zone))
+        cursor = dg.SensorResult(cursor=str(now.timestamp()))
+        since = float(context.cursor or now.timestamp()) - LOOK_BACK_SECONDS
+        done = finished_days(data_root)
+        newest: dict[date, float] = {}
+        for day, changed in changed_folders(data_root / "inbox", city, since):
+            if day in done and day < now.date():
+                newest[day] = max(changed, newest.get(day, 0.0))
+        late = {day: at for day, at in newest.items() if at > looked_at(context.instance, day)}
+        requests = [
+            one_run(pair, "late", str(max(at for day, at in late.items() if pair[0] <= day <= pair[1])))
+            for pair in stretches(late)
+        ]
+        return cursor._replace(run_requests=requests)
 
     return late_exports

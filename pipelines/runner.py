@@ -101,9 +101,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
                 checks.append((check.asset_key.to_user_string(), check.check_name, check.severity.value))
         elif event.is_step_failure and event.step_key:
             error = event.step_failure_data.error
-            failures[event.step_key] = (
-                error.message.strip().splitlines()[0].split("Failure: ")[-1] if error else "failed"
-            )
+            failures[event.step_key] = " ".join(error.message.split("Failure: ")[-1].split()) if error else "failed"
     failures = {step: why for step, why in failures.items() if "Dependencies for step" not in why}
     return Outcome(result.run_id, result.success, metadata, failures, checks)
 

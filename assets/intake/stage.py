@@ -24,15 +24,22 @@ from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
+from assets.lake.progress import reopen
 
 CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
 """The days on which a clinic delivered consents, be they none, and not changes only: told from its files."""
 
 
+class NotStaged(FileNotFoundError):
+    """A stage was run without the one before it."""
+
+
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
     """Erase raw files whose retention is over, then pull what arrived for `days` from every clinic's inbox."""
     expire(lake, city.retention_days, today, days)
-    return pull(lake, city, days, today)
+    found = pull(lake, city, days, today)
+    reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])
+    return found
 
 
 def refusal(folder: Path, today: date) -> str | None:
@@ -85,7 +92,7 @@ def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
 
 
 def staged(lake: Lake, step: str, days: Sequence[date]) -> dict[str, Any]:
-    """The tables that `step` staged for this run. Raises `FileNotFoundError` naming what must run first."""
+    """The tables that `step` staged for this run. Raises `NotStaged` naming what must run first."""
     if days[-1] not in lake.days(f"staging/{step}/cases"):
-        raise FileNotFoundError(f"nothing staged by {step!r} for {days[-1]}: materialise it in the same run")
+        raise NotStaged(f"nothing staged by {step!r} for {days[-1]}: materialise it in the same run")
     return {name: lake.read(f"staging/{step}/{name}", schema, [days[-1]]) for name, schema in CANONICAL.items()}

@@ -13,11 +13,15 @@ from assets.privacy.accounting import squared_sensitivity
 from assets.privacy.plan import PricedPlan
 
 
+class LossAboveBudget(RuntimeError):
+    """A person could lose more than planned: nothing may be released. Names tables only."""
+
+
 def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
     """Exact largest privacy loss, in ρ units, that any person of `events` (one window) can have by the plan.
 
     Σ over tables of c · Σ over cells of (events of the person in the cell)², where every dimension only splits
-    cells and so can only lower the sum: the units of time bound it from above. Raises `RuntimeError` above the plan.
+    cells and so can only lower the sum: the units of time bound it from above. Raises `LossAboveBudget` above the plan.
     """
     if not events.num_rows:
         return 0
@@ -27,7 +31,7 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
     squares = {level: _squares(person, day // size) for level, size in LEVEL_DAYS.items()}
     for priced in plan.tables:
         if int(squares[priced.table.time].max()) > squared_sensitivity(priced.table.time, city.caps):
-            raise RuntimeError(
+            raise LossAboveBudget(
                 f"a person's contribution to {priced.table.name} is above its bound: nothing may be released"
             )
     # Every term is now at most its table's share of the budget, so 64 bits hold the sum.
@@ -36,7 +40,7 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
         loss += squares[priced.table.time] * np.int64(priced.cost_units)
     highest = int(loss.max())
     if highest > plan.budget_units:
-        raise RuntimeError("a person's loss is above the budget: nothing may be released")
+        raise LossAboveBudget("a person's loss is above the budget: nothing may be released")
     return highest
 
 

@@ -50,6 +50,14 @@ class BudgetExceeded(RuntimeError):
     """What is set aside for corrections does not suffice; nothing was reserved."""
 
 
+class CapChanged(ValueError):
+    """A window was opened with another cap; a budget never changes once something was spent from it."""
+
+
+class LedgerBroken(RuntimeError):
+    """The ledger does not verify; the message holds entry numbers and windows only."""
+
+
 class SnapshotMismatch(RuntimeError):
     """A committed measurement was asked for over other data, or a reserved one with other parameters."""
 
@@ -131,12 +139,12 @@ class Ledger:
         self.store: Store = SqliteStore(location) if isinstance(location, Path) else PostgresStore(location)
 
     def open_scope(self, scope: str, cap_units: int, set_aside_units: int = 0) -> None:
-        """Fix the cap of a window and its reserve for corrections. Raises `ValueError` where it has another cap."""
+        """Fix the cap of a window and its reserve for corrections. Raises `CapChanged` where it has another cap."""
         with self.store.write() as execute:
             rows = execute("SELECT rho_units FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
             cap = rows[0][0] if rows else cap_units
             if cap != cap_units:
-                raise ValueError(
+                raise CapChanged(
                     f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
                 )
             if not rows:

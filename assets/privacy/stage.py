@@ -24,7 +24,7 @@ from assets.privacy.accounting import epsilon_of
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
-from assets.privacy.ledger import open_ledger
+from assets.privacy.ledger import LedgerBroken, open_ledger
 from assets.privacy.measure import due, known_by, measure
 from assets.privacy.plan import price
 
@@ -150,7 +150,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     measured = measure(city, plan, ledger, wanted, load, key)
     problems = ledger.verify()
     if problems:
-        raise RuntimeError("the ledger does not verify: " + "; ".join(problems))
+        raise LedgerBroken("the ledger does not verify: " + "; ".join(problems))
     return {
         "measurements": measured,
         "windows": {

@@ -3,8 +3,9 @@
 import dagster as dg
 
 from assets.guard import value_free
+from assets.lake.progress import mark_finished
 from assets.metadata import counts_table, picture
-from assets.partitions import BACKFILL
+from assets.partitions import BACKFILL, days_of
 from assets.publication import stage
 from assets.publication.plots import latest_series, preview_table, trend_png
 from assets.resources import Site
@@ -23,7 +24,9 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     def open_data(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         """Immutable dataset versions (Parquet, CSV, Data Package) and the analysts' DuckDB file."""
         with value_free("publication"):
-            summary, frames = stage.run(site.lake(), site.city())
+            lake = site.lake()
+            summary, frames = stage.run(lake, site.city())
+            mark_finished(lake.root, days_of(context))
             metadata = {
                 "datasets": counts_table("dataset", summary["datasets"]),
                 "changed": summary["changed"],

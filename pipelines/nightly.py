@@ -1,0 +1,71 @@
+"""The nightly schedule: asks for every arrival day up to yesterday that is not done, in as few runs as possible.
+
+A night that was missed, or a day that failed, is made up for by the next night, in order. What is done is read
+from the data root, not from Dagster's history, which is pruned. Not here: late exports (`late_exports`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from assets.contract.city import WINDOW_DAYS, City
+from assets.lake.progress import Stretch, days_between, finished_days, stretches
+
+HOUR, MINUTE = 3, 30
+"""Local time: after midnight's exports, never inside the hour that a change of clocks repeats or leaves out."""
+REASON_TAG: Final = "digitalstadt/reason"
+
+
+def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
+    """Ask for all days of `stretch` as one run. `mark`: the same request with the same mark is made once only."""
+    first, last = stretch[0].isoformat(), stretch[1].isoformat()
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last, REASON_TAG: reason}
+    return dg.RunRequest(run_key=f"{reason}/{first}/{last}/{mark}", tags=tags)
+
+
+def not_there_yet(landing: Path, city: City, yesterday: date) -> list[date]:
+    """Days of the freeze lag for which a clinic that is asked over the network has delivered nothing so far."""
+    recent = days_between(max(city.first_arrival, yesterday - timedelta(city.freeze_lag_days)), yesterday)
+    remote = [c.key for c in city.clinics if c.connector.kind != "folder"]
+    return [d for d in recent if not all((landing / key / d.isoformat()).is_dir() for key in remote)]
+
+
+def wanted(done: Iterable[date], again: Iterable[date], first: date, yesterday: date) -> Iterator[Stretch]:
+    """Stretches of days from `first` to `yesterday` that are not `done`, or asked for `again`; oldest first.
+
+    A stretch longer than a budget window is cut into windows.
+    """
+    missing = (set(days_between(first, yesterday)) - set(done)) | set(again)
+    for begin, end in stretches(missing):
+        days = days_between(begin, end)
+        for n in range(0, len(days), WINDOW_DAYS):
+            part = days[n : n + WINDOW_DAYS]
+            yield part[0], part[-1]
+
+
+def nightly_schedule(job: Any, city: City, data_root: Path, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
+    """The schedule. Dagster evaluates the newest missed tick when its daemon comes back."""
+
+    @dg.schedule(
+        job=job,
+        cron_schedule=f"{MINUTE} {HOUR} * * *",
+        execution_timezone=city.time_zone,
+        default_status=status,
+        description="Every night: all arrival days up to yesterday that are not done yet, as one run.",
+    )
+    def nightly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        at = context.scheduled_execution_time.astimezone(ZoneInfo(city.time_zone))
+        yesterday = at.date() - timedelta(days=1)
+        again = not_there_yet(data_root / "landing", city, yesterday)
+        found = list(wanted(finished_days(data_root), again, city.first_arrival, yesterday))
+        if not found:
+            return dg.SkipReason(f"every arrival day up to {yesterday} is done")
+        return [one_run(stretch, "nightly", str(at.date())) for stretch in found]
+
+    return nightly
