@@ -8,8 +8,9 @@ DCAT-AP.de find no violation in it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 from rdflib import DCTERMS, FOAF, RDF, RDFS, XSD, Graph, Literal, Namespace, URIRef
@@ -209,16 +210,28 @@ def catalogue_graph(city: City, releases: list[tuple[str, Path]]) -> Graph:
     return graph
 
 
+def _sorted(node: Any) -> Any:
+    """JSON-LD with its arrays in order: they are sets, which rdflib writes as its hash tables happen to lie."""
+    if isinstance(node, dict):
+        return {key: _sorted(node[key]) for key in sorted(node)}
+    if isinstance(node, list):
+        return sorted(map(_sorted, node), key=lambda item: json.dumps(item, sort_keys=True))
+    return node
+
+
+def catalogue_jsonld(graph: Graph) -> bytes:
+    """The catalogue as JSON-LD; the same graph always gives the same bytes."""
+    context = {prefix: str(space) for prefix, space in sorted(graph.namespaces())}
+    text = graph.serialize(format="json-ld", context=context, auto_compact=True)
+    return (json.dumps(_sorted(json.loads(text)), ensure_ascii=False, indent=1) + "\n").encode()
+
+
 def write_catalogue(city: City, releases: list[tuple[str, Path]], open_data: Path) -> None:
     """Write `catalog.ttl` and `catalog.jsonld`, each replaced in one step, and only where it changed."""
     graph = catalogue_graph(city, releases)
-    context = {prefix: str(space) for prefix, space in graph.namespaces()}
     texts = {
         "catalog.ttl": graph.serialize(format="turtle", encoding="utf-8"),
-        "catalog.jsonld": graph.serialize(
-            format="json-ld", encoding="utf-8", context=context, auto_compact=True, indent=1, sort_keys=True
-        )
-        + b"\n",
+        "catalog.jsonld": catalogue_jsonld(graph),
     }
     for name, text in texts.items():
         path = open_data / name

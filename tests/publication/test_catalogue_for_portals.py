@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -135,3 +138,25 @@ def test_an_unchanged_catalogue_is_not_touched(open_data: Path, city: City) -> N
     before = {p.name: p.stat().st_mtime_ns for p in open_data.glob("catalog.*")}
     write_catalogue(city, [(d.key, open_data / d.key / "2025-12-31") for d in DATASETS], open_data)
     assert {p.name: p.stat().st_mtime_ns for p in open_data.glob("catalog.*")} == before and len(before) == 2
+
+
+def test_the_catalogue_has_the_same_bytes_in_every_process(open_data: Path, city: City, tmp_path: Path) -> None:
+    """Hash tables differ from process to process; what is written must not."""
+    code = (
+        "import sys; from pathlib import Path; from assets.contract.city import load_city;"
+        "from assets.publication.dcat import write_catalogue; root, out = map(Path, sys.argv[1:3]);"
+        "write_catalogue(load_city(), [(k, root / k / '2025-12-31') for k in sys.argv[3:]], out)"
+    )
+    keys = [d.key for d in DATASETS]
+    write_catalogue(city, [(k, open_data / k / "2025-12-31") for k in keys], tmp_path)
+    wanted = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert set(wanted) == {"catalog.ttl", "catalog.jsonld"}
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        out.mkdir()
+        subprocess.run(
+            [sys.executable, "-c", code, str(open_data), str(out), *keys],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            check=True,
+        )
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == wanted
