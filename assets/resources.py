@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.contract.city import City, load_city
-from assets.lake.keys import Keyring, default_key_folder
+from assets.lake.keys import default_key_folder
 from assets.lake.lake import Lake
 
 
@@ -24,4 +24,4 @@ class Site(dg.ConfigurableResource):
     def lake(self) -> Lake:
         """The lake with its keys. Raises `KeyFileError` where a key is missing or unsafe."""
         folder = Path(self.key_folder) if self.key_folder else default_key_folder(self.city().key)
-        return Lake(Path(self.data_root), Keyring.load(folder))
+        return Lake.open(Path(self.data_root), folder)

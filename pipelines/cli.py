@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
-from assets.lake.keys import KeyFileError, Keyring, create_keys
+from assets.lake.keys import KeyFileError, create_keys
 from assets.lake.lake import Lake
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
@@ -57,7 +57,7 @@ def open_site() -> tuple[City, Lake]:
     """City and lake of this environment; leaves with a message where the city file or a key is wrong."""
     try:
         city = load_city(current().city_file)
-        return city, Lake(current().data_root, Keyring.load(key_folder(current(), city.key)))
+        return city, Lake.open(current().data_root, key_folder(current(), city.key))
     except (CityFileError, KeyFileError) as error:
         fail(str(error))
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import load_city
-from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
 
@@ -25,7 +25,7 @@ def decisions(
     """How many cases of a run were permitted or not, by clinic and reason, in German and English."""  # fmt: skip
     environment = current()
     try:
-        lake = Lake(environment.data_root, Keyring.load(key_folder(environment, load_city().key)))
+        lake = Lake.open(environment.data_root, key_folder(environment, load_city().key))
     except KeyFileError as error:
         Console(stderr=True).print(str(error), markup=False)
         raise typer.Exit(1) from None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
-from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
 from assets.privacy.ledger import Ledger, Window, open_ledger
@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 def _open() -> tuple[City, Lake, Ledger]:
     try:
         city = load_city(current().city_file)
-        lake = Lake(current().data_root, Keyring.load(key_folder(current(), city.key)))
+        lake = Lake.open(current().data_root, key_folder(current(), city.key))
         return city, lake, open_ledger(lake, city)
     except (CityFileError, KeyFileError, RuntimeError) as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)

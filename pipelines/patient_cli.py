@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from assets.contract.city import CityFileError, load_city
-from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
 
@@ -77,7 +77,7 @@ def report(
     try:
         city = load_city()
         environment = current()
-        lake = Lake(environment.data_root, Keyring.load(key_folder(environment, city.key)))
+        lake = Lake.open(environment.data_root, key_folder(environment, city.key))
     except (CityFileError, KeyFileError) as error:
         Console(stderr=True).print(str(error), markup=False)
         raise typer.Exit(1) from None

@@ -20,7 +20,7 @@ import pyarrow as pa
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
 FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)$"
@@ -194,7 +194,7 @@ def decide(
     times the newest version counts, and one that is missing from its clinic's newest full export
     (`full_exports`: `FULL_EXPORTS`) grants nothing. An open case reaches until the evaluation day.
     """
-    with duckdb.connect() as con:
+    with connect() as con:
         _prepare(con, register, rule, evaluation_day, full_exports, cases)
         _run(con, _OUTSIDE, codes=_codes(rule.required_over_case), day=evaluation_day)
         return (
@@ -226,14 +226,14 @@ def standing(
     `ok`: storing and using is permitted; `erase`: not, and not for want of a further document: everything of
     the patient has to go.
     """
-    with duckdb.connect() as con:
+    with connect() as con:
         _prepare(con, register, rule, evaluation_day, full_exports)
         return con.execute("SELECT clinic, patient_id, ok, reason, erase FROM patients ORDER BY ALL").to_arrow_table()
 
 
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
     """Canonical tables with the rows of permitted cases only; persons only of patients with such a case."""
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, decisions=decisions)
         con.execute(
             "CREATE TEMP TABLE ok AS SELECT DISTINCT clinic, arrival_day, case_id, patient_id FROM decisions WHERE permitted"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +16,7 @@ from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.stage import CONSENT_DELIVERIES, staged
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
 PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
@@ -50,7 +49,7 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
     """`provisions` in which the deletion of a document, which names no patient, has the one of its earlier versions."""
     if not provisions.column("patient_id").null_count:
         return provisions
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, provisions=provisions, register=lake.read("consent_register", CONSENT_PROVISIONS))
         rows = con.execute(
             """SELECT p.* REPLACE (coalesce(p.patient_id, o.owner) AS patient_id) FROM provisions p LEFT JOIN (

@@ -11,11 +11,10 @@ from __future__ import annotations
 from datetime import date
 from typing import Final
 
-import duckdb
 import pyarrow as pa
 
 from assets.contract.schemas import CONSENT_PROVISIONS
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring, keyed_ids
 
 TABLE: Final = "consent_tombstones"
@@ -34,7 +33,7 @@ def _document_hashes(register: pa.Table, keys: Keyring) -> pa.Table:
 
 def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.Table:
     """Tombstones (`CONSENT_PROVISIONS`) of `patients` (clinic, patient_id), from their rows of `register`."""
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, register=register)
         load(con, hashes=patient_hashes(patients, keys))
         con.execute("CREATE TEMP TABLE mine AS SELECT r.*, h.key FROM register r JOIN hashes h "
@@ -68,7 +67,7 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     """
     if not tombstones.num_rows:
         return register, live.slice(0, 0).select(["clinic", "patient_id"])
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, register=register)
         load(con, tombstones=tombstones)
         load(con, live=live)

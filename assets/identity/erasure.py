@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,7 +36,7 @@ from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
 from assets.identity.record import RECORDED, record_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
 _PSEUDONYMISED: Final = (
@@ -72,7 +71,7 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Arra
     if not stored.num_rows:
         return pa.array([], pa.string())
     register, _ = register_of(lake, PATIENTS.empty_table())
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, stored=stored)
         load(con, register=register)
         load(con, keys=patient_keys(register, lake.keys))
@@ -121,7 +120,7 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
 
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, rows=rows.append_column("_n", pa.array(range(rows.num_rows), pa.int64())))
         load(con, patients=patients)
         load(con, cases=cases)
@@ -174,7 +173,7 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
     """Decisions on cases of this run whose newest version is not permitted."""
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, decisions=decisions)
         return (
             con.execute(

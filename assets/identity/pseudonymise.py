@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +22,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonyms import linked_persons, pseudonyms
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
 
 LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
@@ -67,7 +66,7 @@ def pseudonymise(
             "area": [a.key for a in city.areas for _ in a.postal_codes],
         }
     )
-    with duckdb.connect() as con:
+    with connect() as con:
         load(
             con,
             **{name: valid[name] for name in ("cases", "diagnoses", "procedures")},

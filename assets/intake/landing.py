@@ -30,7 +30,7 @@ import pyarrow as pa
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
 from assets.intake.text import detect_encoding
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
 from assets.lake.lake import Lake
 
@@ -246,7 +246,7 @@ def erase_patients(
     by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_LINES)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array(names, pa.string())}))
         hits, whole, shared = _search(con, by_line)
     known = set(by_line)

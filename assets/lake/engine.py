@@ -1,29 +1,91 @@
-"""The sealed DuckDB connection: no network, no extension from outside, no file beyond the given folders."""
+"""The sealed DuckDB connection: no network, no extension from outside, no file beyond the given folders.
+
+Here too: how much memory all connections of a process share, and where what exceeds it goes. Spilled rows are
+rows of persons, so they go below the confidential zone only, encrypted under a key that DuckDB makes for the
+process and never stores. Without such a folder (`spill_into`) nothing is spilled: a query that needs more fails.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 
+from assets.lake.files import make_directory
 
-def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection that may read `folders` only. It never sees the encrypted zone: `Lake.read` does."""
+MEMORY_VARIABLE: Final = "DIGITALSTADT_MEMORY"
+_spill: Path | None = None
+
+
+def memory_limit() -> str:
+    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: Arrow tables need theirs beside it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    allowed = group.read_text().strip() if group.exists() else "max"
+    return (
+        os.environ.get(MEMORY_VARIABLE)
+        or f"{min(physical, int(allowed) if allowed != 'max' else physical) // 2**21} MiB"
+    )
+
+
+def spill_into(folder: Path) -> None:
+    """Let connections that are opened from now on spill into `folder`, encrypted; remove what dead processes left."""
+    global _spill  # noqa: PLW0603 - a process has one lake, and a stage's functions do not know it
+    _spill = folder / f"{socket.gethostname()}-{os.getpid()}"
+    for left in folder.glob(f"{socket.gethostname()}-[0-9]*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _httpfs() -> Path:
+    """The extension whose OpenSSL encrypts what is spilled; DuckDB alone can only read encrypted files."""
+    import duckdb_extension_httpfs
+
+    version = duckdb.execute("PRAGMA version").fetchone()
+    folder = Path(duckdb_extension_httpfs.__file__).parent / "extensions" / str((version or ("",))[0])
+    return folder / "httpfs.duckdb_extension"
+
+
+def _open(folders: Iterable[Path], spill: Path | None, memory: str) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
-    con.execute("SET enable_progress_bar = false")
-    con.execute("SET TimeZone = 'UTC'")
     settings: list[tuple[str, Any]] = [
+        ("enable_progress_bar", False),
+        ("TimeZone", "UTC"),
+        ("memory_limit", memory),
+        ("temp_directory", str(make_directory(spill)) if spill else ""),
+        ("temp_file_encryption", spill is not None),
         ("allowed_directories", [f"{folder.resolve()}/" for folder in folders]),
         ("allow_community_extensions", False),
         ("enable_external_access", False),
         ("lock_configuration", True),
     ]
+    if spill:
+        con.execute(f"LOAD '{_httpfs()}'")
     for name, value in settings:
         con.execute(f"SET {name} = ?", [value])
     return con
+
+
+@cache
+def _shared(_process: int, spill: Path | None, memory: str) -> duckdb.DuckDBPyConnection:
+    """The database of this process whose connections read no file: one memory limit, one loaded extension."""
+    return _open((), spill, memory)
+
+
+def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
+    """A connection with its own temporary tables that may read `folders` only.
+
+    It never sees the encrypted zone: `Lake.read` does.
+    """
+    folders = list(folders)
+    return _open(folders, _spill, memory_limit()) if folders else _shared(os.getpid(), _spill, memory_limit()).cursor()
 
 
 def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:

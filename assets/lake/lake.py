@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
+from assets.lake.engine import spill_into
 from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
@@ -38,6 +39,16 @@ class Lake:
 
     root: Path
     keys: Keyring
+
+    @classmethod
+    def open(cls, root: Path, key_folder: Path) -> Lake:
+        """The lake below `root`; from now on what the engine cannot hold in memory is spilled into it, encrypted.
+
+        Raises `KeyFileError` where a key is missing or unsafe.
+        """
+        lake = cls(root, Keyring.load(key_folder))
+        spill_into(lake.confidential / "spill")
+        return lake
 
     @property
     def inbox(self) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
@@ -18,6 +17,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUD
 from assets.identity.pseudonymise import LINKS
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import recognise
+from assets.lake.engine import connect
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
@@ -41,7 +41,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
     """
     decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
     frozen = lake.days("events")
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register("cases", cases)
         con.register("decided", decided)
         con.register("links", lake.read("links", LINKS))
@@ -93,7 +93,7 @@ def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisi
     """
     closing = closing_days(lake, city, days)
     own = ("event_day", "person_key", "case_key", "clinic")
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register("cases", cases)
         con.register("decisions", decisions)
         con.register("closing", pa.table({"event_day": pa.array(closing, pa.date32())}))
@@ -117,7 +117,7 @@ def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisi
 
 def with_length_of_stay(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
     """`events` with the length of stay that was known at the end of arrival day `day` (null: still in hospital)."""
-    with duckdb.connect() as con:
+    with connect() as con:
         con.register("events", events)
         con.register("cases", cases)
         return con.execute(

@@ -13,7 +13,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 
 from assets.consent.reasons import PERMITTED, REASONS
@@ -23,7 +22,7 @@ from assets.intake.connector import Export
 from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.read import read_exports
 from assets.intake.stage import refusal
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 from assets.quality.rules import rules
 from assets.quality.validate import validate
 
@@ -113,7 +112,7 @@ def _explained(rule: str, severity: str, city: City) -> tuple[str, str]:
 def _grouped(findings: pa.Table, clinic: Clinic, city: City) -> list[dict[str, Any]]:
     """Findings by rule, file and column, the worst first."""
     words: Mapping[str, str] = THEIR_COLUMNS[clinic.format]
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, findings=findings)
         rows = con.execute(
             f"""SELECT severity, rule, source_file, column_name, count(*) AS n,
@@ -142,7 +141,7 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
     decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, today)
     result = validate(tables, city)
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, valid=result.valid["cases"].select(["clinic", "case_id"]), decisions=decisions)
         (usable,) = con.execute(
             "SELECT count(*) FROM valid SEMI JOIN (FROM decisions WHERE permitted) USING (clinic, case_id)"
