@@ -6,6 +6,7 @@ Lives beside the assets because it raises Dagster's `Failure`; it is the only su
 from __future__ import annotations
 
 import errno
+import sqlite3
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,17 +32,27 @@ REMEDIES: Final[dict[str, str]] = {
     "SnapshotMismatch": "Data behind a measurement that is reserved already has changed. Follow the runbook's steps.",
     "Overtaken": "Another run was faster. Nothing is lost: run the same days again.",
     "LedgerBroken": "Stop the schedule. Keep the ledger file, restore the newest backup that verifies.",
+    "LedgerBehind": "An older ledger lies there. Stop the schedule and restore the newest backup; the runbook says how.",
+    "WitnessError": "Make the witness file readable and writable, or put back its newest copy. Never an empty one.",
+    "ZoneError": "Use the software version and the keys that the message names; they belong to this data root.",
+    "DataRootBusy": "Another process works on the data root. Wait until it is done, then run the same days again.",
+    "DatabaseLost": "The ledger's database does not answer. Mend it or the network, then run the same days again.",
     "DiskFull": "Make room on the disk of the data root, then run the same days again.",
     "NotWritable": "Give the service's user write access to the data root, then run the same days again.",
     "MemoryError": "Run fewer days at once, or give the machine more memory.",
     "Unforeseen": "Run the same days once more. If it fails again, report stage, class and place, nothing else.",
 }
 """What to do about a failed stage, by kind of failure; each has its entry in the runbook under the same name."""
-QUOTED: Final = frozenset(REMEDIES) - {"DiskFull", "NotWritable", "MemoryError", "Unforeseen"}
+QUOTED: Final = frozenset(REMEDIES) - {"DatabaseLost", "DiskFull", "NotWritable", "MemoryError", "Unforeseen"}
 """Exceptions of ours whose message is written to be value-free."""
 _ERRNO: Final = {
     errno.ENOSPC: "DiskFull", errno.EDQUOT: "DiskFull",
     errno.EROFS: "NotWritable", errno.EACCES: "NotWritable", errno.EPERM: "NotWritable",
+}  # fmt: skip
+
+_SQLITE: Final = {
+    sqlite3.SQLITE_FULL: "DiskFull", sqlite3.SQLITE_READONLY: "NotWritable", sqlite3.SQLITE_CANTOPEN: "NotWritable",
+    sqlite3.SQLITE_IOERR: "DiskFull", sqlite3.SQLITE_BUSY: "DataRootBusy",
 }  # fmt: skip
 
 
@@ -50,6 +61,8 @@ def kind_of(error: BaseException) -> str:
     name = type(error).__name__
     if name in REMEDIES:
         return name
+    if isinstance(error, sqlite3.OperationalError):
+        return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "Unforeseen")
     return _ERRNO.get(getattr(error, "errno", None) or 0, "Unforeseen")
 
 

@@ -17,6 +17,8 @@ from rich.table import Table
 from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError, create_keys
 from assets.lake.lake import Lake
+from assets.lake.lease import DataRootBusy
+from assets.lake.zone import ZoneError, open_zone
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
 from pipelines import check_cli, clinic_cli, consent_cli, ledger_cli, patient_cli, publish_cli, web_cli
@@ -57,8 +59,10 @@ def open_site() -> tuple[City, Lake]:
     """City and lake of this environment; leaves with a message where the city file or a key is wrong."""
     try:
         city = load_city(current().city_file)
-        return city, Lake.open(current().data_root, key_folder(current(), city.key))
-    except (CityFileError, KeyFileError) as error:
+        lake = Lake.open(current().data_root, key_folder(current(), city.key))
+        open_zone(lake)
+        return city, lake
+    except (CityFileError, KeyFileError, ZoneError) as error:
         fail(str(error))
 
 
@@ -167,7 +171,10 @@ def run(
 
     city, lake = open_site()
     begin, end = _days(city, day, first, last, demo)
-    outcome = runner.execute(current(), begin, end, Console(stderr=True))
+    try:
+        outcome = runner.execute(current(), begin, end, Console(stderr=True))
+    except DataRootBusy as error:
+        fail(str(error))
     print_rows(f"{city.name.en}, {begin} to {end}", summarise(outcome, lake, city), as_json)
     if outcome.failures:
         reasons = "\n".join(f"{step}: {why}" for step, why in outcome.failures.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
+from assets.privacy.evidence import gaps
 from assets.privacy.ledger import Ledger, Window, open_ledger
 from pipelines.environments import current, key_folder
 
@@ -86,9 +88,15 @@ def show(as_json: Json = False) -> None:
 
 
 @ledger_app.command()
-def verify(as_json: Json = False) -> None:
-    """Check the hash chain, every cap, and that each value was paid for."""
-    problems = _open()[2].verify()
+def verify(
+    as_json: Json = False,
+    published: Annotated[
+        Path | None, typer.Option("--published", help="A copy of ledger.json from a portal or mirror.")
+    ] = None,
+) -> None:
+    """Check the hash chain, every cap, that each value was paid for, and that nothing seen or published is missing."""
+    city, lake, ledger = _open()
+    problems = [*ledger.verify(), *gaps(lake, city, ledger, published)]
     if as_json:
         sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
     if problems:

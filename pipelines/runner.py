@@ -16,6 +16,7 @@ import dagster as dg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from assets.lake.lease import lease
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 
@@ -62,7 +63,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.get() as instance:
             yield instance
     else:
-        with dg.DagsterInstance.ephemeral() as instance:
+        with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
             yield instance
 
 
@@ -83,7 +84,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
             "dagster/asset_partition_range_start": first.isoformat(),
             "dagster/asset_partition_range_end": last.isoformat(),
         }
-        with _instance() as instance:
+        with _instance() as instance, lease(environment.data_root, f"digitalstadt run {first} to {last}"):
             result = job.execute_in_process(
                 instance=instance, tags=tags, run_config={"loggers": {"progress": {}}}, raise_on_error=False
             )

@@ -1,6 +1,7 @@
 """Imports follow the data, and only four kinds of module know Dagster."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,3 +44,22 @@ def test_release_code_uses_no_banned_mechanism():
 
 def test_no_python_file_lies_at_the_root():
     assert list(ROOT.glob("*.py")) == []
+
+
+def test_every_duckdb_connection_is_the_sealed_one():
+    sources = [p for room in ("assets", "pipelines") for p in (ROOT / room).rglob("*.py")]
+    bare = [str(p) for p in sources if re.search(r"duckdb\s*\.\s*(connect|sql|query|execute)\b", p.read_text())]
+    assert bare == [str(ROOT / "assets" / "lake" / "engine.py")]
+
+
+def test_nothing_runs_a_shell_a_pickle_or_text_as_code():
+    banned = {"pickle", "subprocess", "marshal", "shelve", "dill", "cloudpickle"}
+    calls = {"eval", "exec", "compile", "__import__"}
+    found = []
+    for path in (p for room in ("assets", "pipelines") for p in (ROOT / room).rglob("*.py")):
+        found += [f"{path} imports {n}" for n in imports(path) if n.split(".")[0] in banned]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                found += [f"{path}:{node.lineno} {name}"] if name in calls or name in ("os.system", "os.popen") else []
+    assert found == []

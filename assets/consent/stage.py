@@ -16,6 +16,7 @@ from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.stage import CONSENT_DELIVERIES, staged
+from assets.lake import audit
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
@@ -80,6 +81,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     lake.write("staging/standing", days[-1], stands.cast(STANDING))
     reasons = {v["values"]: v["counts"] for v in pc.value_counts(decisions.column("reason")).to_pylist()}
     lake.write_record(f"consent/{days[-1]}", decision_table(decisions, days, day))
+    audit.record(lake, "decisions", first=days[0], last=days[-1], evaluation_day=day, cases_by_reason=reasons)
     return {"evaluation_day": day, "cases": decisions.num_rows, "reasons": reasons}
 
 

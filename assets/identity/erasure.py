@@ -36,6 +36,7 @@ from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
 from assets.identity.record import RECORDED, record_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
+from assets.lake import audit
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
@@ -210,4 +211,5 @@ def erase(lake: Lake, city: City, days: Sequence[date]) -> dict[str, int]:
         hashes = patient_hashes(gone, lake.keys).column("key").to_pylist() if gone.num_rows else []
         about = {"rows": counts, "landing": {"lines": raw.lines, "files": raw.files}}
         _keep_record(lake, on, hashes, about)
+        audit.record(lake, "erasure", on=on, patients=gone.num_rows, **about)
     return {"erased_cases": counts["cases"], "erased_patients": gone.num_rows, "erased_raw_lines": raw.lines}

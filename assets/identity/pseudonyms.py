@@ -10,7 +10,7 @@ from assets.contract.codes import insured_id_is_valid
 from assets.lake.keys import Keyring, derive, keyed_hash, keyed_hashes
 
 PERIOD: Final = "1"
-"""Key period: part of every subkey, so that a later period's pseudonyms cannot be linked to this one's."""
+"""Version of the labels. What changes with a rotation of keys is the cover (`Keyring.cover`), not the hash under it."""
 
 
 def pseudonyms(values: pa.ChunkedArray, keys: Keyring, purpose: str, scope: str, kind: str) -> pa.Array:
@@ -19,7 +19,7 @@ def pseudonyms(values: pa.ChunkedArray, keys: Keyring, purpose: str, scope: str,
     The subkey is derived from (purpose, scope, kind, period): the same id in two clinics, or as a case and as
     a patient, gives pseudonyms that cannot be linked.
     """
-    return keyed_hashes(values, derive(keys.pseudonym, purpose, scope, kind, PERIOD))
+    return keys.cover(keyed_hashes(values, derive(keys.pseudonym, purpose, scope, kind, PERIOD)))
 
 
 def linked_persons(insured_ids: pa.ChunkedArray, keys: Keyring) -> pa.Array:
@@ -27,4 +27,5 @@ def linked_persons(insured_ids: pa.ChunkedArray, keys: Keyring) -> pa.Array:
     encoded = insured_ids.combine_chunks().dictionary_encode()
     key = derive(keys.pseudonym, "person", "all-clinics", "insured-number", PERIOD)
     names = [keyed_hash(key, v) if insured_id_is_valid(v) else None for v in encoded.dictionary.to_pylist()]
-    return pa.array(names, pa.string()).take(encoded.indices) if names else pa.nulls(len(encoded), pa.string())
+    people = pa.array(names, pa.string()).take(encoded.indices) if names else pa.nulls(len(encoded), pa.string())
+    return keys.cover(people)

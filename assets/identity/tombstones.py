@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import WINDOW_DAYS
 from assets.contract.schemas import BOUNDING_DECISIONS
-from assets.lake.keys import Keyring, derive, keyed_hash, keyed_hashes
+from assets.lake.keys import Keyring, derive, keyed_hashes
 
 MARK: Final = "tombstone:"
 LINK_TOMBSTONES: Final = pa.schema(
@@ -26,8 +26,10 @@ _KEPT_DAYS: Final = WINDOW_DAYS + 60
 
 
 def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.Array:
+    """Marked hashes of stored pseudonyms, under the cover of the period as these are; null stays null."""
     key = derive(keys.pseudonym, "tombstone", "counter", kind)
-    return pc.binary_join_element_wise(pa.scalar(MARK), keyed_hashes(values, key), "")
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return pc.binary_join_element_wise(pa.scalar(MARK), keys.cover(keyed_hashes(keys.uncover(whole), key)), "")
 
 
 def retire(bounding: pa.Table, case_keys: pa.Array, living: pa.Array, on: date, keys: Keyring) -> pa.Table:
@@ -72,36 +74,39 @@ def person_rows(bounding: pa.Table, person_key: str, keys: Keyring) -> list[dict
     return [row | {"erased": row["case_key"].startswith(MARK)} for row in rows]
 
 
-def _pad(keys: Keyring, patient_key: str) -> int:
-    return int(keyed_hash(derive(keys.pseudonym, "tombstone", "link", "pad"), patient_key), 16)
+def _of_links(keys: Keyring, patients: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """For each patient (stored pseudonym): the hash it is found under, and the pad that seals its person."""
+    bare = keys.uncover(patients)
+    hashes, pads = (
+        keyed_hashes(bare, derive(keys.pseudonym, "tombstone", "link", kind)) for kind in ("patient", "pad")
+    )
+    return keys.cover(hashes), pads
 
 
-def _patient_hash(keys: Keyring, patient_key: str) -> str:
-    return keyed_hash(derive(keys.pseudonym, "tombstone", "link", "patient"), patient_key)
+def _xor(values: pa.Array, pads: pa.Array) -> pa.Array:
+    pairs = zip(values.to_pylist(), pads.to_pylist(), strict=True)
+    return pa.array([f"{int(value, 16) ^ int(pad, 16):032x}" for value, pad in pairs], pa.string())
 
 
 def seal_links(links: pa.Table, keys: Keyring) -> pa.Table:
     """`LINK_TOMBSTONES` of links of erased patients: one-time pad by a keyed hash of the patient's pseudonym."""
-    rows = [
-        {
-            "arrival_day": row["arrival_day"],
-            "patient_hash": _patient_hash(keys, row["patient_key"]),
-            "sealed_person": f"{int(row['person_key'], 16) ^ _pad(keys, row['patient_key']):032x}",
-        }
-        for row in links.to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, schema=LINK_TOMBSTONES)
+    patients, persons = (links.column(n).combine_chunks() for n in ("patient_key", "person_key"))
+    hashes, pads = _of_links(keys, patients)
+    sealed = keys.cover(_xor(keys.uncover(persons), pads))
+    return pa.table([links.column("arrival_day"), hashes, sealed], schema=LINK_TOMBSTONES)
 
 
-def open_links(sealed: pa.Table, patient_keys: pa.Array, keys: Keyring, schema: pa.Schema) -> pa.Table:
+def open_links(
+    sealed: pa.Table, patient_keys: pa.Array | pa.ChunkedArray, keys: Keyring, schema: pa.Schema
+) -> pa.Table:
     """Links (`schema`: arrival_day, patient_key, person_key) of those `patient_keys` that have a tombstone."""
     if not sealed.num_rows:
         return schema.empty_table()
-    by_hash = {row["patient_hash"]: row for row in sealed.to_pylist()}
-    rows = []
-    for patient in patient_keys.to_pylist():
-        row = by_hash.get(_patient_hash(keys, patient))
-        if row:
-            person = f"{int(row['sealed_person'], 16) ^ _pad(keys, patient):032x}"
-            rows.append({"arrival_day": row["arrival_day"], "patient_key": patient, "person_key": person})
-    return pa.Table.from_pylist(rows, schema=schema)
+    patients = patient_keys.combine_chunks() if isinstance(patient_keys, pa.ChunkedArray) else patient_keys
+    hashes, pads = _of_links(keys, patients)
+    # The last tombstone of a patient counts: the table is turned round, and the first hit taken.
+    newest = sealed.take(pa.array(range(sealed.num_rows - 1, -1, -1)))
+    place = pc.index_in(hashes, newest.column("patient_hash").combine_chunks())
+    rows, known = newest.take(place.drop_null()), pc.is_valid(place)
+    persons = keys.cover(_xor(keys.uncover(rows.column("sealed_person").combine_chunks()), pads.filter(known)))
+    return pa.table([rows.column("arrival_day"), patients.filter(known), persons], schema=schema)

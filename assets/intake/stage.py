@@ -23,6 +23,7 @@ from assets.intake.connector import Delivery, Export, landed, pull
 from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
+from assets.lake import audit
 from assets.lake.lake import Lake
 from assets.lake.progress import reopen
 
@@ -36,9 +37,11 @@ class NotStaged(FileNotFoundError):
 
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
     """Erase raw files whose retention is over, then pull what arrived for `days` from every clinic's inbox."""
-    expire(lake, city.retention_days, today, days)
+    expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])
+    outcomes = Counter(f"{d.clinic}: {d.outcome}" for d in found)
+    audit.record(lake, "pull", first=days[0], last=days[-1], exports=outcomes, raw_files_expired=expired)
     return found
 
 

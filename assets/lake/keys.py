@@ -1,8 +1,9 @@
 """Master keys and what is derived from them. No key ever leaves this module except as derived bytes.
 
-Two files of exactly 32 random bytes, mode 0600, outside the repository: `pseudonym.key`, from which every
-pseudonym is derived, and `encryption.key`, which encrypts the confidential zone. Losing the first breaks
-linkage, losing the second loses the zone: back both up, apart from the data.
+Three files of exactly 32 random bytes, mode 0600, outside the repository: `pseudonym.key`, from which every
+pseudonym is derived, `period.key`, under whose cover it is stored, and `encryption.key`, which encrypts the
+confidential zone. Losing one of the first two breaks linkage, losing the third loses the zone: back them up, apart
+from the data. Rotation (`identity.rotation`) replaces the last two.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from assets.lake.files import atomic_write, make_directory
+from assets.lake.witness import witness_path
 
 KEYS_VARIABLE: Final = "DIGITALSTADT_KEYS"
 KEY_BYTES: Final = 32
 PSEUDONYM_KEY: Final = "pseudonym.key"
 ENCRYPTION_KEY: Final = "encryption.key"
+PERIOD_KEY: Final = "period.key"
+NEXT: Final = ".next"
+"""Suffix of the keys of a rotation that is not done."""
 HASH_BYTES: Final = 16
 
 
@@ -62,10 +68,14 @@ def read_key(path: Path) -> bytes:
 
 
 def create_keys(folder: Path) -> bool:
-    """Create both key files where they are missing; True if any was created. Never overwrites."""
+    """Create key files where they are missing; True if any was created. Never overwrites.
+
+    A folder from before period keys existed gets none: its pseudonyms are stored without cover until a rotation.
+    """
     make_directory(folder)
     created = False
-    for name in (PSEUDONYM_KEY, ENCRYPTION_KEY):
+    old = (folder / PSEUDONYM_KEY).exists() and not (folder / PERIOD_KEY).exists()
+    for name in (PSEUDONYM_KEY, ENCRYPTION_KEY) if old else (PSEUDONYM_KEY, ENCRYPTION_KEY, PERIOD_KEY):
         if not (folder / name).exists():
             atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
             created = True
@@ -91,29 +101,71 @@ def keyed_hashes(values: pa.Array | pa.ChunkedArray, key: bytes) -> pa.Array:
     return names.take(encoded.indices) if len(names) else pa.nulls(len(encoded), pa.string())
 
 
-def keyed_ids(table: pa.Table, column: str, master: bytes, *labels: str) -> pa.Table:
-    """(clinic, id, key) for each distinct id in `column` of each clinic; the subkey is that of (*labels, clinic)."""
-    parts = []
-    for clinic in table.column("clinic").unique().to_pylist():
-        ids = table.filter(pc.equal(table.column("clinic"), clinic)).column(column).unique().drop_null()
-        key = keyed_hashes(ids, derive(master, *labels, clinic))
-        parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
-    empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
-    return pa.concat_tables([empty, *parts])
+def fingerprint(key: bytes) -> str:
+    """Names a key without telling anything of it: safe to store and print."""
+    return derive(key, "key-id").hex()[:12]
 
 
 @dataclass(frozen=True)
 class Keyring:
-    """Both keys of an installation; prints no key."""
+    """The keys of an installation; prints no key. `witness`: the file that remembers how far logs had come."""
 
     pseudonym: bytes = field(repr=False)
     encryption: bytes = field(repr=False)
+    period: bytes | None = field(default=None, repr=False)
+    witness: Path | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> Keyring:
-        return cls(read_key(folder / PSEUDONYM_KEY), read_key(folder / ENCRYPTION_KEY))
+        """Raises `KeyFileError` where a key is missing or unsafe, or a rotation is not done."""
+        if any(folder.glob(f"*{NEXT}")):
+            raise KeyFileError(f"{folder}: a rotation of keys is not done; finish it with `digitalstadt keys rotate`")
+        pseudonym, encryption = read_key(folder / PSEUDONYM_KEY), read_key(folder / ENCRYPTION_KEY)
+        period = read_key(folder / PERIOD_KEY) if (folder / PERIOD_KEY).exists() else None
+        return cls(pseudonym, encryption, period, witness_path(folder))
 
     @property
     def key_id(self) -> str:
-        """Fingerprint of the pseudonym key, safe to store and print."""
-        return derive(self.pseudonym, "key-id").hex()[:12]
+        """Fingerprint of what makes pseudonyms, safe to store and print."""
+        own = fingerprint(self.pseudonym)
+        return f"{own}-{fingerprint(self.period)}" if self.period else own
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name of each key → its fingerprint."""
+        period = fingerprint(self.period) if self.period else "none"
+        return {"pseudonym": fingerprint(self.pseudonym), "period": period, "encryption": fingerprint(self.encryption)}
+
+    def cover(self, hashes: pa.Array) -> pa.Array:
+        """Keyed hashes as they are stored in this period; null stays null."""
+        return _permuted(hashes, self.period, back=False)
+
+    def uncover(self, stored: pa.Array) -> pa.Array:
+        """Stored pseudonyms without this period's cover."""
+        return _permuted(stored, self.period, back=True)
+
+
+def _permuted(values: pa.Array, period: bytes | None, back: bool) -> pa.Array:
+    """Each value of 32 hexadecimal digits as one AES-256 block (FIPS 197): a keyed permutation of 128 bits.
+
+    Values are outputs of a keyed hash, so distinct blocks are unrelated and need no mode of operation.
+    """
+    encoded = values.dictionary_encode()
+    plain = "".join(encoded.dictionary.to_pylist())
+    if period is None or not plain:
+        return values
+    cipher = Cipher(algorithms.AES(derive(period, "cover")), modes.ECB())  # noqa: S305 - single blocks, see above
+    context = cipher.decryptor() if back else cipher.encryptor()
+    digits = (context.update(bytes.fromhex(plain)) + context.finalize()).hex()
+    width = 2 * HASH_BYTES
+    return pa.array([digits[n : n + width] for n in range(0, len(digits), width)], pa.string()).take(encoded.indices)
+
+
+def keyed_ids(table: pa.Table, column: str, keys: Keyring, *labels: str) -> pa.Table:
+    """(clinic, id, key) for each distinct id in `column` of each clinic; key: as stored, by the subkey (*labels, clinic)."""
+    parts = []
+    for clinic in table.column("clinic").unique().to_pylist():
+        ids = table.filter(pc.equal(table.column("clinic"), clinic)).column(column).unique().drop_null()
+        key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels, clinic)))
+        parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
+    empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
+    return pa.concat_tables([empty, *parts])

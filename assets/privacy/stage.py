@@ -17,6 +17,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUD
 from assets.identity.pseudonymise import LINKS
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import recognise
+from assets.lake import audit
 from assets.lake.engine import connect
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
@@ -24,6 +25,7 @@ from assets.privacy.accounting import epsilon_of
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
+from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import LedgerBroken, open_ledger
 from assets.privacy.measure import due, known_by, measure
 from assets.privacy.plan import price
@@ -145,9 +147,12 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         return with_length_of_stay(seen, cases, known_by(city, table, start)) if "los" in table.dimensions else seen
 
     ledger = open_ledger(lake, city)
+    require_newest(lake, city, ledger)
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
     measured = measure(city, plan, ledger, wanted, load, key)
+    head = remember(lake, ledger)
+    audit.record(lake, "measurement", through=through, measurements=measured, entries=head.entries, head=head.hash)
     problems = ledger.verify()
     if problems:
         raise LedgerBroken("the ledger does not verify: " + "; ".join(problems))
@@ -176,5 +181,7 @@ def _between(events: pa.Table, first: date, last: date) -> pa.Table:
 
 def publishable(lake: Lake, city: City) -> pa.Table:
     """Consistent estimates of everything committed: privacy's only output."""
-    table = estimates(city, price(city), open_ledger(lake, city).committed())
+    ledger = open_ledger(lake, city)
+    require_newest(lake, city, ledger)
+    table = estimates(city, price(city), ledger.committed())
     return table.cast(ESTIMATES)

@@ -40,7 +40,7 @@ def objects(open_data: Path) -> Iterator[tuple[str, Path, str]]:
     page = sorted((open_data / "page").rglob("*"), key=lambda p: (p.name == MANIFEST, p))
     for path in [
         *page,
-        *(open_data / n for n in ("catalog.ttl", "catalog.jsonld", "city_health.duckdb", "index.html")),
+        *(open_data / n for n in ("catalog.ttl", "catalog.jsonld", "ledger.json", "city_health.duckdb", "index.html")),
     ]:
         if path.is_file():
             yield path.relative_to(open_data).as_posix(), path, FRESH

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.contract.codes import AGE_GROUPS
+from assets.lake.engine import connect
 from assets.lake.files import fsync_directory, make_directory
 from assets.publication.analyst_sql import MACROS, column_comment, views
 from assets.publication.bundle import to_arrow
@@ -210,9 +211,7 @@ def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, prom
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_beside(path), dir=path.parent) as folder:
         beside = Path(folder) / path.name
-        with duckdb.connect(
-            config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-        ) as con:
+        with connect([Path(folder)]) as con:
             con.execute(f"ATTACH {_quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
             con.execute("USE released")
             _fill(con, tables, list(data))

@@ -9,8 +9,11 @@ import pandas as pd
 
 from assets.contract.city import City
 from assets.identity.record import require_certified
+from assets.lake import audit
 from assets.lake.files import make_directory
 from assets.lake.lake import Lake
+from assets.privacy.evidence import write_evidence
+from assets.privacy.ledger import open_ledger
 from assets.privacy.stage import publishable
 from assets.publication.bundle import publish, stamped
 from assets.publication.database import build_database
@@ -36,10 +39,12 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     make_directory(lake.open_data, 0o755)
     as_of = max(estimates.column("unit_end").to_pylist())
     promise = guarantee(city)
+    write_evidence(lake, open_ledger(lake, city))
     published = publish(frames, city, lake.open_data, as_of, promise)
     write_catalogue(city, [(p.dataset, lake.open_data / p.dataset / p.version) for p in published], lake.open_data)
     build_database(stamped(frames, published), city, lake.open_data / "city_health.duckdb", promise)
     write_page(frames, published, city, lake.open_data, promise)
+    audit.record(lake, "publication", data_as_of=as_of, versions={p.dataset: p.version for p in published if p.changed})
     return {
         "datasets": {p.dataset: p.rows for p in published},
         "changed": sum(p.changed for p in published),

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-import duckdb
 import numpy as np
 import pandas as pd
 
 from assets.contract.city import City
 from assets.contract.codes import AGE_GROUPS, AREA_ELSEWHERE, CHAPTER_UNKNOWN
+from assets.lake.engine import connect
 from pipelines.demo import csv_exports, fhir_export
 from pipelines.demo.cases import draw_cases, schedule
 from pipelines.demo.consents import draw_consents, permitted
@@ -189,8 +189,7 @@ def generate(
     lines = 0
     for place, clinic in enumerate(city.clinics):
         tell(f"exports of {clinic.key}", 0.3 + 0.65 * place / len(city.clinics))
-        with duckdb.connect() as con:
-            con.execute("SET enable_progress_bar = false")
+        with connect([out]) as con:
             con.register("all_versions", versions[versions["clinic"] == clinic.key])
             con.execute("""CREATE TEMP TABLE versions AS SELECT * REPLACE (CAST(arrival AS DATE) AS arrival,
                 CAST(admitted AS DATE) AS admitted, CAST(discharged AS DATE) AS discharged) FROM all_versions""")

@@ -101,3 +101,25 @@ def test_the_connection_is_sealed(lake: Lake, tmp_path: Path):
             con.execute("SET enable_external_access = true")
         with pytest.raises(duckdb.Error):
             con.execute("INSTALL spatial")
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM 'http://192.0.2.1/a.parquet'",
+        "SELECT * FROM read_csv('https://192.0.2.1/a.csv')",
+        "COPY (SELECT 1) TO '/tmp/digitalstadt-escape.csv'",
+        "ATTACH '/tmp/digitalstadt-escape.duckdb' AS other",
+        "LOAD httpfs",
+        "INSTALL httpfs",
+        "EXPORT DATABASE '/tmp/digitalstadt-escape'",
+        "SET allowed_directories = ['/']",
+        "SET lock_configuration = false",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT getenv('HOME')",
+    ],
+)
+def test_a_sealed_connection_reaches_no_file_no_network_and_cannot_be_opened(lake: Lake, escape: str):
+    with connect([lake.landing]) as con, pytest.raises(duckdb.Error):
+        con.execute(escape).fetchall()

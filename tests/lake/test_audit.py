@@ -1,0 +1,67 @@
+"""The audit log: appended to only, chained, and nothing of it can go missing unseen."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from assets.lake import audit
+from assets.lake.lake import Lake
+
+
+@pytest.fixture
+def log(lake: Lake) -> Path:
+    for n in range(5):
+        audit.record(lake, "pull", exports=n)
+    return lake.confidential / audit.FILE
+
+
+def test_entries_follow_each_other_and_verify(lake: Lake, log: Path):
+    found = audit.entries(lake)
+    assert [(e["seq"], e["event"], e["about"]) for e in found] == [(n + 1, "pull", {"exports": n}) for n in range(5)]
+    assert audit.verify(lake) == []
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_a_line_that_a_crash_cut_short_goes_and_the_chain_goes_on(lake: Lake, log: Path, cut: int):
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"about": {"exports": 5}, "at": "2026-01-01T00:00:00'[:cut])
+    assert audit.verify(lake) == []
+    audit.record(lake, "pull", exports=9)
+    assert [e["about"]["exports"] for e in audit.entries(lake)] == [0, 1, 2, 3, 4, 9]
+    assert audit.verify(lake) == []
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text().splitlines(keepends=True)
+
+
+def _change(lines: list[str]) -> list[str]:
+    return [lines[0], lines[1].replace('"exports": 1', '"exports": 7'), *lines[2:]]
+
+
+def _rechain(lines: list[str]) -> list[str]:
+    """A forger who changes an entry and makes every later hash fit again."""
+    previous, made = audit.GENESIS, []
+    for line in _change(lines):
+        entry = json.loads(line) | {"previous": previous}
+        previous = entry["hash"] = audit._digest(entry)
+        made.append(json.dumps(entry, sort_keys=True) + "\n")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("forge", "said"),
+    [
+        (_change, "entry 2 does not follow"),
+        (lambda lines: [*lines[:2], *lines[3:]], "entry 3 does not follow"),
+        (lambda lines: lines[:-2], "its end is missing"),
+        (_rechain, "is not the one that was seen"),
+        (lambda lines: [], "its end is missing"),
+        (lambda lines: ["no json\n", *lines[1:]], "entry 1 does not follow"),
+    ],
+)
+def test_every_forgery_is_found(lake: Lake, log: Path, forge, said: str):
+    log.write_text("".join(forge(_lines(log))))
+    assert said in "\n".join(audit.verify(lake))

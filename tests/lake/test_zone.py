@@ -1,0 +1,69 @@
+"""A data root knows its version and its keys, and is never opened with others."""
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from assets.lake import zone
+from assets.lake.keys import KeyFileError, Keyring, create_keys
+from assets.lake.lake import Lake
+from assets.lake.zone import ZoneError, open_zone
+
+DAY = date(2025, 1, 1)
+
+
+def test_a_new_data_root_gets_an_id_once(lake: Lake):
+    first = open_zone(lake)
+    assert open_zone(lake) == first and len(first.id) == 16 and first.format == zone.FORMAT
+
+
+@pytest.mark.parametrize("which", ["pseudonym", "encryption", "period"])
+def test_other_keys_are_refused_by_name(lake: Lake, which: str):
+    open_zone(lake)
+    with pytest.raises(ZoneError, match=f"other keys .*{which}"):
+        open_zone(Lake(lake.root, replace(lake.keys, **{which: bytes(range(32))})))
+
+
+def test_a_data_root_of_a_newer_version_is_left_alone(lake: Lake):
+    open_zone(lake)
+    lake.write_record("zone", (lake.read_record("zone") or {}) | {"format": zone.FORMAT + 1})
+    with pytest.raises(ZoneError, match="newer version"):
+        open_zone(lake)
+
+
+def test_a_data_root_without_record_is_upgraded_without_a_cover(tmp_path: Path):
+    create_keys(tmp_path / "keys")
+    (tmp_path / "keys" / "period.key").unlink()
+    lake = Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
+    lake.write("cases", DAY, pa.table({"key_id": [lake.keys.key_id]}))
+    assert not create_keys(tmp_path / "keys"), "an old folder gets no period key after the fact"
+    assert open_zone(lake).keys["period"] == "none"
+    with pytest.raises(ZoneError, match="other keys"):
+        open_zone(Lake(lake.root, replace(lake.keys, period=bytes(range(32)))))
+
+
+def test_a_period_key_made_after_the_fact_is_refused(lake: Lake):
+    old = replace(lake.keys, period=None)
+    lake.write("cases", DAY, pa.table({"key_id": [old.key_id]}))
+    with pytest.raises(ZoneError, match="without a period key"):
+        open_zone(lake)
+
+
+def test_the_cover_is_undone_by_its_own_period_only(lake: Lake):
+    plain = pa.array([bytes(range(n, n + 16)).hex() for n in range(5)] + [None])
+    covered = lake.keys.cover(plain)
+    assert lake.keys.uncover(covered).equals(plain) and covered[5].as_py() is None
+    assert not set(covered.to_pylist()[:5]) & set(plain.to_pylist())
+    other = replace(lake.keys, period=bytes(range(32)))
+    assert not set(other.cover(plain).to_pylist()[:5]) & set(covered.to_pylist())
+    assert replace(lake.keys, period=None).cover(plain).equals(plain)
+
+
+def test_an_unfinished_rotation_stops_everything(tmp_path: Path):
+    create_keys(tmp_path)
+    (tmp_path / "period.key.next").write_bytes(bytes(range(32)))
+    with pytest.raises(KeyFileError, match="rotation of keys is not done"):
+        Keyring.load(tmp_path)
