@@ -57,9 +57,12 @@ def test_nothing_runs_a_shell_a_pickle_or_text_as_code():
     calls = {"eval", "exec", "compile", "__import__"}
     found = []
     for path in (p for room in ("assets", "pipelines") for p in (ROOT / room).rglob("*.py")):
-        found += [f"{path} imports {n}" for n in imports(path) if n.split(".")[0] in banned]
+        allowed = {"subprocess"} if path.name == "sql_box.py" else set()  # npm, by name and without a shell
+        found += [f"{path} imports {n}" for n in imports(path) if n.split(".")[0] in banned - allowed]
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                found += [f"{path}:{node.lineno} {name}"] if name in calls or name in ("os.system", "os.popen") else []
+                shell = any(k.arg == "shell" for k in node.keywords)
+                if shell or name in calls or name in ("os.system", "os.popen"):
+                    found.append(f"{path}:{node.lineno} {name}")
     assert found == []
