@@ -61,6 +61,8 @@ def kind_of(error: BaseException) -> str:
     name = type(error).__name__
     if name in REMEDIES:
         return name
+    if name == "OperationalError" and type(error).__module__.startswith("psycopg"):
+        return "DatabaseLost"
     if isinstance(error, sqlite3.OperationalError):
         return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "Unforeseen")
     return _ERRNO.get(getattr(error, "errno", None) or 0, "Unforeseen")
