@@ -11,6 +11,10 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
         "Widerrufen oder abgelehnt: am Stichtag ist eine benötigte Zustimmung untersagt",
         "withdrawn or denied: on the evaluation day a needed permission is denied",
     ),
+    "guardian_consent_ended": (
+        "Volljährig: die Einwilligung der Sorgeberechtigten endete, eine eigene liegt nicht vor",
+        "of age: the consent of the guardians ended, and there is no own one",
+    ),
     "document_not_active": (
         "Die Einwilligung ist nicht (mehr) wirksam: auf inaktiv gesetzt, Entwurf, oder in der vollen Lieferung nicht mehr enthalten",
         "the consent document is not in force (any more): set inactive, a draft, or gone from the full delivery",

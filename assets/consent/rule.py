@@ -15,8 +15,10 @@ from datetime import date
 from typing import Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
+from assets.consent.majority import MAJORITY
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
@@ -65,7 +67,9 @@ stated AS (
   SELECT clinic, patient_id, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
     coalesce(CAST(declared_at AS DATE), DATE '0001-01-01'), DATE '9999-12-31'
   FROM active
-  WHERE status = 'active' AND decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}'))
+  WHERE status = 'active' AND decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
+  UNION ALL
+  SELECT clinic, patient_id, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
 SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, '*')"""
 
 # For `points` (clinic, patient_id, code, day): when permitting and denying statements that hold the day were
@@ -94,12 +98,14 @@ WITH stated AS ({_STATED.format(points="needed")}),
 lasting AS (SELECT clinic, patient_id, code, max(valid_to) AS last FROM permits GROUP BY ALL),
 by_patient AS (
   SELECT s.clinic, s.patient_id, bool_and(s.ok) AS ok,
-    bool_or(s.denied_at IS NOT NULL AND NOT s.ok) AS denied, bool_or(l.last < CAST($day AS DATE)) AS ended
-  FROM stated s LEFT JOIN lasting l USING (clinic, patient_id, code) GROUP BY ALL),
+    bool_or(s.denied_at IS NOT NULL AND NOT s.ok) AS denied, bool_or(l.last < CAST($day AS DATE)) AS ended,
+    bool_and(s.ok OR coalesce(s.permitted_at IS NOT NULL AND s.denied_at = m.of_age_by, false)) AS of_age
+  FROM stated s LEFT JOIN lasting l USING (clinic, patient_id, code)
+  LEFT JOIN majority m ON m.clinic = s.clinic AND m.patient_id = s.patient_id GROUP BY ALL),
 granting AS (SELECT DISTINCT clinic, patient_id FROM permits),
 ineffective AS (SELECT DISTINCT clinic, patient_id FROM current_documents WHERE NOT effective)
 SELECT b.clinic, b.patient_id, b.ok,
-  CASE WHEN b.ok THEN 'permitted' WHEN b.denied THEN 'withdrawn'
+  CASE WHEN b.ok THEN 'permitted' WHEN b.of_age THEN 'guardian_consent_ended' WHEN b.denied THEN 'withdrawn'
     WHEN g.clinic IS NULL AND i.clinic IS NOT NULL THEN 'document_not_active' WHEN g.clinic IS NULL THEN 'no_consent'
     WHEN b.ended THEN 'consent_ended' ELSE 'not_permitted_on_evaluation_day' END AS reason,
   NOT b.ok AND (b.denied OR coalesce(b.ended, false) OR g.clinic IS NULL) AS erase
@@ -145,6 +151,22 @@ SELECT DISTINCT p.clinic, p.patient_id, p.first, p.last
 FROM points p JOIN ({_STATED.format(points="asked")}) s USING (clinic, patient_id, code, day) WHERE NOT s.ok"""
 
 
+_DECISIONS: Final = """
+WITH reasoned AS (
+  SELECT c.*, CASE WHEN NOT coalesce(p.ok, false) THEN coalesce(p.reason, 'no_consent')
+    WHEN c.admitted_on IS NULL THEN 'dates_unreadable'
+    WHEN o.patient_id IS NOT NULL THEN 'case_outside_collection_window'
+    ELSE 'permitted' END AS why
+  FROM cases c LEFT JOIN patients p USING (clinic, patient_id)
+  LEFT JOIN outside o ON o.clinic = c.clinic AND o.patient_id = c.patient_id AND o.first = c.admitted_on
+    AND o.last = greatest(c.admitted_on, coalesce(c.discharged_on, CAST($day AS DATE))))
+SELECT clinic, arrival_day, export_id, source_file, source_line, case_id, patient_id,
+  why = 'permitted' AS permitted, why AS reason, CAST($day AS DATE) AS evaluated_on
+FROM reasoned
+ORDER BY ALL"""
+_STANDING: Final = "SELECT clinic, patient_id, ok, reason, erase FROM patients ORDER BY ALL"
+
+
 def _codes(codes: tuple[str, ...]) -> list[str]:
     return [code.removeprefix("urn:oid:") for code in codes]
 
@@ -161,6 +183,7 @@ def _prepare(
     rule: ConsentRule,
     day: date,
     full_exports: pa.Table | None,
+    majority: pa.Table | None,
     cases: pa.Table | None = None,
 ) -> None:
     """Tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
@@ -171,6 +194,7 @@ def _prepare(
         register=register,
         needed_codes=pa.table({"code": needed}),
         full_exports=FULL_EXPORTS.empty_table() if full_exports is None else full_exports,
+        majority=MAJORITY.empty_table() if majority is None else majority,
         cases=CASES.empty_table() if cases is None else cases,
     )
     _run(con, ";".join((_VERSIONS, _PERMITS, _DENIES)), evaluation_day=day)
@@ -181,45 +205,46 @@ def _prepare(
     _run(con, _PATIENTS, codes=on_day, day=day)
 
 
+def evaluate(
+    cases: pa.Table,
+    register: pa.Table,
+    rule: ConsentRule,
+    evaluation_day: date,
+    full_exports: pa.Table | None = None,
+    majority: pa.Table | None = None,
+) -> tuple[pa.Table, pa.Table]:
+    """What `decide` and `standing` return, from one evaluation."""
+    with connect() as con:
+        _prepare(con, register, rule, evaluation_day, full_exports, majority, cases)
+        _run(con, _OUTSIDE, codes=_codes(rule.required_over_case), day=evaluation_day)
+        decisions = con.execute(_DECISIONS, {"day": evaluation_day}).to_arrow_table().cast(CONSENT_DECISIONS)
+        return decisions, con.execute(_STANDING).to_arrow_table()
+
+
 def decide(
     cases: pa.Table,
     register: pa.Table,
     rule: ConsentRule,
     evaluation_day: date,
     full_exports: pa.Table | None = None,
+    majority: pa.Table | None = None,
 ) -> pa.Table:
     """One decision for each row of `cases` (canonical), as `CONSENT_DECISIONS`.
 
     `register`: every consent provision ever received (`CONSENT_PROVISIONS`); of a document delivered several
     times the newest version counts, and one that is missing from its clinic's newest full export
-    (`full_exports`: `FULL_EXPORTS`) grants nothing. An open case reaches until the evaluation day.
+    (`full_exports`: `FULL_EXPORTS`) grants nothing. An open case reaches until the evaluation day. `majority`
+    (`MAJORITY`): from when on a guardian's consent is not enough, where the city's rule asks for it.
     """
-    with connect() as con:
-        _prepare(con, register, rule, evaluation_day, full_exports, cases)
-        _run(con, _OUTSIDE, codes=_codes(rule.required_over_case), day=evaluation_day)
-        return (
-            con.execute(
-                """WITH reasoned AS (
-                  SELECT c.*, CASE WHEN NOT coalesce(p.ok, false) THEN coalesce(p.reason, 'no_consent')
-                    WHEN c.admitted_on IS NULL THEN 'dates_unreadable'
-                    WHEN o.patient_id IS NOT NULL THEN 'case_outside_collection_window'
-                    ELSE 'permitted' END AS why
-                  FROM cases c LEFT JOIN patients p USING (clinic, patient_id)
-                  LEFT JOIN outside o ON o.clinic = c.clinic AND o.patient_id = c.patient_id AND o.first = c.admitted_on
-                    AND o.last = greatest(c.admitted_on, coalesce(c.discharged_on, CAST($day AS DATE))))
-                SELECT clinic, arrival_day, export_id, source_file, source_line, case_id, patient_id,
-                  why = 'permitted' AS permitted, why AS reason, CAST($day AS DATE) AS evaluated_on
-                FROM reasoned
-                ORDER BY ALL""",
-                {"day": evaluation_day},
-            )
-            .to_arrow_table()
-            .cast(CONSENT_DECISIONS)
-        )
+    return evaluate(cases, register, rule, evaluation_day, full_exports, majority)[0]
 
 
 def standing(
-    register: pa.Table, rule: ConsentRule, evaluation_day: date, full_exports: pa.Table | None = None
+    register: pa.Table,
+    rule: ConsentRule,
+    evaluation_day: date,
+    full_exports: pa.Table | None = None,
+    majority: pa.Table | None = None,
 ) -> pa.Table:
     """(clinic, patient_id, ok, reason, erase) of every patient of the register on the evaluation day.
 
@@ -227,8 +252,8 @@ def standing(
     the patient has to go.
     """
     with connect() as con:
-        _prepare(con, register, rule, evaluation_day, full_exports)
-        return con.execute("SELECT clinic, patient_id, ok, reason, erase FROM patients ORDER BY ALL").to_arrow_table()
+        _prepare(con, register, rule, evaluation_day, full_exports, majority)
+        return con.execute(_STANDING).to_arrow_table()
 
 
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
@@ -240,8 +265,9 @@ def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str
         )
         kept = {}
         for name in ("cases", "diagnoses", "procedures", "persons"):
-            con.register("rows", tables[name])
-            keys = "clinic, patient_id" if name == "persons" else "clinic, arrival_day, case_id"
-            query = f"SELECT * FROM rows SEMI JOIN ok USING ({keys}) ORDER BY ALL"
-            kept[name] = con.execute(query).to_arrow_table().cast(tables[name].schema)
+            keys = ["clinic", "patient_id"] if name == "persons" else ["clinic", "arrival_day", "case_id"]
+            numbered = tables[name].select(keys).append_column("n", pa.array(np.arange(tables[name].num_rows)))
+            con.register("rows", numbered)
+            rows = con.execute(f"SELECT n FROM rows SEMI JOIN ok USING ({', '.join(keys)}) ORDER BY n").to_arrow_table()
+            kept[name] = tables[name].take(rows.column("n"))
         return kept

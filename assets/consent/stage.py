@@ -9,8 +9,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.reasons import REASONS
-from assets.consent.rule import FULL_EXPORTS, decide, keep_permitted, standing
+from assets.consent.rule import FULL_EXPORTS, evaluate, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
@@ -38,6 +39,11 @@ def full_exports(lake: Lake, city: City) -> pa.Table:
     rows = lake.read("consent_deliveries", CONSENT_DELIVERIES)
     newest = rows.filter(pc.is_in(rows.column("clinic"), full)).group_by("clinic").aggregate([("arrival_day", "max")])
     return pa.table([newest.column("clinic"), newest.column("arrival_day_max")], schema=FULL_EXPORTS)
+
+
+def majority(lake: Lake, city: City) -> pa.Table | None:
+    """`MAJORITY` of every patient whose birth was delivered; None where the city's rule does not ask for it."""
+    return known(lake.read("majority", MAJORITY)) if city.consent.guardian_consent_ends_at else None
 
 
 def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -69,15 +75,16 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
     register, erased_before = register_of(lake, live)
     full = full_exports(lake, city)
-    decisions = decide(tables["cases"], register, city.consent, day, full)
+    if age := city.consent.guardian_consent_ends_at:
+        delivered = coming_of_age(tables["persons"], tables["cases"], register, age)
+        lake.write_days("majority", days, delivered, "arrival_day")
+    decisions, stands = evaluate(tables["cases"], register, city.consent, day, full, majority(lake, city))
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
-    consented = keep_permitted(tables, decisions)
-    for name, table in {**tables, **consented}.items():
+    for name, table in keep_permitted(tables, decisions).items():
         lake.write(f"staging/consented/{name}", days[-1], table)
-    stands = standing(register, city.consent, day, full)
-    known = set(zip(*(erased_before.column(c).to_pylist() for c in PATIENTS.names), strict=True))
+    before = set(zip(*(erased_before.column(c).to_pylist() for c in PATIENTS.names), strict=True))
     pairs = zip(*(stands.column(c).to_pylist() for c in PATIENTS.names), strict=True)
-    stands = stands.append_column("erased_before", pa.array([p in known for p in pairs], pa.bool_()))
+    stands = stands.append_column("erased_before", pa.array([p in before for p in pairs], pa.bool_()))
     lake.write("staging/standing", days[-1], stands.cast(STANDING))
     reasons = {v["values"]: v["counts"] for v in pc.value_counts(decisions.column("reason")).to_pylist()}
     lake.write_record(f"consent/{days[-1]}", decision_table(decisions, days, day))

@@ -121,6 +121,8 @@ class ConsentRule(_Model):
     """Whether a consent signed during a case covers that case from its first day."""
     retrospective_module: bool = False
     """Whether the module on earlier data (code .45), where permitted, covers cases before the consent."""
+    guardian_consent_ends_at: Annotated[int, Field(ge=12, le=21)] | None = None
+    """Age from which on only what the person signed counts (18 in Germany); None: the delivered periods alone decide."""
     decided_by: str
     decided_on: date | None
     note: str

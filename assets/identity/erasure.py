@@ -16,8 +16,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent.majority import MAJORITY
 from assets.consent.rule import decide
-from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, register_of
+from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, majority, register_of
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import bury, patient_hashes
 from assets.contract.city import City
@@ -52,6 +53,7 @@ _ORIGINAL: Final = (
     *((f"quarantine/{n}", CANONICAL[n].append(pa.field("rule", pa.string())))
       for n in ("cases", "persons", "diagnoses", "procedures")),
     ("consent_register", CONSENT_PROVISIONS),
+    ("majority", MAJORITY),
 )  # fmt: skip
 
 
@@ -67,30 +69,39 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
 
 
 def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Array:
-    """Keys of stored cases that today's consents do not permit, each judged by its newest version."""
+    """Keys of stored cases that today's consents do not permit, each judged by its newest version.
+
+    Those whose newest version came in this run were just judged, by the same consents on the same day.
+    """
     stored = lake.read("cases", PSEUDONYMISED_CASES)
-    if not stored.num_rows:
-        return pa.array([], pa.string())
-    register, _ = register_of(lake, PATIENTS.empty_table())
     with connect() as con:
         load(con, stored=stored)
-        load(con, register=register)
-        load(con, keys=patient_keys(register, lake.keys))
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names
                            if n not in ("clinic", "arrival_day", "case_id", "patient_id", "admitted_on", "discharged_on"))  # fmt: skip
         newest = con.execute(
             f"""SELECT clinic, arrival_day, case_key AS case_id, patient_key AS patient_id, admitted_on, discharged_on,
-            {absent} FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1"""
+            {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1)
+            WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[])))""",
+            {"days": list(days)},
         ).to_arrow_table()
-        keyed = con.execute(
-            """SELECT r.* REPLACE (k.key AS patient_id) FROM register r JOIN keys k
-            ON k.clinic = r.clinic AND k.id = r.patient_id"""
-        ).to_arrow_table()
+    if not newest.num_rows:
+        return pa.array([], pa.string())
+    register, _ = register_of(lake, PATIENTS.empty_table())
+    keys, of_age = patient_keys(register, lake.keys), majority(lake, city)
     decisions = decide(
-        newest.select(CASES.names).cast(CASES), keyed.cast(CONSENT_PROVISIONS), city.consent,
-        evaluation_day(lake, days), full_exports(lake, city),
+        newest.select(CASES.names).cast(CASES), _under_keys(register, keys).cast(CONSENT_PROVISIONS), city.consent,
+        evaluation_day(lake, days), full_exports(lake, city), None if of_age is None else _under_keys(of_age, keys).cast(MAJORITY),
     )  # fmt: skip
     return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
+
+
+def _under_keys(rows: pa.Table, keys: pa.Table) -> pa.Table:
+    """`rows` with the pseudonyms of patients (`keys`: clinic, id, key) instead of their ids; others are left out."""
+    with connect() as con:
+        load(con, rows=rows, keys=keys)
+        return con.execute(
+            "SELECT r.* REPLACE (k.key AS patient_id) FROM rows r JOIN keys k ON k.clinic = r.clinic AND k.id = r.patient_id"
+        ).to_arrow_table()
 
 
 def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:

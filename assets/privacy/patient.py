@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from assets.consent.reasons import REASONS
 from assets.consent.rule import standing
-from assets.consent.stage import PATIENTS, evaluation_day, full_exports, register_of
+from assets.consent.stage import PATIENTS, evaluation_day, full_exports, majority, register_of
 from assets.consent.tombstones import ERASED, patient_hashes
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.contract.city import LEVEL_DAYS, City
@@ -79,7 +79,9 @@ def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
     clinic, patient_id = asked.column("clinic")[0].as_py(), asked.column("patient_id")[0].as_py()
     mine = _only(register, clinic=clinic, patient_id=patient_id)
     on = evaluation_day(lake, lake.days("consent_register") or [city.start])
-    found = standing(mine, city.consent, on, full_exports(lake, city)).to_pylist()
+    of_age = majority(lake, city)
+    mine_of_age = None if of_age is None else _only(of_age, clinic=clinic, patient_id=patient_id)
+    found = standing(mine, city.consent, on, full_exports(lake, city), mine_of_age).to_pylist()
     reason = found[0]["reason"] if found else "no_consent"
     documents = [
         {k: row[k] for k in ("status", "declared_at", "code", "decision", "valid_from", "valid_to", "arrival_day")}

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
@@ -139,7 +140,9 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
         raise ValueError(reason)
     city = city.model_copy(update={"clinics": (clinic,)})
     tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
-    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, today)
+    consents, age = tables["consent_provisions"], city.consent.guardian_consent_ends_at
+    of_age = known(coming_of_age(tables["persons"], tables["cases"], consents, age)) if age else None
+    decisions = decide(tables["cases"], consents, city.consent, today, majority=of_age)
     result = validate(tables, city)
     with connect() as con:
         load(con, valid=result.valid["cases"].select(["clinic", "case_id"]), decisions=decisions)

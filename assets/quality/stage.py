@@ -32,7 +32,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     """Stages valid tables, writes quarantine and the certificate; returns value-free results."""
     tables = staged(lake, "consented", days)
     result = validate(tables, city)
-    for name, table in {**tables, **result.valid}.items():
+    for name, table in result.valid.items():
         lake.write(f"staging/valid/{name}", days[-1], table)
     for name, table in result.quarantined.items():
         lake.write_days(f"quarantine/{name}", days, table, "arrival_day")

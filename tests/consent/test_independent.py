@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from assets.consent.majority import MAJORITY
 from assets.consent.rule import FULL_EXPORTS, decide
 from assets.contract.city import Clinic, ConsentRule
 from assets.contract.schemas import CASES, CONSENT_PROVISIONS
@@ -100,16 +101,40 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
     return cases, register.cast(CONSENT_PROVISIONS)
 
 
+def coming_of_age(n: int, seed: int) -> pa.Table:
+    """`MAJORITY` of a fifth of the patients of `population`: some on a known day, some within a year."""
+    rng = np.random.default_rng(seed)
+    who = np.flatnonzero(rng.random(n) < 0.2)
+    first = np.datetime64(ORIGIN, "D") + rng.integers(-200, 400, len(who))
+    latest = first + np.where(rng.random(len(who)) < 0.5, 0, 364)
+    columns = {
+        "clinic": pa.array(np.where(who % 2, "odd", "even").tolist()), "arrival_day": pa.repeat(pa.scalar(TODAY), len(who)),
+        "patient_id": pa.array([f"p{i}" for i in who]), "of_age_from": pa.array(first), "of_age_by": pa.array(latest.astype("datetime64[us]")),
+    }  # fmt: skip
+    return pa.table(columns).cast(MAJORITY)
+
+
 FULL = pa.table({"clinic": ["odd"], "day": pa.array([FULL_DAY], pa.date32())}, schema=FULL_EXPORTS)
 
 
-def permitted(cases: pa.Table, register: pa.Table, full: pa.Table | None = FULL) -> set[str]:
-    rows = decide(cases, register, RULE, TODAY, full)
+def permitted(
+    cases: pa.Table, register: pa.Table, full: pa.Table | None = FULL, majority: pa.Table | None = None
+) -> set[str]:
+    rows = decide(cases, register, RULE, TODAY, full, majority)
     return set(rows.filter(rows.column("permitted")).column("case_id").to_pylist())
 
 
-def naive(rows: list[dict[str, Any]], first: date, last: date, full_day: date | None) -> bool:
-    """The rule again, day by day and document by document, from its text."""
+def naive(
+    rows: list[dict[str, Any]],
+    first: date,
+    last: date,
+    full_day: date | None,
+    of_age: tuple[date, datetime] | None = None,
+) -> bool:
+    """The rule again, day by day and document by document, from its text.
+
+    `of_age`: the first day on which the person may be of age, and when they are for sure.
+    """
     documents: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         documents[row["consent_id"]].append(row)
@@ -146,6 +171,8 @@ def naive(rows: list[dict[str, Any]], first: date, last: date, full_day: date | 
             if g["code"] != code or not g["valid_from"] <= day <= (g["valid_to"] or TODAY):
                 continue
             declared = g["declared_at"] or datetime.min
+            if of_age and day >= of_age[0] and declared <= of_age[1]:
+                continue  # a guardian signed it
             if not any(refuses(r, code, day) and (r["declared_at"] or datetime.max) >= declared for r in refusals):
                 return True
         return False
@@ -161,17 +188,29 @@ def by_patient(register: pa.Table) -> dict[tuple[str, str], list[dict[str, Any]]
     return rows
 
 
-def test_a_naive_second_rule_agrees_on_every_generated_patient():
-    cases, register = population(PATIENTS, 1)
+def expected_of(cases: pa.Table, register: pa.Table, full: bool = True, majority: pa.Table | None = None) -> set[str]:
+    """Cases that the naive rule permits."""
     statements = by_patient(register)
-    expected = {
+    born = {
+        (r["clinic"], r["patient_id"]): (r["of_age_from"], r["of_age_by"])
+        for r in (majority.to_pylist() if majority else [])
+    }
+    return {
         c["case_id"]
         for c in cases.to_pylist()
         if naive(statements[c["clinic"], c["patient_id"]], c["admitted_on"], c["discharged_on"],
-                 FULL_DAY if c["clinic"] == "odd" else None)
+                 FULL_DAY if full and c["clinic"] == "odd" else None, born.get((c["clinic"], c["patient_id"])))
     }  # fmt: skip
-    assert permitted(cases, register) == expected
+
+
+@pytest.mark.parametrize("minors", [False, True])
+def test_a_naive_second_rule_agrees_on_every_generated_patient(minors: bool):
+    cases, register = population(PATIENTS, 1)
+    majority = coming_of_age(PATIENTS, 1) if minors else None
+    expected = expected_of(cases, register, majority=majority)
+    assert permitted(cases, register, majority=majority) == expected
     assert 0.1 * PATIENTS < len(expected) < 0.7 * PATIENTS
+    assert not minors or expected < permitted(cases, register), "coming of age only takes away"
 
 
 def test_it_agrees_on_the_real_input(shared: Path):

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import REASONS
 from assets.consent.rule import FULL_EXPORTS, decide, keep_permitted, standing
 from assets.consent.stage import decision_table
@@ -45,16 +46,84 @@ def reason(
     last: date | None = date(2025, 2, 5),
     rule: ConsentRule = RULE,
     full: pa.Table | None = None,
+    majority: pa.Table | None = None,
 ) -> str:
     case = {"clinic": "k", "arrival_day": FROM, "export_id": "e", "source_file": "f", "source_line": 1, "case_id": "x",
             "patient_id": "p", "admitted_on": first, "discharged_on": last}  # fmt: skip
     cases = pa.Table.from_pylist([case], schema=CASES)
     register = pa.Table.from_pylist(provisions, schema=CONSENT_PROVISIONS)
-    return decide(cases, register, rule, TODAY, full).column("reason")[0].as_py()
+    return decide(cases, register, rule, TODAY, full, majority).column("reason")[0].as_py()
 
 
 def deny(**over: Any) -> list[dict[str, Any]]:
     return [provision(c, "deny", **({"consent_id": "d", "declared_at": datetime(2025, 3, 1)} | over)) for c in CODES]
+
+
+BIRTH = {"clinic": "k", "arrival_day": FROM, "patient_id": "p", "birth_year": 2007, "birth_month": 5, "birth_day": 20}
+
+
+def of_age(case: dict[str, Any] | None = None, **birth: Any) -> pa.Table:
+    """Majority at 18 of a patient of the register, as intake delivers the birth: here 20 May 2025."""
+    persons = pa.Table.from_pylist([BIRTH | birth], schema=CANONICAL["persons"])
+    cases = pa.Table.from_pylist([BIRTH | case] if case else [], schema=CASES)
+    register = pa.Table.from_pylist(permits(), schema=CONSENT_PROVISIONS)
+    return known(coming_of_age(persons, cases, register, 18))
+
+
+def test_a_guardians_consent_ends_on_the_day_of_coming_of_age():
+    assert reason(permits(), majority=of_age()) == "guardian_consent_ended"
+    assert reason(permits(), majority=of_age(birth_month=6, birth_day=2)) == "permitted", "of age tomorrow"
+    assert reason(permits(), majority=of_age(birth_month=6, birth_day=1)) == "guardian_consent_ended", "of age today"
+    assert stands(permits(), of_age()) == (False, "guardian_consent_ended", True)
+
+
+def test_what_the_young_adult_signs_counts_from_that_day():
+    own = {"consent_id": "own", "valid_from": date(2025, 5, 20)}
+    assert reason(permits() + permits(**own, declared_at=datetime(2025, 5, 20, 9)), majority=of_age()) == "permitted"
+    assert (
+        reason(permits() + permits(**own, declared_at=datetime(2025, 5, 19, 9)), majority=of_age())
+        == "guardian_consent_ended"
+    )
+    # A stay that began before the birthday is covered by the guardian until then, and by the own consent from then on.
+    both = permits() + permits(**own, declared_at=datetime(2025, 5, 20, 9))
+    assert reason(both, date(2025, 5, 18), date(2025, 5, 22), majority=of_age()) == "permitted"
+    late = permits() + permits(consent_id="own", valid_from=date(2025, 5, 21), declared_at=datetime(2025, 5, 21, 9))
+    assert reason(late, date(2025, 5, 18), date(2025, 5, 22), majority=of_age()) == "case_outside_collection_window"
+    assert reason(permits(declared_at=None), majority=of_age(birth_year=1980)) == "guardian_consent_ended", (
+        "nobody knows when"
+    )
+    assert reason(permits(), majority=of_age(birth_year=1980)) == "permitted"
+
+
+def test_a_withdrawal_after_coming_of_age_is_called_a_withdrawal():
+    denied = deny(valid_from=date(2025, 5, 25), valid_to=None, declared_at=datetime(2025, 5, 25))
+    assert reason(permits() + denied, majority=of_age()) == "withdrawn"
+    assert reason([provision(decision="deny")], majority=of_age()) == "withdrawn", "nothing was ever permitted"
+
+
+def test_of_an_incomplete_birth_the_earliest_day_ends_and_the_latest_begins():
+    year = {"birth_month": None, "birth_day": None}
+    assert reason(permits(), majority=of_age(**year)) == "guardian_consent_ended"  # may be of age since January
+    for signed, why in (
+        (datetime(2025, 5, 31), "guardian_consent_ended"),
+        (datetime(2025, 2, 1), "guardian_consent_ended"),
+    ):
+        assert reason(permits(declared_at=signed), majority=of_age(**year)) == why
+    assert reason(permits(declared_at=datetime(2025, 2, 1)), majority=of_age(**year, birth_year=2006)) == "permitted"
+    assert reason(permits(), majority=of_age(birth_day=None, birth_month=6)) == "guardian_consent_ended"
+    assert reason(permits(), majority=of_age(birth_day=None, birth_month=7)) == "permitted"
+    # Without a year of birth, the age that a case states tells.
+    told = {"case_id": "x", "admitted_on": date(2025, 2, 1)}
+    assert reason(permits(), majority=of_age({**told, "age_years": 17}, birth_year=None)) == "guardian_consent_ended"
+    assert reason(permits(), majority=of_age({**told, "age_years": 16}, birth_year=None)) == "permitted"
+
+
+def test_born_on_the_29th_of_february_and_deliveries_that_contradict_each_other():
+    (leap,) = of_age(birth_year=2008, birth_month=2, birth_day=29).to_pylist()
+    assert (leap["of_age_from"], leap["of_age_by"]) == (date(2026, 2, 28), datetime(2026, 3, 1))
+    other = of_age(birth_year=2006)
+    (span,) = known(pa.concat_tables([of_age(), other])).to_pylist()
+    assert (span["of_age_from"], span["of_age_by"]) == (date(2024, 5, 20), datetime(2025, 5, 20))
 
 
 def test_a_full_consent_permits():
@@ -277,9 +346,9 @@ def test_consents_may_arrive_one_by_one_on_different_days():
     assert reason(days[:2]) == "not_permitted_on_evaluation_day" and reason(days) == "permitted"
 
 
-def stands(provisions: list[dict[str, Any]]) -> tuple[bool, str, bool]:
+def stands(provisions: list[dict[str, Any]], majority: pa.Table | None = None) -> tuple[bool, str, bool]:
     register = pa.Table.from_pylist(provisions, schema=CONSENT_PROVISIONS)
-    (row,) = standing(register, RULE, TODAY).to_pylist()
+    (row,) = standing(register, RULE, TODAY, majority=majority).to_pylist()
     return row["ok"], row["reason"], row["erase"]
 
 

@@ -347,3 +347,26 @@ def test_a_deleted_consent_is_remembered_as_revoked(lake: Lake, city: City):
     again, back = recognise_consents(buried, pa.Table.from_pylist([active | {"arrival_day": START + timedelta(9)}], schema=schema), patients, lake.keys)  # fmt: skip
     (row,) = standing(again, city.consent, START + timedelta(9)).to_pylist()
     assert back.num_rows == 1 and (row["patient_id"], row["reason"], row["erase"]) == ("p", "document_not_active", True)
+
+
+def test_who_comes_of_age_is_erased_unless_they_sign_for_themselves(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
+    rule = city.consent.model_copy(update={"guardian_consent_ends_at": 18})
+    minors = city.model_copy(update={"consent": rule})
+    born = {"birthDate": "2007-01-05"}
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [person("GONE", **born), person("SIGNS", **born), person("YOUNGER", birthDate="2007-01-06")],
+        "Encounter.ndjson": [stay(f"case{who}", who) for who in ("GONE", "SIGNS", "YOUNGER")],
+        "Consent.ndjson": [fhir_consent(who) for who in ("GONE", "SIGNS", "YOUNGER")],
+    })  # fmt: skip
+    run(0, 5, within=minors)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
+    own = fhir_consent("SIGNS", on="2025-01-05", start="2025-01-05", ident="own")
+    deliver("klinik-nord", START + timedelta(6), {"Consent.ndjson": [own]})
+    run(6, within=minors)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 2 and places(lake, ["GONE"]) == set()
+    deliver("klinik-nord", START + timedelta(7), {"Patient.ndjson": [person("GONE", **born)], "Encounter.ndjson": [stay("caseGONE", "GONE")],
+            "Consent.ndjson": [fhir_consent("GONE")]})  # fmt: skip
+    run(7, within=minors)
+    (back,) = [r for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()]
+    assert back["arrival_day"] == START and places(lake, ["GONE", "YOUNGER"]) == set()
+    run(8, within=city)

@@ -133,14 +133,11 @@ def consent() -> int:
     cases = load_file(ROOT / "tests/consent/test_rule.py", "mutation_cases")
     naive = load_file(ROOT / "tests/consent/test_independent.py", "mutation_naive")
     calls = [call for n, f in vars(cases).items() if n.startswith("test_") for call in expanded(f)]
-    populations = [(*naive.population(900, seed), full) for seed, full in ((1, naive.FULL), (2, None), (3, naive.FULL))]
-    expected = []
-    for table, register, full in populations:
-        statements = naive.by_patient(register)
-        expected.append({
-            c["case_id"] for c in table.to_pylist()
-            if naive.naive(statements[c["clinic"], c["patient_id"]], c["admitted_on"], c["discharged_on"],
-                           naive.FULL_DAY if full is not None and c["clinic"] == "odd" else None)})  # fmt: skip
+    populations = [
+        (*naive.population(900, seed), full, naive.coming_of_age(900, seed) if minors else None)
+        for seed, full, minors in ((1, naive.FULL, False), (2, None, True), (3, naive.FULL, True))
+    ]
+    expected = [naive.expected_of(t, r, full is not None, m) for t, r, full, m in populations]
 
     def survives(module: types.ModuleType) -> bool:
         for name in ("decide", "standing", "keep_permitted"):
@@ -148,7 +145,7 @@ def consent() -> int:
         naive.decide = module.decide
         for check, values in calls:
             check(**values)
-        return all(naive.permitted(t, r, f) == e for (t, r, f), e in zip(populations, expected, strict=True))
+        return all(naive.permitted(*p) == e for p, e in zip(populations, expected, strict=True))
 
     def careful(module: types.ModuleType) -> bool:
         try:

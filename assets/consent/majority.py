@@ -1,0 +1,62 @@
+"""From when on a guardian's consent is not enough: the day on which a minor comes of age.
+
+Off unless the city file sets `consent.guardian_consent_ends_at`. What was signed for a minor then counts as denied
+from that birthday on, as declared on it: only what the person signs later permits again. Where only the year or
+month of birth is known, the denial begins on the earliest day that the birthday can be, and only what was signed
+after the latest one counts as the person's own. Not here: the rule itself (`rule`), where it is stored (`stage`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+from assets.lake.engine import connect, load
+
+MAJORITY: Final = pa.schema(
+    [
+        ("clinic", pa.string()),
+        ("arrival_day", pa.date32()),
+        ("patient_id", pa.string()),
+        ("of_age_from", pa.date32()),
+        ("of_age_by", pa.timestamp("us")),
+    ]
+)
+"""`of_age_from`: earliest day that the birthday can be; `of_age_by`: begin of the latest one, city's wall time."""
+
+# A person without a year of birth: the age that a case states bounds it.
+_SQL: Final = """
+WITH born AS (
+  SELECT p.clinic, p.arrival_day, p.patient_id,
+    make_date(p.birth_year, coalesce(p.birth_month, 1), CASE WHEN p.birth_month IS NULL THEN 1 ELSE coalesce(p.birth_day, 1) END)
+      AS first,
+    CASE WHEN p.birth_month IS NOT NULL AND p.birth_day IS NOT NULL THEN make_date(p.birth_year, p.birth_month, p.birth_day)
+      WHEN p.birth_month IS NOT NULL THEN last_day(make_date(p.birth_year, p.birth_month, 1))
+      ELSE make_date(p.birth_year, 12, 31) END AS last
+  FROM persons p WHERE p.birth_year IS NOT NULL
+  UNION ALL
+  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(c.age_years + 1) AS DATE),
+    CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER)) AS DATE)
+  FROM cases c ANTI JOIN (FROM persons WHERE birth_year IS NOT NULL) p USING (clinic, arrival_day, patient_id)
+  WHERE c.age_years IS NOT NULL AND c.admitted_on IS NOT NULL)
+SELECT clinic, arrival_day, patient_id, CAST(min(first) + to_years($age) AS DATE) AS of_age_from,
+  -- Who was born on 29 February is of age on 1 March (BGB § 187).
+  max(last + to_years($age) + to_days(CAST(dayofmonth(last + to_years($age)) <> dayofmonth(last) AS INTEGER))) AS of_age_by
+FROM born SEMI JOIN register USING (clinic, patient_id) GROUP BY ALL ORDER BY ALL"""
+
+
+def coming_of_age(persons: pa.Table, cases: pa.Table, register: pa.Table, age: int) -> pa.Table:
+    """`MAJORITY` of those persons of a delivery of whom the register holds a document."""
+    with connect() as con:
+        load(con, persons=persons, cases=cases, register=register.select(["clinic", "patient_id"]))
+        return con.execute(_SQL, {"age": age}).to_arrow_table().cast(MAJORITY)
+
+
+def known(delivered: pa.Table) -> pa.Table:
+    """One row a patient of `delivered` (`MAJORITY`): the widest span, where deliveries contradict each other."""
+    by = delivered.group_by(["clinic", "patient_id"]).aggregate(
+        [("arrival_day", "max"), ("of_age_from", "min"), ("of_age_by", "max")]
+    )
+    return by.rename_columns({"arrival_day_max": "arrival_day", "of_age_from_min": "of_age_from",
+                              "of_age_by_max": "of_age_by"}).select(MAJORITY.names).cast(MAJORITY)  # fmt: skip
