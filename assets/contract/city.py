@@ -26,6 +26,7 @@ from assets.contract.codes import (
     CONSENT_STORE,
     CONSENT_USE,
     LOS_BIN_KEYS,
+    OUTCOMES,
     SEXES,
 )
 from assets.contract.connectors import Connector, FolderConnector
@@ -34,13 +35,18 @@ CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
 DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
 WINDOW_DAYS: Final = 364
 PERIOD_DAYS: Final = 28
+QUARTER_DAYS: Final = 91
+"""A quarter of a window: 13 weeks, so that four of them fill it."""
 WEEK_DAYS: Final = 7
 
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 """Keys become folder names, so they are restricted to what is safe in a path."""
-TimeLevel = Literal["day", "week", "period", "window"]
-Dimension = Literal["area", "age_group", "sex", "chapter", "admission", "los"]
-LEVEL_DAYS: Final[dict[str, int]] = {"day": 1, "week": WEEK_DAYS, "period": PERIOD_DAYS, "window": WINDOW_DAYS}
+TimeLevel = Literal["day", "week", "period", "quarter", "window"]
+Dimension = Literal["area", "age_group", "sex", "chapter", "admission", "los", "outcome", "patients_at_cap"]
+LEVEL_DAYS: Final[dict[str, int]] = {
+    "day": 1, "week": WEEK_DAYS, "period": PERIOD_DAYS, "quarter": QUARTER_DAYS, "window": WINDOW_DAYS
+}  # fmt: skip
+AT_CAP: Final = "patients_at_cap"
 
 
 class CityFileError(ValueError):
@@ -96,9 +102,25 @@ class PopulationSource(_Model):
     note: Text
 
 
+class QualityReport(_Model):
+    """Cases of all patients of a clinic in a year, as its public quality report (§136b SGB V) or itself states them."""
+
+    year: Annotated[int, Field(ge=2000, le=2200)]
+    source: str
+    cases: dict[str, Annotated[int, Field(ge=0)]]
+
+    @field_validator("cases")
+    @classmethod
+    def _every_care(cls, value: dict[str, int]) -> dict[str, int]:
+        if set(value) != set(CARE):
+            raise ValueError(f"cases needs exactly {', '.join(CARE)}; 0 where the clinic has none")
+        return value
+
+
 class Clinic(_Model):
     key: Key
     name: str
+    quality_report: QualityReport | None = None
     format: Literal["fhir", "p21", "practice"]
     connector: Connector = FolderConnector()
     consent_source: Literal["fhir", "csv"] = "fhir"
@@ -156,13 +178,38 @@ class Caps(_Model):
 
 
 class MeasuredTable(_Model):
-    """One noisy table: counts of events for each `care`, unit of time and cell of the dimensions."""
+    """One noisy table: counts of events for each `care`, unit of time and cell of the dimensions.
+
+    `dimensions: [patients_at_cap]` is a table of its own kind: for each quarter and `care` the patients of whom a
+    case was left out by the caps, each in the `care` of the first such case.
+    """
 
     name: Key
     time: TimeLevel
     dimensions: tuple[Dimension, ...] = ()
     share: Annotated[float, Field(gt=0, lt=1)]
     extra_lag_days: Annotated[int, Field(ge=0, le=60)] = 0
+
+    @property
+    def at_cap(self) -> bool:
+        """Whether it counts patients at their cap instead of cases."""
+        return AT_CAP in self.dimensions
+
+    @property
+    def axes(self) -> tuple[Dimension, ...]:
+        """Dimensions that break its counts down."""
+        return () if self.at_cap else self.dimensions
+
+    @property
+    def needs_outcome(self) -> bool:
+        """Whether it counts what is known only once a case is over."""
+        return bool({"los", "outcome"} & set(self.dimensions))
+
+    @model_validator(mode="after")
+    def _quarters_are_of_patients_at_cap(self) -> MeasuredTable:
+        if (self.time == "quarter") != self.at_cap or (self.at_cap and len(self.dimensions) > 1):
+            raise ValueError("a table by quarter has exactly the dimension patients_at_cap, and no other table has it")
+        return self
 
 
 class Acceptance(_Model):
@@ -180,6 +227,8 @@ class ReleasePlan(_Model):
     """Public expectation for each `care`, used for expected relative errors only."""
     corrections_share: Annotated[float, Field(ge=0, le=0.05)] = 0.0
     """Share of the budget that is set aside for declared corrections of what was measured."""
+    expected_patients_at_cap_per_quarter: dict[str, int] | None = None
+    """The same for the table of patients at their cap."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ReleasePlan:
@@ -190,6 +239,9 @@ class ReleasePlan(_Model):
             raise ValueError("the shares of the measured tables, and corrections_share, add up to more than 1")
         if set(self.expected_cases_per_year) != set(CARE):
             raise ValueError(f"expected_cases_per_year needs exactly {', '.join(CARE)}")
+        at_cap = self.expected_patients_at_cap_per_quarter
+        if any(t.at_cap for t in self.tables) and set(at_cap or ()) != set(CARE):
+            raise ValueError(f"expected_patients_at_cap_per_quarter needs exactly {', '.join(CARE)}")
         return self
 
 
@@ -309,6 +361,7 @@ class City(_Model):
             "chapter": CHAPTER_KEYS,
             "admission": ADMISSION_TYPES,
             "los": LOS_BIN_KEYS,
+            "outcome": OUTCOMES,
         }
         return lists[dimension]
 

@@ -94,6 +94,9 @@ LOS_BINS: Final[tuple[tuple[str, int, int | None], ...]] = (
 )
 LOS_BIN_KEYS: Final = tuple(key for key, _, _ in LOS_BINS)
 
+OUTCOMES: Final = ("died", "other")
+"""How a case ended: died in hospital (Entlassungsgrund 07), or anything else, a stay that goes on included."""
+
 AREA_ELSEWHERE: Final = "elsewhere"
 """Area of every postal code that the city file does not list, of two-digit codes and of missing ones."""
 

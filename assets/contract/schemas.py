@@ -217,10 +217,13 @@ def empty(schema: pa.Schema) -> pa.Table:
 
 ESTIMATES: Final = pa.schema(
     [
-        _text("time_level", "day | week | period | window"),
+        _text("time_level", "day | week | period | quarter | window"),
         _day("unit_start", "first day of the unit of time"),
         _day("unit_end", "last day of the unit of time, inclusive"),
-        _text("dimensions", "names of the dimensions in published order joined by +, `total` without any"),
+        _text(
+            "dimensions",
+            "names of the dimensions in published order joined by +, `total` without any, or patients_at_cap",
+        ),
         _text("care", "inpatient | emergency_visit"),
         _text("area", "area key; null where all areas are meant"),
         _text("age_group", "age group; null where all are meant"),
@@ -228,6 +231,7 @@ ESTIMATES: Final = pa.schema(
         _text("chapter", "ICD-10-GM chapter; null where all are meant"),
         _text("admission", "admission type; null where all are meant"),
         _text("los", "length-of-stay bin; null where all are meant"),
+        _text("outcome", "died | other; null where all are meant"),
         _field("value", pa.float64(), "unbiased differentially private estimate of the count, may be negative"),
         _field("variance", pa.float64(), "variance of the estimate from the noise alone"),
         _text("status", "provisional while its budget window is open, then final"),

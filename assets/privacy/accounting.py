@@ -13,7 +13,7 @@ from datetime import date
 from fractions import Fraction
 from typing import Final
 
-from assets.contract.city import PERIOD_DAYS, WEEK_DAYS, Caps
+from assets.contract.city import PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
 
 UNITS_PER_RHO: Final = 10**15
 
@@ -50,8 +50,14 @@ def squared_sensitivity(level: str, caps: Caps) -> int:
     """Most that one person adds to Σ (change of a cell)² over a whole window of tables of that level.
 
     Days and weeks: at most one event a week, so each event is alone in its cell. Periods: up to `period`
-    events share a cell. Window: all of them do.
+    events share a cell. Window: all of them do. Quarters hold no table of events but that of patients at their cap.
+    Bounding decides for each person alone, so one person more or less changes no one else's place in it; the
+    person adds one to one cell (of the `care` of their first left-out case) in each quarter or nothing. At most one
+    cell of a quarter changes, by one: Δ² = 1² for each of the window's four quarters, whatever the caps are. Two cases
+    in one week of every quarter reach it.
     """
+    if level == "quarter":
+        return WINDOW_DAYS // QUARTER_DAYS
     if level in ("day", "week"):
         return caps.window * caps.week
     if level == "window":
@@ -69,6 +75,8 @@ def released_sensitivity(level: str, released: Collection[date], caps: Caps, epo
         return 0
     if level == "window":
         return caps.window**2
+    if level == "quarter":
+        return len(set(released))
     offsets = [(day - epoch).days for day in released]
     if level == "period":
         left, total = caps.window, 0

@@ -17,25 +17,36 @@ class LossAboveBudget(RuntimeError):
     """A person could lose more than planned: nothing may be released. Names tables only."""
 
 
-def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
+def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Table | None = None) -> int:
     """Exact largest privacy loss, in ρ units, that any person of `events` (one window) can have by the plan.
+
+    `left_out`: what the table of patients at their cap counts (`at_cap`), in the same window.
 
     Σ over tables of c · Σ over cells of (events of the person in the cell)², where every dimension only splits
     cells and so can only lower the sum: the units of time bound it from above. Raises `LossAboveBudget` above the plan.
     """
-    if not events.num_rows:
+    columns = ["person_key", "event_day"]
+    capped = (left_out if left_out is not None else events.slice(0, 0)).select(columns)
+    everything = pa.concat_tables([events.select(columns), capped], promote_options="permissive")
+    if not everything.num_rows:
         return 0
-    person = events.column("person_key").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    day = events.column("event_day").to_numpy().astype("datetime64[D]").astype(np.int64)
+    person = everything.column("person_key").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    day = everything.column("event_day").to_numpy().astype("datetime64[D]").astype(np.int64)
     day -= np.datetime64(city.budget.epoch, "D").astype(np.int64)
-    squares = {level: _squares(person, day // size) for level, size in LEVEL_DAYS.items()}
+    n, persons = events.num_rows, int(person.max()) + 1
+    squares = {
+        level: _squares(person[n:], day[n:] // size, persons)
+        if level == "quarter"
+        else _squares(person[:n], day[:n] // size, persons)
+        for level, size in LEVEL_DAYS.items()
+    }
     for priced in plan.tables:
         if int(squares[priced.table.time].max()) > squared_sensitivity(priced.table.time, city.caps):
             raise LossAboveBudget(
                 f"a person's contribution to {priced.table.name} is above its bound: nothing may be released"
             )
     # Every term is now at most its table's share of the budget, so 64 bits hold the sum.
-    loss = np.zeros(int(person.max()) + 1, dtype=np.int64)
+    loss = np.zeros(persons, dtype=np.int64)
     for priced in plan.tables:
         loss += squares[priced.table.time] * np.int64(priced.cost_units)
     highest = int(loss.max())
@@ -44,11 +55,13 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan) -> int:
     return highest
 
 
-def _squares(person: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Σ over units of time of (events of the person in the unit)², int64, for each person index."""
+def _squares(person: np.ndarray, unit: np.ndarray, persons: int) -> np.ndarray:
+    """Σ over units of time of (events of the person in the unit)², int64, for each of `persons` indices."""
+    if not len(unit):
+        return np.zeros(persons, dtype=np.int64)
     unit = unit - unit.min()
     span = int(unit.max()) + 1
     pairs, times = np.unique(person * span + unit, return_counts=True)
-    first = np.flatnonzero(np.diff(pairs // span, prepend=-1))  # every index occurs: they come from an encoding
-    result: np.ndarray = np.add.reduceat(times.astype(np.int64) ** 2, first)
+    result = np.zeros(persons, dtype=np.int64)
+    np.add.at(result, pairs // span, times.astype(np.int64) ** 2)
     return result

@@ -7,22 +7,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City, MeasuredTable
-from assets.contract.codes import CARE, LOS_BIN_KEYS
+from assets.contract.codes import CARE, LOS_BIN_KEYS, OUTCOMES
+
+STILL_IN_HOSPITAL = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
+"""Where a case counts that is not over when its table is measured; the table's extra lag makes it rare."""
 
 
 def count(events: pa.Table, table: MeasuredTable, city: City) -> np.ndarray:
-    """int64 array of shape (care, *dimensions of `table`): events in each cell, zeros included.
+    """int64 array of shape (care, *axes of `table`): events in each cell, zeros included.
 
-    `events`: `EVENTS` of the unit of time, with a column `los` where the table needs it; a case that is
-    still in hospital counts in the open bin, which the table's extra lag makes true. Raises `ValueError`
+    `events`: `EVENTS` of the unit of time, with `los` and `outcome` where the table needs them. Raises `ValueError`
     where an event lies outside a public list.
     """
-    axes = [("care", CARE), *((d, city.categories(d)) for d in table.dimensions)]
+    axes = [("care", CARE), *((d, city.categories(d)) for d in table.axes)]
     flat = np.zeros(events.num_rows, dtype=np.int64)
     for name, categories in axes:
         column = events.column(name).combine_chunks()
-        if name == "los":
-            column = column.fill_null(LOS_BIN_KEYS[-1])
+        if name in STILL_IN_HOSPITAL:
+            column = column.fill_null(STILL_IN_HOSPITAL[name])
         place = pc.index_in(column, pa.array(categories)).to_numpy(zero_copy_only=False)
         if events.num_rows and np.isnan(place.astype(float)).any():
             raise ValueError(f"an event lies outside the public list of {name}")

@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
+from assets.contract.city import AT_CAP, LEVEL_DAYS, City, MeasuredTable
 from assets.contract.codes import CARE
 from assets.contract.schemas import ESTIMATES
 from assets.privacy.consistency import Level, estimate, variance
@@ -81,7 +81,7 @@ def _solve(
     product = product_of(city, top)
     variances: dict[Level, float] = {}
     arrays: dict[Level, np.ndarray] = {}
-    for priced in plan.tables:
+    for priced in plan.of_cases:
         table = priced.table
         if LEVEL_DAYS[table.time] > LEVEL_DAYS[top]:
             continue
@@ -155,18 +155,34 @@ def _rows(city: City, block: Block, marginal: Marginal, solved: Solved, status: 
     return pa.table({f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES})
 
 
+def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> list[pa.Table]:
+    """`ESTIMATES` rows of the table of patients at their cap: as measured, for nothing else is known of it."""
+    parts = []
+    for priced in plan.tables:
+        for measured in committed.values() if priced.table.at_cap else ():
+            if measured.parameters["table"] == priced.table.name:
+                block = priced.table.time, date.fromisoformat(measured.parameters["unit_start"])
+                values = np.array(measured.values, dtype=float)[:, None]
+                solved = Solved(values, np.array([float(priced.variance)]))
+                rows = _rows(city, block, (priced.table.time, ()), solved, "final")
+                names = pa.array([AT_CAP] * rows.num_rows, pa.string())
+                parts.append(rows.set_column(ESTIMATES.get_field_index("dimensions"), "dimensions", names))
+    return parts
+
+
 def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> pa.Table:
     """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
 
     `status` is final once every table of the window is in, `provisional` before.
     """
+    of_cases = [t for t in city.plan.tables if not t.at_cap]
     lagging: set[str] = {d for t in city.plan.tables if t.extra_lag_days for d in t.dimensions}
     levels = [(t, tuple(sorted(d, key=DIMENSIONS.index))) for t, d in published_levels(city)]
     prompt = [x for x in levels if not lagging & set(x[1])]
     margins = {(t, tuple(d for d in dims if d not in lagging)) for t, dims in levels}
     published: dict[Marginal, dict[date, tuple[np.ndarray, float]]] = {m: {} for m in margins}
     parts: list[pa.Table] = []
-    for block in _blocks(city, committed, [t for t in city.plan.tables if not t.extra_lag_days]):
+    for block in _blocks(city, committed, [t for t in of_cases if not t.extra_lag_days]):
         status = "final" if _is_final(city, committed, block) else "provisional"
         for marginal, solved in _solve(city, plan, committed, block, [*prompt, *margins]).items():
             if marginal in prompt:
@@ -174,11 +190,12 @@ def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) 
             for i, unit in enumerate(_units(block, marginal[0])):
                 published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
     late = [x for x in levels if lagging & set(x[1])]
-    for block in _blocks(city, committed, city.plan.tables) if late else []:
+    for block in _blocks(city, committed, of_cases) if late else []:
         status = "final" if _is_final(city, committed, block) else "provisional"
         own = _solve(city, plan, committed, block, [*late, *margins])
         for marginal, solved in _take_totals(city, block, own, lagging, published).items():
             parts.append(_rows(city, block, marginal, solved, status))
+    parts += _patients_at_cap(city, plan, committed)
     if not parts:
         return ESTIMATES.empty_table()
     order = [(n, "ascending") for n in ESTIMATES.names if n not in ("value", "variance", "status")]

@@ -64,7 +64,7 @@ def due(city: City, frozen: Collection[date], through: date, known: Collection[s
 
 def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
     """Keyed digest of exactly the events that a measurement sees, in a total order."""
-    columns = ["event_day", "case_key", "care", *table.dimensions]
+    columns = ["event_day", "case_key", "care", *table.axes]
     rows = events.select(columns).sort_by([(c, "ascending") for c in columns])
     rows = rows if rows.num_rows else rows.schema.empty_table()  # chunks of nothing must not matter
     sink = pa.BufferOutputStream()
@@ -76,8 +76,8 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
 def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes) -> int:
     """Reserve, draw and commit what the budget allows of `wanted`; returns how many.
 
-    `load(table, first day)`: frozen `EVENTS` of that unit of time, with `los` as of `known_by` for a table that
-    has it. Each entry is charged what a person
+    `load(table, first day)`: frozen `EVENTS` of that unit of time, with `los` and `outcome` as of `known_by` for a
+    table that has them; for the table of patients at their cap, the first left-out case of each. Each entry is charged what a person
     can lose more than before it, so that the sum is exact at every moment and never above the plan's.
     """
     costs = {p.table.name: p for p in plan.tables}

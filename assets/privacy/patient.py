@@ -19,8 +19,8 @@ from assets.consent.rule import standing
 from assets.consent.stage import PATIENTS, evaluation_day, full_exports, majority, register_of
 from assets.consent.tombstones import ERASED, patient_hashes
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.contract.city import LEVEL_DAYS, City
-from assets.contract.codes import LOS_BIN_KEYS
+from assets.contract.city import AT_CAP, LEVEL_DAYS, City
+from assets.contract.codes import LOS_BIN_KEYS, OUTCOMES
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
     CONSENT_DECISIONS,
@@ -32,6 +32,7 @@ from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
 from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
+from assets.privacy.at_cap import first_left_out
 from assets.privacy.ledger import Committed, open_ledger
 
 
@@ -56,7 +57,8 @@ def contributions(
     """Measurements that hold one of `events`, with the exact ρ of whoever brought these events.
 
     A discrete Gaussian of variance σ² loses Σ(events in a cell)²/(2σ²) about them (CKS 2020, Theorem 4).
-    Without `cells_known` all events of a unit of time count as one cell, which is never less.
+    Without `cells_known` all events of a unit of time count as one cell, which is never less. Events with `left_out`
+    are cases that the caps left out: they count in the table of patients at their cap, there once, and nowhere else.
     """
     rows = []
     for name, measured in committed.items():
@@ -64,7 +66,9 @@ def contributions(
         first = date.fromisoformat(about["unit_start"])
         last = first + timedelta(LEVEL_DAYS[about["time"]] - 1)
         columns = ["care", *about["dimensions"]] if cells_known else []
-        mine = [e for e in events if first <= e["event_day"] <= last]
+        at_cap = AT_CAP in about["dimensions"]
+        mine = [e for e in events if first <= e["event_day"] <= last and e.get("left_out", False) == at_cap]
+        mine = mine[:1] if at_cap else mine
         cells = Counter(tuple(e.get(c) for c in columns) for e in mine)
         if cells:
             rho = Fraction(sum(n * n for n in cells.values())) / (2 * Fraction(about["variance"]))
@@ -112,7 +116,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     """Consent and why, cases that are processed, releases they count in, and the privacy loss so far.
 
     `clinic` and `patient_id`: as the clinic delivers them; raises `KeyError` for an unknown clinic. Releases are
-    those of this clinic's cases; `loss` is the person's, over all linked clinics. `exact` is false where counted
+    those of this clinic's cases; `loss` is the person's, over all linked clinics. `exact` is false where decided
     rows were erased: then the person's counters give the upper bound `loss_at_most`.
     """
     city.clinic(clinic)
@@ -123,13 +127,21 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     own = cases.filter(pc.is_in(cases.column("patient_key"), patient)).sort_by("arrival_day").to_pylist()
     decisions = _only(lake.read("consent_decisions", CONSENT_DECISIONS), clinic=clinic, patient_id=patient_id)
     known = cases.sort_by("arrival_day")
-    los = {r["case_key"]: r["los"] for r in _only(known, person_key=person).to_pylist() if r["los"]}
-    events = [e | {"los": los.get(e["case_key"], LOS_BIN_KEYS[-1])}
+    over = {r["case_key"]: {"los": r["los"], "outcome": OUTCOMES[not r["died"]]}
+            for r in _only(known, person_key=person).to_pylist() if r["los"]}  # fmt: skip
+    still_in = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
+    events = [e | over.get(e["case_key"], still_in)
               for e in _only(lake.read("events", EVENTS), person_key=person).to_pylist()]  # fmt: skip
     committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
     mine = {r["case_key"] for r in own}
-    bounded = contributions(committed, [{"event_day": r["event_day"]} for r in counters if r["kept"]], False)
+    decided = [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]]
+    links = lake.read("links", LINKS)
+    dropped = first_left_out(pa.Table.from_pylist(decided, schema=BOUNDING_DECISIONS), cases, links, city)
+    events += [e | {"left_out": True} for e in dropped.to_pylist()]
+    bounded = contributions(
+        committed, [{"event_day": r["event_day"], "left_out": not r["kept"]} for r in counters], False
+    )
     releases = contributions(committed, [e for e in events if e["case_key"] in mine])
     newest = {r["case_id"]: r for r in decisions.sort_by("arrival_day").to_pylist()}
     return {
@@ -146,7 +158,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
         "releases": [r | {"rho": float(r["rho"])} for r in releases],
         "loss": _loss(contributions(committed, events), city.budget.delta),
         "loss_at_most": _loss(bounded, city.budget.delta),
-        "exact": not any(r["erased"] and r["kept"] for r in counters),
+        "exact": not any(r["erased"] for r in counters),
         "published_stays_de": "Veröffentlichtes bleibt: es ist differentiell privat und enthält keine Daten einzelner Personen.",
         "published_stays_en": "What is published stays: it is differentially private and holds nobody's data.",
     }  # fmt: skip

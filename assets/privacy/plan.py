@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import AT_CAP, LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, rho_of, squared_sensitivity, variance_of
 from assets.privacy.consistency import Level, Product, variance
 
 TIME_LEVELS: Final = ("window", "period", "week", "day")
-DIMENSIONS: Final = ("area", "age_group", "sex", "chapter", "admission", "los")
+DIMENSIONS: Final = ("area", "age_group", "sex", "chapter", "admission", "los", "outcome")
+"""Dimensions of the product of chains. Patients at their cap are no cases: their table stands beside it."""
 
 
 class PlanRefused(ValueError):
@@ -57,11 +58,18 @@ class PricedPlan:
     epsilon_five_years: float
     errors: tuple[ExpectedError, ...]
 
+    @property
+    def of_cases(self) -> tuple[PricedTable, ...]:
+        """Tables that least squares joins: all but that of patients at their cap."""
+        return tuple(p for p in self.tables if not p.table.at_cap)
+
 
 def published_levels(city: City) -> list[tuple[str, tuple[str, ...]]]:
-    """(time level, dimensions) of everything published: each measured table, its coarser times, city totals."""
+    """(time level, dimensions) of all counts of cases: each measured table, its coarser times, city totals."""
     found = set()
     for table in city.plan.tables:
+        if table.at_cap:
+            continue
         coarser = TIME_LEVELS[: TIME_LEVELS.index(table.time) + 1]
         found |= {(time, dims) for time in coarser for dims in (tuple(table.dimensions), ())}
     return sorted(found, key=lambda f: (len(f[1]), f[1], -TIME_LEVELS.index(f[0])))
@@ -87,10 +95,11 @@ def price(city: City) -> PricedPlan:
     )
     variances: dict[Level, float] = {}
     for priced in tables:
-        level = level_of(priced.table.time, priced.table.dimensions)
+        level = (-1, ()) if priced.table.at_cap else level_of(priced.table.time, priced.table.dimensions)
         if level in variances or not priced.cost_units:
             raise PlanRefused(f"table {priced.table.name} repeats another one, or its share buys nothing")
         variances[level] = float(priced.variance)
+    at_cap = variances.pop((-1, ()), None)
     product = product_of(city)
     errors = []
     for time, dimensions in published_levels(city):
@@ -102,6 +111,10 @@ def price(city: City) -> PricedPlan:
         for care, yearly in city.plan.expected_cases_per_year.items():
             cells = product.cells(level) / WINDOW_DAYS * 365.25
             errors.append(ExpectedError(time, dimensions, care, yearly / cells, mae))
+    if at_cap:
+        mae = math.sqrt(at_cap * 2 / math.pi)
+        known = city.plan.expected_patients_at_cap_per_quarter or {}
+        errors += [ExpectedError("quarter", (AT_CAP,), care, n, mae) for care, n in known.items()]
     _refuse_misses(city, errors)
     spent = sum(p.cost_units * squared_sensitivity(p.table.time, city.caps) for p in tables)
     rho = spent / UNITS_PER_RHO

@@ -22,6 +22,7 @@ from assets.lake.engine import connect
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
+from assets.privacy.at_cap import first_left_out
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
@@ -117,15 +118,15 @@ def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisi
     return closing
 
 
-def with_length_of_stay(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
-    """`events` with the length of stay that was known at the end of arrival day `day` (null: still in hospital)."""
+def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
+    """`events` with `los` and `outcome` as known at the end of arrival day `day` (null: still in hospital)."""
     with connect() as con:
         con.register("events", events)
         con.register("cases", cases)
         return con.execute(
-            """SELECT e.*, c.los FROM events e LEFT JOIN (
-              SELECT case_key, los FROM cases WHERE arrival_day <= $day AND los IS NOT NULL
-              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC, los) = 1) c USING (case_key)
+            """SELECT e.*, c.los, c.outcome FROM events e LEFT JOIN (
+              SELECT case_key, los, CASE WHEN died THEN 'died' ELSE 'other' END AS outcome FROM cases WHERE arrival_day <= $day AND los IS NOT NULL
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC, los, died) = 1) c USING (case_key)
             ORDER BY event_day, case_key""",
             {"day": day},
         ).to_arrow_table()
@@ -137,14 +138,18 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     through = days[-1]
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
-    freeze(lake, city, cases, days, bound(lake, city, cases, through))
+    decisions = bound(lake, city, cases, through)
+    freeze(lake, city, cases, days, decisions)
+    left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
     events = lake.read("events", EVENTS).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
-        certificate(_between(events, start, start + timedelta(WINDOW_DAYS - 1)), city, plan)
+        end = start + timedelta(WINDOW_DAYS - 1)
+        certificate(_between(events, start, end), city, plan, _between(left_out, start, end))
 
     def load(table: MeasuredTable, start: date) -> pa.Table:
-        seen = _between(events, start, start + timedelta(LEVEL_DAYS[table.time] - 1))
-        return with_length_of_stay(seen, cases, known_by(city, table, start)) if "los" in table.dimensions else seen
+        counted = left_out if table.at_cap else events
+        seen = _between(counted, start, start + timedelta(LEVEL_DAYS[table.time] - 1))
+        return with_outcome(seen, cases, known_by(city, table, start)) if table.needs_outcome else seen
 
     ledger = open_ledger(lake, city)
     require_newest(lake, city, ledger)

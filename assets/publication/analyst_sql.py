@@ -15,7 +15,10 @@ from assets.publication.catalogue import COLUMNS, MEASURES, dataset
 VERDICT: Final = "CASE WHEN abs(difference) <= half THEN 'inside the noise' ELSE 'larger than the noise' END AS verdict"
 INTERVAL: Final = f"difference, difference - half AS ci95_lower, difference + half AS ci95_upper, {VERDICT}"
 _HALF: Final = "({0}.ci95_upper - {0}.ci95_lower) / 2"
-_UNIT_COLUMNS: Final = ("value", "value_display", "ci95_lower", "ci95_upper", "quality")
+_UNIT_COLUMNS: Final = (
+    "value", "value_display", "ci95_lower", "ci95_upper", "value_all_patients", "all_patients_ci95_lower",
+    "all_patients_ci95_upper", "quality", "rolled_up_to",
+)  # fmt: skip
 """Columns that the wide form repeats for each measure."""
 
 

@@ -11,10 +11,13 @@ from typing import Final, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from assets.contract.city import Text, TimeLevel
+from assets.contract.city import AT_CAP, Text, TimeLevel
 from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, SEXES
 
-Measure = Literal["count", "rate_per_100000", "age_standardised_rate", "share", "mean_days", "median_days", "p90_days"]
+Measure = Literal[
+    "count", "rate_per_100000", "age_standardised_rate", "share", "mortality", "mean_days", "median_days", "p90_days",
+    "patients", "corrected_count",
+]  # fmt: skip
 Care = Literal["inpatient", "emergency_visit"]
 
 TOTAL: Final = "total"
@@ -103,6 +106,42 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
             en="inpatient cases admitted as an emergency divided by all inpatient cases",
         ),
     ),
+    "mortality": MeasureDefinition(
+        name=Text(de="Krankenhaussterblichkeit", en="in-hospital mortality"),
+        unit="proportion",
+        unit_de="Anteil",
+        decimals=4,
+        meaning=Text(
+            de="im Krankenhaus Gestorbene (Entlassungsgrund 07) geteilt durch alle stationären Fälle des Zeitraums; nicht "
+            "nach Alter oder Schwere bereinigt, also kein Vergleich der Qualität von Kliniken",
+            en="inpatient cases that ended by death in hospital (Entlassungsgrund 07) divided by all inpatient cases of the "
+            "period; not adjusted for age or severity, so no comparison of the quality of clinics",
+        ),
+    ),
+    "patients": MeasureDefinition(
+        name=Text(de="Patienten an ihrer Obergrenze", en="patients at their cap"),
+        unit="patients",
+        unit_de="Patientinnen und Patienten",
+        decimals=0,
+        meaning=Text(
+            de="Patientinnen und Patienten, von denen im Quartal mindestens ein Fall nicht gezählt wurde, weil von jeder "
+            "Person nur begrenzt viele Fälle zählen; bei der Versorgungsart ihres ersten solchen Falls",
+            en="patients of whom at least one case of the quarter was not counted, because only so many cases of each "
+            "person count; under the kind of care of their first such case",
+        ),
+    ),
+    "corrected_count": MeasureDefinition(
+        name=Text(de="Fälle mit Korrektur der Obergrenzen", en="cases corrected for the caps"),
+        unit="cases",
+        unit_de="Fälle",
+        decimals=0,
+        meaning=Text(
+            de="gezählte Fälle des Quartals (91 Tage) und je einer für jede Person an ihrer Obergrenze: eine untere "
+            "Schätzung, denn von manchen Personen fehlen mehrere Fälle; das Intervall enthält das Rauschen beider Zahlen",
+            en="counted cases of the quarter (91 days) and one more for each patient at the cap: an estimate from below, as "
+            "several cases of some patients are missing; the interval holds the noise of both numbers",
+        ),
+    ),
     "mean_days": MeasureDefinition(
         name=Text(de="mittlere Verweildauer", en="mean length of stay"),
         unit="days",
@@ -148,6 +187,10 @@ CODES: Final[dict[str, dict[str, Text]]] = {
         "week": Text(de="ISO-Woche, Montag bis Sonntag", en="ISO week, Monday to Sunday"),
         "month": Text(de="Kalendermonat", en="calendar month"),
         "period": Text(de="28 Tage ab einem festen Montag", en="28 days from a fixed Monday"),
+        "quarter": Text(
+            de="91 Tage (13 Wochen), ein Viertel des Budgetfensters",
+            en="91 days (13 weeks), a quarter of the budget window",
+        ),
         "window": Text(de="364 Tage (13 × 28), das Budgetfenster", en="364 days (13 × 28), the budget window"),
     },
     "sex": {
@@ -235,6 +278,33 @@ DATASETS: Final[tuple[Dataset, ...]] = (
         measures=("mean_days", "median_days", "p90_days"),
         keywords=("hospital", "length of stay", "Verweildauer"),
     ),
+    Dataset(
+        key="hospital_mortality",
+        title=Text(de="Krankenhaussterblichkeit", en="In-hospital mortality"),
+        description=Text(
+            de="Anteil der stationären Fälle, die mit dem Tod im Krankenhaus endeten, in 364 Tagen. Tod nach der "
+            "Entlassung zählt nicht; ein Fall, der vier Wochen nach dem Ende des Zeitraums noch andauert, gilt als überlebt.",
+            en="Share of inpatient cases that ended by death in hospital, over 364 days. Death after discharge does not "
+            "count; a case that still goes on four weeks after the end counts as survived.",
+        ),
+        levels=_levels(("window",), "outcome"),
+        care=("inpatient",),
+        measures=("mortality",),
+        keywords=("hospital", "mortality", "Sterblichkeit"),
+    ),
+    Dataset(
+        key="patients_at_cap",
+        title=Text(de="Patienten an ihrer Obergrenze", en="Patients at their cap"),
+        description=Text(
+            de="Zum Schutz jeder Person zählen von ihr nur begrenzt viele Fälle. Dieser Datensatz sagt, wie viele Personen "
+            "in einem Quartal (91 Tage) darüber lagen, und wie viele Fälle es mit je einem weiteren davon mindestens waren.",
+            en="For the protection of every person only so many of their cases count. This dataset says how many persons "
+            "were above that in a quarter (91 days), and how many cases there were at least, with one more of each.",
+        ),
+        levels=_levels(("quarter",), AT_CAP),
+        measures=("patients", "corrected_count"),
+        keywords=("hospital", "contribution bounding", "undercount", "Untererfassung"),
+    ),
 )
 
 
@@ -266,9 +336,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "time_level",
         _TEXT,
-        "Zeiteinheit: Tag, ISO-Woche, Kalendermonat, 28 Tage, 364 Tage",
-        "unit of time: day, ISO week, calendar month, 28 days, 364 days",
-        ("day", "week", "month", "period", "window"),
+        "Zeiteinheit: Tag, ISO-Woche, Kalendermonat, 28 Tage, 91 Tage, 364 Tage",
+        "unit of time: day, ISO week, calendar month, 28 days, 91 days, 364 days",
+        ("day", "week", "month", "period", "quarter", "window"),
     ),
     _column("period_start", _DAY, "erster Tag der Zeiteinheit", "first day of the unit of time"),
     _column("period_end", _DAY, "letzter Tag, einschließlich", "last day of the unit of time, inclusive"),
@@ -303,11 +373,58 @@ COLUMNS: Final[tuple[Column, ...]] = (
         ("A", "B", "C", "D"),
     ),
     _column(
+        "rolled_up_to",
+        _TEXT,
+        "bei Klasse D: nächstgröbere Zeiteinheit, in der derselbe Wert nicht im Rauschen liegt; sonst leer",
+        "for class D: the next coarser unit of time in which the same value is not inside the noise; else empty",
+        ("week", "period", "window"),
+    ),
+    _column(
+        "value_all_patients",
+        _NUMBER,
+        "Schätzung für alle Patientinnen und Patienten der beteiligten Kliniken: Wert geteilt durch Abdeckung. Nimmt an, dass "
+        "die Einwilligung nichts mit dem Indikator zu tun hat. Nur bei Zahlen und Raten",
+        "estimate for all patients of the participating clinics: value divided by coverage. Assumes that consent is "
+        "unrelated to the indicator. Only for counts and rates",
+    ),
+    _column(
+        "all_patients_ci95_lower",
+        _NUMBER,
+        "95-%-Intervall davon (nur Rauschen), unten",
+        "lower end of its 95% interval (noise alone)",
+    ),
+    _column(
+        "all_patients_ci95_upper",
+        _NUMBER,
+        "95-%-Intervall davon (nur Rauschen), oben",
+        "upper end of its 95% interval (noise alone)",
+    ),
+    _column(
         "status",
         _TEXT,
         "vorläufig, solange das Budgetfenster offen ist; endgültig; pausiert",
         "provisional while the budget window is open, then final; paused when the budget is used up",
         ("provisional", "final", "paused"),
+    ),
+    _column(
+        "coverage",
+        _NUMBER,
+        "Abdeckung: gezählte Fälle dieser Versorgungsart geteilt durch die Fälle aller Patienten nach den öffentlichen "
+        "Jahreszahlen der Kliniken, im Budgetfenster bis zum Datenstand",
+        "coverage: counted cases of this kind of care divided by the cases of all patients by the clinics' public yearly "
+        "figures, in the budget window up to the day of the data",
+    ),
+    _column(
+        "coverage_ci95_lower",
+        _NUMBER,
+        "95-%-Intervall der Abdeckung (nur Rauschen), unten",
+        "lower end of the 95% interval of the coverage (noise alone)",
+    ),
+    _column(
+        "coverage_ci95_upper",
+        _NUMBER,
+        "95-%-Intervall der Abdeckung (nur Rauschen), oben",
+        "upper end of the 95% interval of the coverage (noise alone)",
     ),
     _column("data_as_of", _DAY, "Datenstand", "day up to which data went into the release"),
     _column("release_version", _TEXT, "Fassung der Veröffentlichung", "version of the release"),
@@ -318,7 +435,8 @@ KEY: Final = ("time_level", "period_start", "care", "area_key", "icd_chapter", "
 
 _MAY_BE_EMPTY: Final = frozenset(
     {"iso_week", "area_key", "icd_chapter", "icd_chapter_name_de", "icd_chapter_name_en", "age_group"}
-    | {"age_lower", "age_upper", "sex"}
+    | {"age_lower", "age_upper", "sex", "rolled_up_to", "coverage", "coverage_ci95_lower", "coverage_ci95_upper"}
+    | {"value_all_patients", "all_patients_ci95_lower", "all_patients_ci95_upper"}
 )
 REQUIRED: Final = frozenset(c.name for c in COLUMNS) - _MAY_BE_EMPTY
 """Columns that are never empty in a release."""

@@ -12,8 +12,9 @@ from typing import Final
 
 import pandas as pd
 
-from assets.contract.city import City
+from assets.contract.city import AT_CAP, LEVEL_DAYS, PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, City
 from assets.contract.codes import AGE_GROUP_KEYS, SEXES
+from assets.publication.catalogue import TOTAL
 
 MONTH: Final = "month"
 STANDARD_POPULATION: Final[dict[str, int]] = {
@@ -58,6 +59,45 @@ def months(cells: pd.DataFrame) -> pd.DataFrame:
         unit_start=found["month"],
         unit_end=found["month"] + pd.offsets.MonthEnd(0),
         status=found["status"].where(found["kinds"] == 1, "provisional"),
+    ).reindex(columns=cells.columns)
+
+
+def corrected(cells: pd.DataFrame, city: City) -> pd.DataFrame:
+    """Cases of a quarter with those that the caps left out, at least: rows like `cells`.
+
+    Cases of the 13 weeks plus patients at their cap, each of whom stands for one case (of several left-out cases of a
+    patient in a quarter one is corrected for). Both are measured apart, so their variances add up; whole periods of
+    28 days of the quarter bring their own variance, which is smaller than that of their weeks.
+    """
+    at_cap = cells[cells["dimensions"] == AT_CAP]
+    week = cells[(cells["dimensions"] == TOTAL) & (cells["time_level"] == "week")]
+    if at_cap.empty or week.empty:
+        return cells.head(0)
+    epoch = pd.Timestamp(city.budget.epoch)
+
+    def unit(frame: pd.DataFrame, level: str) -> pd.Series:
+        size = LEVEL_DAYS[level]
+        return epoch + pd.to_timedelta((frame["unit_start"] - epoch).dt.days // size * size, "D")
+
+    week = week.assign(quarter=unit(week, "quarter"), period=unit(week, "period"))
+    inside = week.groupby(["care", "quarter", "period"])["value"].transform("size") == PERIOD_DAYS // WEEK_DAYS
+    period = cells[(cells["dimensions"] == TOTAL) & (cells["time_level"] == "period")]
+    period = period[["care", "unit_start", "variance"]].rename(
+        columns={"unit_start": "period", "variance": "of_period"}
+    )
+    week = week.merge(period, on=["care", "period"], how="left").assign(inside=inside.to_numpy())
+    share = week["of_period"] * WEEK_DAYS / PERIOD_DAYS
+    week["variance"] = week["variance"].where(~week["inside"] | share.isna(), share)
+    cases = week.groupby(["care", "quarter"], as_index=False).agg(
+        cases=("value", "sum"), spread=("variance", "sum"), weeks=("value", "size"),
+        provisional=("status", lambda s: (s == "provisional").any()),
+    )  # fmt: skip
+    cases = cases[cases["weeks"] == QUARTER_DAYS // WEEK_DAYS]
+    found = at_cap.merge(cases, left_on=["care", "unit_start"], right_on=["care", "quarter"])
+    return found.assign(
+        value=found["value"] + found["cases"],
+        variance=found["variance"] + found["spread"],
+        status=found["status"].where(~found["provisional"], "provisional"),
     ).reindex(columns=cells.columns)
 
 

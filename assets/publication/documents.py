@@ -17,9 +17,11 @@ from assets.publication.catalogue import COLUMNS, KEY, MEASURES, REQUIRED, Datas
 from assets.publication.guarantee import Guarantee
 
 LIMITS = (
-    "Only patients who consented to the use of their data are counted; they are not a random sample, and the share "
-    "who consent is not known here. Numbers and rates are therefore lower than those of all patients.",
-    "Every patient contributes a bounded number of cases (contribution bounding): a small undercount remains.",
+    "Only patients who consented to the use of their data are counted; they are not a random sample. `value` is "
+    "therefore lower than that of all patients; `coverage` says by how much on the whole. `value_all_patients` is scaled "
+    "by it and is right only where consent is unrelated to the indicator.",
+    "Every patient contributes a bounded number of cases (contribution bounding): a small undercount remains. How many "
+    "patients it concerns is published as the dataset `patients_at_cap`.",
     "The intervals describe the privacy noise alone, not consent, coverage, coding or chance.",
     "`value` may be negative and is what sums and means need; `value_display` is for showing.",
     "Residents are counted by the postal code that the clinic holds.",
@@ -109,6 +111,35 @@ def _accuracy(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _coverage(frame: pd.DataFrame, city: City) -> list[str]:
+    """Public figures of the clinics with their source, and the share of them that is counted."""
+    lines = [
+        f"- {c.name}, {c.quality_report.year}: "
+        + ", ".join(f"{n:,} {care}" for care, n in c.quality_report.cases.items())
+        + f" (source: {c.quality_report.source})"
+        for c in city.clinics
+        if c.quality_report
+    ]
+    if len(lines) < len(city.clinics):
+        return ["Not every clinic has a public figure of its cases, so the coverage is not known."]
+    known = frame.dropna(subset=["coverage"]).drop_duplicates(["care", "coverage"])
+    shares = [
+        f"- {r.care}, window of {r.period_start:%Y-%m-%d}: {r.coverage:.1%} "
+        f"(95% interval of the noise {r.coverage_ci95_lower:.1%} to {r.coverage_ci95_upper:.1%})"
+        for r in known.sort_values(["care", "period_start"]).itertuples()
+    ]
+    return [
+        "Share of all cases of the participating clinics that is counted here. It holds consent, caps and late delivery "
+        "together. The cases of all patients are the clinics' own public yearly figures:",
+        *lines,
+        "",
+        *shares,
+        "",
+        "`value_all_patients` is the value divided by this share: an estimate that assumes consent to be unrelated to the "
+        "indicator. The interval is of the noise alone.",
+    ]
+
+
 def readme(
     dataset: Dataset, city: City, version: str, data_as_of: str, frame: pd.DataFrame, promise: Guarantee
 ) -> bytes:
@@ -146,6 +177,9 @@ def readme(
         "",
         "## Population",
         "Cases of consenting patients of the participating clinics only.",
+        "",
+        "## Coverage",
+        *_coverage(frame, city),
         "",
         "## Privacy",
         "Counts carry discrete noise (differential privacy) for the protection of every patient over a whole window "

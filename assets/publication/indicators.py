@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from assets.contract.city import City
+from assets.contract.city import LEVEL_DAYS, City
 from assets.contract.codes import (
     ADMISSION_TYPES,
     AGE_GROUPS,
@@ -22,63 +22,27 @@ from assets.contract.codes import (
     ICD_CHAPTERS,
     LOS_BIN_KEYS,
     LOS_BINS,
+    OUTCOMES,
     SEXES,
 )
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
-from assets.publication.derived import MONTH, months, standardised
+from assets.publication.coverage import coverage, with_coverage
+from assets.publication.derived import MONTH, corrected, months, standardised
+from assets.publication.ratios import MIN_DENOMINATOR_SD, Z95, Array, covariance, weighted_ratio
 
-Array = npt.NDArray[np.float64]
-
-Z95: Final = 1.959963984540054
-MIN_DENOMINATOR_SD: Final = 3.0
 OPEN_BIN_MIDPOINT: Final = 38.0
 """Assumed mean length of stay, in days, of the open bin (28 days or more)."""
 DRAWS: Final = 2000
 SEED: Final = 20_250_101
 """Fixed: the draws only turn published values into an interval, and the same input must give the same bytes."""
 RATE_LEVELS: Final = ("week", MONTH, "period", "window")
+PROPORTIONS: Final = ("share", "mortality")
 UNIT_KEY: Final = ["time_level", "unit_start", "unit_end", "care", "status"]
 
 _UPPER: Final = [2 * OPEN_BIN_MIDPOINT - low if up is None else up for _, low, up in LOS_BINS]
 LOS_MIDPOINTS: Final[Array] = np.array([(low + up) / 2 for (_, low, _), up in zip(LOS_BINS, _UPPER, strict=True)])
 LOS_EDGES: Final[Array] = np.array([0.0, *(up + 0.5 for up in _UPPER)])
 """Whole days with continuity correction: the bin of 6 and 7 days reaches from 5.5 to 7.5."""
-
-
-def covariance(variance: Array, total_variance: Array, cells: int) -> Array:
-    """Covariance of two cells of a dimension with `cells` equal cells: by symmetry the same for every pair."""
-    total = np.clip(total_variance, 0.0, cells**2 * variance)  # outside it would be no covariance matrix
-    result: Array = (total - cells * variance) / (cells * (cells - 1))
-    return result
-
-
-def fieller(numerator: Array, denominator: Array, var_n: Array, cov: Array, var_d: Array) -> tuple[Array, Array, Array]:
-    """Ratio with Fieller's 95% interval; NaN where the denominator is within three standard deviations of zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a = denominator**2 - Z95**2 * var_d
-        b = numerator * denominator - Z95**2 * cov
-        c = numerator**2 - Z95**2 * var_n
-        root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
-        published = np.abs(denominator) >= MIN_DENOMINATOR_SD * np.sqrt(var_d)
-        published &= denominator != 0
-        ratio, low, high = (
-            np.where(published, x, np.nan) for x in (numerator / denominator, (b - root) / a, (b + root) / a)
-        )
-    return ratio, low, high
-
-
-def weighted_ratio(cells: Array, weights: Array, variance: Array, total_variance: Array) -> tuple[Array, Array, Array]:
-    """Σ weight·cell / Σ cell for each row of `cells`, with its interval; all cells of a row are equally noisy."""
-    k = cells.shape[1]
-    cov = covariance(variance, total_variance, k)
-    own = variance - cov
-    return fieller(
-        cells @ weights,
-        cells.sum(axis=1),
-        own * (weights**2).sum() + cov * weights.sum() ** 2,
-        own * weights.sum() + cov * k * weights.sum(),
-        own * k + cov * k**2,
-    )
 
 
 def grouped_quantile(cells: Array, share: float) -> Array:
@@ -159,10 +123,11 @@ def _rates(cells: pd.DataFrame, city: City) -> pd.DataFrame:
     return _with(joined, "rate_per_100000", value * factor, (value - half) * factor, (value + half) * factor)
 
 
-def _emergency_share(cells: pd.DataFrame) -> pd.DataFrame:
-    keys, values, variance, total = _pivot(cells, "admission", ADMISSION_TYPES)
-    weights = np.array([float(a == "emergency") for a in ADMISSION_TYPES])
-    return _with(keys, "share", *weighted_ratio(values, weights, variance, total))
+def _share(cells: pd.DataFrame, measure: str, dimension: str, categories: tuple[str, ...], which: str) -> pd.DataFrame:
+    """Cases of the category `which` by all cases."""
+    keys, values, variance, total = _pivot(cells, dimension, categories)
+    weights = np.array([float(c == which) for c in categories])
+    return _with(keys, measure, *weighted_ratio(values, weights, variance, total))
 
 
 def _length_of_stay(cells: pd.DataFrame) -> pd.DataFrame:
@@ -184,6 +149,24 @@ def quality(value: Array, low: Array, high: Array) -> npt.NDArray[np.str_]:
     return np.select([relative <= 0.10, relative <= 0.25, relative <= 0.50], ["A", "B", "C"], "D")
 
 
+def rolled_up(frame: pd.DataFrame, city: City) -> pd.Series:
+    """Instead of suppression: for a value of class D, the unit of time nearest above where the same cell is not D.
+
+    From published intervals alone. Empty where no coarser unit that holds it is published yet, or none is better.
+    """
+    cell = [c for c in KEY if c not in ("time_level", "period_start")]
+    found = pd.Series(None, index=frame.index, dtype="str")
+    epoch, days = pd.Timestamp(city.budget.epoch), frame["time_level"].map(LEVEL_DAYS)
+    good = frame[frame["quality"] != "D"]
+    for level in ("window", "period", "week"):  # the nearest is written last
+        size = LEVEL_DAYS[level]
+        start = epoch + pd.to_timedelta((frame["period_start"] - epoch).dt.days // size * size, "D")
+        finer = frame.assign(period_start=start)[(frame["quality"] == "D") & (days < size)].reset_index()
+        above = good.loc[good["time_level"] == level, [*cell, "period_start"]]
+        found.loc[finer.merge(above, on=[*cell, "period_start"])["index"]] = level
+    return found
+
+
 def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
     """Bring the rows of a dataset into the published columns and order."""
     frame = frame.rename(
@@ -199,7 +182,7 @@ def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
     iso = frame["period_start"].dt.isocalendar()
     week = iso["year"].astype(str) + "-W" + iso["week"].astype(str).str.zfill(2)
     value = frame["value"].to_numpy(float)
-    shown = np.clip(value, 0.0, np.where(frame["measure"] == "share", 1.0, np.inf))
+    shown = np.clip(value, 0.0, np.where(frame["measure"].isin(PROPORTIONS), 1.0, np.inf))
     decimals = frame["measure"].map({k: m.decimals for k, m in MEASURES.items()}).to_numpy(float)
     frame = frame.assign(
         indicator=dataset.key,
@@ -214,9 +197,11 @@ def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
         value_display=np.round(shown * 10**decimals) / 10**decimals,
         unit=frame["measure"].map({k: m.unit for k, m in MEASURES.items()}),
         quality=quality(value, frame["ci95_lower"].to_numpy(float), frame["ci95_upper"].to_numpy(float)),
+        rolled_up_to=None,
         data_as_of=pd.NaT,
         release_version=None,
     )
+    frame["rolled_up_to"] = rolled_up(frame, city)
     return frame.sort_values(list(KEY), na_position="first", kind="stable", ignore_index=True)[
         [c.name for c in COLUMNS]
     ]
@@ -230,17 +215,22 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
     cells = estimates.to_pandas()
     for name in ("unit_start", "unit_end"):
         cells[name] = pd.to_datetime(cells[name])
-    frames = {}
+    covered, frames = coverage(cells, city), {}
     for dataset in DATASETS:
         levels = pd.DataFrame([(x.time, x.dimensions) for x in dataset.levels], columns=["time_level", "dimensions"])
         of_care = cells[cells["care"].isin(dataset.care)]
         mine = of_care.merge(levels, on=["time_level", "dimensions"], how="inner")
+        totals = of_care[(of_care["dimensions"] == TOTAL) & of_care["time_level"].isin(levels["time_level"])]
+        with_totals = pd.concat([mine, totals], ignore_index=True)
         if dataset.key == "emergency_share":
-            totals = of_care[(of_care["dimensions"] == TOTAL) & of_care["time_level"].isin(levels["time_level"])]
-            frame = _emergency_share(pd.concat([mine, totals], ignore_index=True))
+            frame = _share(with_totals, "share", "admission", ADMISSION_TYPES, "emergency")
+        elif dataset.key == "hospital_mortality":
+            frame = _share(with_totals, "mortality", "outcome", OUTCOMES, "died")
         elif dataset.key == "length_of_stay":
-            totals = of_care[(of_care["dimensions"] == TOTAL) & of_care["time_level"].isin(levels["time_level"])]
-            frame = _length_of_stay(pd.concat([mine, totals], ignore_index=True))
+            frame = _length_of_stay(with_totals)
+        elif dataset.key == "patients_at_cap":
+            parts = [_signed(mine, "patients"), _signed(corrected(of_care, city), "corrected_count")]
+            frame = pd.concat(parts, ignore_index=True)
         else:
             if dataset.key == "cases_by_area":
                 mine = pd.concat([mine, months(mine)], ignore_index=True)
@@ -250,5 +240,5 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
             if "age_standardised_rate" in dataset.measures:
                 parts.append(_signed(standardised(of_care, city), "age_standardised_rate"))
             frame = pd.concat(parts, ignore_index=True)
-        frames[dataset.key] = _finish(frame, dataset, city)
+        frames[dataset.key] = _finish(with_coverage(frame, covered, city), dataset, city)
     return frames

@@ -24,8 +24,15 @@ from assets.publication.sql_box import EXAMPLES, MANIFEST, NO_BOX
 
 WEB: Final = Path(__file__).parent / "web"
 TITLE: Final = Text(de="Gesundheit in Zahlen", en="Health in numbers")
-LEVELS: Final = ("day", "week", "month", "period", "window")
-SHOWN_DAYS: Final = {"day": 400, "week": 5 * 364, "month": 10 * 366, "period": 10 * 364, "window": 100 * 364}
+LEVELS: Final = ("day", "week", "month", "period", "quarter", "window")
+SHOWN_DAYS: Final = {
+    "day": 400,
+    "week": 5 * 364,
+    "month": 10 * 366,
+    "period": 10 * 364,
+    "quarter": 10 * 364,
+    "window": 100 * 364,
+}
 """How far back the page shows each unit of time, in days; the files hold everything."""
 COMPARED_BY: Final = {"cases_by_area": "rate_per_100000"}
 """Measure by which groups are compared, where it is not the one chosen: areas differ in size."""

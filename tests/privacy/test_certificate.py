@@ -34,7 +34,7 @@ def naive(city: City, days: dict[str, list[int]]) -> int:
     for own in days.values():
         units = {level: [d // size for d in own] for level, size in LEVEL_DAYS.items()}
         loss.append(sum(p.cost_units * sum(units[p.table.time].count(u) ** 2 for u in set(units[p.table.time]))
-                        for p in price(city).tables))  # fmt: skip
+                        for p in price(city).of_cases))  # fmt: skip
     return max(loss, default=0)
 
 
@@ -47,7 +47,14 @@ def test_the_certificate_is_the_loss_of_the_worst_person(city: City, days: dict[
 
 def test_a_person_at_every_cap_loses_exactly_what_the_plan_spends(city: City):
     plan = price(city)
-    assert certificate(persons_with(city, {"a": [0, 7, 28, 35], "b": [3]}), city, plan) == plan.spent_units
+    left_out = persons_with(city, {"a": [1, 92, 183, 274], "b": [4]})
+    assert certificate(persons_with(city, {"a": [0, 7, 28, 35], "b": [3]}), city, plan, left_out) == plan.spent_units
+
+
+def test_a_person_counted_twice_at_the_cap_in_a_quarter_stops_the_release(city: City):
+    left_out = persons_with(city, {"a": [1, 60, 92, 183, 274]})
+    with pytest.raises(RuntimeError, match="contribution to quarter_at_cap.*nothing may be released"):
+        certificate(persons_with(city, {"b": [0]}), city, price(city), left_out)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,10 @@ def test_a_plan_above_its_budget_stops_the_release(city: City):
 
     plan = price(city)
     with pytest.raises(RuntimeError, match="above the budget"):
-        certificate(persons_with(city, {"a": [0, 7, 28, 35]}), city, replace(plan, budget_units=plan.spent_units - 1))
+        certificate(
+            persons_with(city, {"a": [0, 7, 28, 35]}), city, replace(plan, budget_units=plan.spent_units - 1),
+            persons_with(city, {"a": [1, 92, 183, 274]}),
+        )  # fmt: skip
 
 
 def test_a_million_events_take_seconds(city: City):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from assets.contract.city import City
-from assets.contract.codes import ADMISSION_TYPES, AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, LOS_BIN_KEYS, SEXES
+from assets.contract.codes import ADMISSION_TYPES, AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, LOS_BIN_KEYS, OUTCOMES, SEXES
 from assets.contract.schemas import ESTIMATES
 
 DAYS = {"day": 1, "week": 7, "period": 28, "window": 364}
@@ -37,6 +37,7 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
         "sex": SEXES,
         "admission": ADMISSION_TYPES,
         "los": LOS_BIN_KEYS,
+        "outcome": OUTCOMES,
     }
 
     def level(time: str, names: tuple[str, ...], mean: float, variance: float) -> pd.DataFrame:
@@ -73,9 +74,16 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
             parts.append(level(time, ("los",), yearly, 100.0 * size / 28))
     if days >= 364:
         parts.append(level("window", ("area", "chapter"), 300, 900.0))
+        outcome = level("window", ("outcome",), 36_000, 4_000.0)
+        parts.append(outcome.assign(value=outcome["value"].where(outcome["outcome"] == "other", 900.0)))
         parts.append(level("window", ("area", "age_group", "sex"), 300, 900.0))
+    if days >= 91:
+        starts = [city.budget.epoch + timedelta(d) for d in range(0, days - 90, 91)]
+        at_cap = pd.MultiIndex.from_product([starts, CARE], names=["unit_start", "care"]).to_frame(index=False)
+        at_cap["value"] = rng.normal(200, 33, len(at_cap))
+        parts.append(at_cap.assign(time_level="quarter", dimensions="patients_at_cap", variance=1081.0))
     frame = pd.concat(parts, ignore_index=True)
-    size = frame["time_level"].map(DAYS)
+    size = frame["time_level"].map(DAYS | {"quarter": 91})
     frame["unit_end"] = [s + timedelta(int(n) - 1) for s, n in zip(frame["unit_start"], size, strict=True)]
     return frame.assign(status="provisional")
 

@@ -11,13 +11,11 @@ from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, REQUI
 from assets.publication.indicators import (
     LOS_MIDPOINTS,
     build,
-    covariance,
-    fieller,
     grouped_quantile,
     quality,
     quantile_interval,
-    weighted_ratio,
 )
+from assets.publication.ratios import covariance, fieller, weighted_ratio
 
 UNIT = ["time_level", "period_start", "care"]
 

@@ -41,15 +41,16 @@
   const say = (pair) => pair[language === "de" ? 0 : 1];
   const esc = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 
+  const isShare = (measure) => measure.key === "share" || measure.key === "mortality";
   function number(value, measure) {
-    const percent = measure.key === "share";
+    const percent = isShare(measure);
     const shown = percent ? value * 100 : value;
     const digits = percent ? 1 : measure.decimals;
     return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(shown) + (percent ? " %" : "");
   }
-  const named = (m) => say(m.name).charAt(0).toUpperCase() + say(m.name).slice(1) + (m.key === "share" ? " (%)" : m.key.endsWith("_days") ? (language === "de" ? " (Tage)" : " (days)") : "");
+  const named = (m) => say(m.name).charAt(0).toUpperCase() + say(m.name).slice(1) + (isShare(m) ? " (%)" : m.key.endsWith("_days") ? (language === "de" ? " (Tage)" : " (days)") : "");
   const signed = (value, measure) => (value < 0 ? "−" : "+") + number(Math.abs(value), measure);
-  const floor = (value, measure) => Math.min(Math.max(value, 0), measure.key === "share" ? 1 : Infinity);
+  const floor = (value, measure) => Math.min(Math.max(value, 0), isShare(measure) ? 1 : Infinity);
 
   function isoWeek(start) {
     const day = new Date(start * DAY), thursday = new Date((start + 3 - ((day.getUTCDay() + 6) % 7)) * DAY);
@@ -145,7 +146,7 @@
       if (!series.length) { box.textContent = w.none; return; }
       const now = series[series.length - 1];
       const [value, low, high] = [COLUMN.value, COLUMN.low, COLUMN.high].map((i) => number(floor(now[i], m), m));
-      let html = esc(w.latest(unitText(unit, now[COLUMN.start]), "\u0001", low, high)).replace("\u0001", `<strong class="value">${esc(value)}</strong> ${m.key === "share" ? "" : esc(say(m.unit))}`);
+      let html = esc(w.latest(unitText(unit, now[COLUMN.start]), "\u0001", low, high)).replace("\u0001", `<strong class="value">${esc(value)}</strong> ${isShare(m) ? "" : esc(say(m.unit))}`);
       const before = series[series.length - 2];
       const gap = before ? now[COLUMN.start] - before[COLUMN.start] : 0;
       if (unit === "month" ? gap >= 28 && gap <= 31 : gap && gap === data.days[unit]) {
@@ -157,7 +158,7 @@
       box.innerHTML = html;
     }
     record(row, m, unit) {
-      const scale = m.key === "share" ? 100 : 1;
+      const scale = isShare(m) ? 100 : 1;
       return {
         day: new Date(row[COLUMN.start] * DAY).toISOString().slice(0, 10), unit: unitText(unit, row[COLUMN.start]),
         value: floor(row[COLUMN.value], m) * scale, low: floor(row[COLUMN.low], m) * scale, high: floor(row[COLUMN.high], m) * scale,
@@ -208,7 +209,7 @@
       const w = word(), caption = w.compared(named(m), unitText(unit, last));
       this.section.querySelector(".compared").textContent = caption;
       if (!rows.length) return;
-      const mean = rows.reduce((sum, r) => sum + r[COLUMN.value], 0) / rows.length, scale = m.key === "share" ? 100 : 1;
+      const mean = rows.reduce((sum, r) => sum + r[COLUMN.value], 0) / rows.length, scale = isShare(m) ? 100 : 1;
       const values = rows.map((r) => {
         const inside = r[COLUMN.low] <= mean && mean <= r[COLUMN.high];
         return { ...this.record(r, m, unit), name: this.label("group", r[COLUMN.group]), inside, verdict: inside ? w.inside : w.differs };

@@ -1,0 +1,42 @@
+"""Patients at their cap: of whom a case was left out by the caps. A public estimate of the undercount they cause.
+
+Here: who they are. Not here: why a case is left out (`bounding`), the noise on their number (`measure`), its
+sensitivity with the proof (`accounting.squared_sensitivity`).
+"""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+
+from assets.contract.city import QUARTER_DAYS, City
+from assets.lake.engine import load
+
+
+def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: City) -> pa.Table:
+    """The first case that the caps left out, for each person and quarter: event_day, person_key, case_key, clinic, care.
+
+    `decisions`: `BOUNDING_DECISIONS`; `cases`: `PSEUDONYMISED_CASES`; `links`: patient_key, person_key, arrival_day. As
+    known when the quarter is measured: cases by their own day + lag, links of a person by the quarter's last day + lag.
+    One row for each person and quarter at most, so that one person changes one count of a quarter by one.
+    """
+    if not any(t.at_cap for t in city.plan.tables):
+        cases = cases.slice(0, 0)
+    with duckdb.connect() as con:
+        load(con, decisions=decisions, cases=cases, links=links)
+        return con.execute(
+            """WITH dropped AS (
+              SELECT d.*, c.care, (d.event_day - $epoch) // $size AS quarter
+              FROM decisions d JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= d.event_day + $lag
+              WHERE NOT d.kept
+              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, c.care) = 1),
+            linked AS (
+              SELECT d.* REPLACE (coalesce(l.person_key, d.person_key) AS person_key)
+              FROM dropped d LEFT JOIN links l
+                ON l.patient_key = d.person_key AND l.arrival_day < $epoch + CAST((quarter + 1) * $size + $lag AS INTEGER)
+              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY l.arrival_day NULLS LAST, l.person_key) = 1)
+            SELECT event_day, person_key, case_key, clinic, care FROM linked WHERE care <> 'other'
+            QUALIFY row_number() OVER (PARTITION BY person_key, quarter ORDER BY event_day, case_key) = 1
+            ORDER BY event_day, case_key""",
+            {"epoch": city.budget.epoch, "size": QUARTER_DAYS, "lag": city.freeze_lag_days},
+        ).to_arrow_table()
