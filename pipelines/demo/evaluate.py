@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import AT_CAP, LEVEL_DAYS, City
 from assets.contract.codes import CARE
 from assets.identity.pseudonyms import pseudonyms
 from assets.lake.lake import Lake
@@ -18,8 +18,8 @@ from assets.privacy.plan import price
 from assets.privacy.stage import publishable
 
 
-def bounded_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
-    """The cases of the truth that should count: valid, consented, on time and within the caps, one row each."""
+def decided_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
+    """The cases of the truth that are valid, consented and on time; `kept` says whether the caps let them count."""
     good = truth[(truth["fate"] == "ok") & truth["consented"]]
     delay = (pd.to_datetime(good["first_arrival_day"]) - pd.to_datetime(good["admitted_on"])).dt.days
     good = good[delay <= city.freeze_lag_days].copy()
@@ -43,11 +43,17 @@ def bounded_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
         events, events.slice(0, 0).append_column("kept", pa.array([], pa.bool_())), city.caps, city.budget.epoch
     )
     kept = decisions.filter(decisions.column("kept")).column("case_key").to_pylist()
-    return good[good["case_key"].isin(kept)]
+    return good.assign(kept=good["case_key"].isin(kept))
+
+
+def bounded_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
+    """The cases of the truth that should count, one row each."""
+    decided = decided_truth(truth, lake, city)
+    return decided[decided["kept"]]
 
 
 def errors(lake: Lake, city: City, truth_folder: Path) -> list[dict[str, Any]]:
-    """For each published level without length of stay: mean count, expected and actual mean absolute error."""
+    """For each published level of what is known at admission: mean count, expected and actual mean absolute error."""
     counted = bounded_truth(pd.read_parquet(truth_folder / "cases.parquet"), lake, city)
     epoch = pd.Timestamp(city.budget.epoch)
     since = (pd.to_datetime(counted["admitted_on"]) - epoch).dt.days
@@ -55,7 +61,7 @@ def errors(lake: Lake, city: City, truth_folder: Path) -> list[dict[str, Any]]:
     rows = []
     expected = {(e.time, e.dimensions): e for e in price(city).errors if e.care == CARE[0]}
     for (time, dimensions), promised in expected.items():
-        if "los" in dimensions:
+        if {"los", "outcome", AT_CAP} & set(dimensions):
             continue
         mine = estimates[
             (estimates["time_level"] == time) & (estimates["dimensions"] == ("+".join(dimensions) or "total"))
