@@ -35,6 +35,17 @@ AGE_GROUPS: Final[tuple[tuple[str, int, int | None], ...]] = (
     ("85+", 85, None),
 )
 AGE_GROUP_KEYS: Final = tuple(key for key, _, _ in AGE_GROUPS)
+STANDARD_POPULATION: Final[dict[str, int]] = {
+    "0-4": 5_000,
+    "5-14": 11_000,
+    "15-24": 11_500,
+    "25-44": 26_500,
+    "45-64": 26_500,
+    "65-74": 10_500,
+    "75-84": 6_500,
+    "85+": 2_500,
+}
+"""European Standard Population 2013 (Eurostat, Revision of the European Standard Population), of 100,000."""
 MAX_PLAUSIBLE_AGE: Final = 120
 
 # ICD-10-GM chapters with their first and last category (BfArM, ICD-10-GM Systematik).

@@ -87,6 +87,37 @@ def variance(product: Product, query: Level, variances: Mapping[Level, float]) -
     return total / product.cells(query) ** 2
 
 
+def variance_of_sum(
+    product: Product,
+    query: Level,
+    variances: Mapping[Level, float],
+    time_weights: np.ndarray,
+    weights: Mapping[int, np.ndarray],
+) -> float | None:
+    """Variance of Σ weight·cell over the marginal `query`, weights being products over its axes; None as `variance`.
+
+    `time_weights`: one for each unit of time of `query`; `weights[d]`: one for each category of dimension d. Covariances
+    between the cells are in it: with Q_i the projection on subspace i, wᵀ Cov(cells) w = Σ_{i ≤ q} wᵀQ_i w/known_i, and
+    Q_i is a product over axes: of w − mean(w) on an axis that i contains, of the sum of w on one that it averages.
+    """
+    total = 0.0
+    for subspace in product.below(query):
+        known = precision(product, subspace, variances)
+        if not known:
+            return None
+        level, kept = subspace
+        by_unit = time_weights.reshape(product.time[level], -1).sum(axis=1)
+        square = float((by_unit**2).sum())
+        if level:
+            parents = by_unit.reshape(product.time[level - 1], -1)
+            square -= float((parents.sum(axis=1) ** 2).sum()) / parents.shape[1]
+        for d in query[1]:
+            w = weights[d]
+            square *= float((w**2).sum() - w.sum() ** 2 / len(w)) if d in kept else float(w.sum() ** 2)
+        total += square / known
+    return total / product.cells(query) ** 2
+
+
 def estimate(
     product: Product, tables: Mapping[Level, np.ndarray], variances: Mapping[Level, float], queries: Sequence[Level]
 ) -> dict[Level, np.ndarray]:

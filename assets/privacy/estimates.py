@@ -12,12 +12,12 @@ dimension, so replacing the total keeps estimates unbiased, makes them add up an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from math import prod
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.contract.city import AT_CAP, LEVEL_DAYS, City, MeasuredTable
 from assets.contract.codes import CARE
@@ -26,19 +26,10 @@ from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import measurement_id
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
+from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised
 
 Block = tuple[str, date]
 """A block of time that is estimated at once: time level and first day."""
-Marginal = tuple[str, tuple[str, ...]]
-"""A published level: time level and names of its dimensions in the order of `DIMENSIONS`."""
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Estimates of a marginal in a block: (care, unit of time, *dimensions), and the variance in each unit."""
-
-    values: np.ndarray
-    variance: np.ndarray
 
 
 def _units(block: Block, time: str) -> list[date]:
@@ -75,7 +66,7 @@ def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> b
 
 def _solve(
     city: City, plan: PricedPlan, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal]
-) -> dict[Marginal, Solved]:
+) -> SolvedBlock:
     """Least squares over one block, for those marginals of `wanted` that its tables determine."""
     top = block[0]
     product = product_of(city, top)
@@ -103,11 +94,12 @@ def _solve(
         spread = variance(product, query, variances)
         spreads = np.full(product.time[query[0]], spread, dtype=float)
         solved[queries[query]] = Solved(np.stack([r[query] for r in results]), spreads)
-    return solved
+    status = "final" if _is_final(city, committed, block) else "provisional"
+    return SolvedBlock(*block, status, product, variances, solved)
 
 
 def _take_totals(
-    city: City, block: Block, solved: dict[Marginal, Solved], lagging: set[str],
+    city: City, block: Block, solved: Mapping[Marginal, Solved], lagging: set[str],
     published: Mapping[Marginal, Mapping[date, tuple[np.ndarray, float]]],
 ) -> dict[Marginal, Solved]:  # fmt: skip
     """The marginals with a lagging dimension, so that they add up to what is published without it."""
@@ -155,6 +147,23 @@ def _rows(city: City, block: Block, marginal: Marginal, solved: Solved, status: 
     return pa.table({f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES})
 
 
+def _sum_rows(city: City, time: str, found: Sum) -> pa.Table:
+    """`ESTIMATES` rows of one unit of time of a sum; cells without a value are left out."""
+    names = [d for d in found.dimensions if d in DIMENSIONS]
+    grid = np.indices(found.values.shape).reshape(found.values.ndim, -1)
+    n = found.values.size
+    columns: dict[str, object] = {
+        "time_level": [time] * n, "unit_start": [found.first] * n, "unit_end": [found.last] * n,
+        "dimensions": ["+".join(found.dimensions) or "total"] * n, "care": np.array(CARE, dtype=object)[grid[0]],
+        "value": found.values.ravel(), "variance": found.variance.ravel(), "status": [found.status] * n,
+    }  # fmt: skip
+    for axis, name in enumerate(names, start=1):
+        columns[name] = np.array(city.categories(name), dtype=object)[grid[axis]]
+    nothing = pa.nulls(n, pa.string())
+    rows = pa.table({f.name: pa.array(columns[f.name], f.type) if f.name in columns else nothing for f in ESTIMATES})
+    return rows.filter(pc.is_finite(rows.column("value")))
+
+
 def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> list[pa.Table]:
     """`ESTIMATES` rows of the table of patients at their cap: as measured, for nothing else is known of it."""
     parts = []
@@ -173,6 +182,7 @@ def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Commi
 def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> pa.Table:
     """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
 
+    Months, quarters, age-standardised rates (dimension `standard_age`) and patients at their cap are rows of their own.
     `status` is final once every table of the window is in, `provisional` before.
     """
     of_cases = [t for t in city.plan.tables if not t.at_cap]
@@ -182,19 +192,21 @@ def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) 
     margins = {(t, tuple(d for d in dims if d not in lagging)) for t, dims in levels}
     published: dict[Marginal, dict[date, tuple[np.ndarray, float]]] = {m: {} for m in margins}
     parts: list[pa.Table] = []
+    whole: list[SolvedBlock] = []
     for block in _blocks(city, committed, [t for t in of_cases if not t.extra_lag_days]):
-        status = "final" if _is_final(city, committed, block) else "provisional"
-        for marginal, solved in _solve(city, plan, committed, block, [*prompt, *margins]).items():
+        whole.append(_solve(city, plan, committed, block, [*prompt, *margins]))
+        for marginal, solved in whole[-1].solved.items():
             if marginal in prompt:
-                parts.append(_rows(city, block, marginal, solved, status))
+                parts.append(_rows(city, block, marginal, solved, whole[-1].status))
             for i, unit in enumerate(_units(block, marginal[0])):
                 published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
     late = [x for x in levels if lagging & set(x[1])]
     for block in _blocks(city, committed, of_cases) if late else []:
-        status = "final" if _is_final(city, committed, block) else "provisional"
         own = _solve(city, plan, committed, block, [*late, *margins])
-        for marginal, solved in _take_totals(city, block, own, lagging, published).items():
-            parts.append(_rows(city, block, marginal, solved, status))
+        for marginal, solved in _take_totals(city, block, own.solved, lagging, published).items():
+            parts.append(_rows(city, block, marginal, solved, own.status))
+    for name, found in (("month", months), ("quarter", quarters), ("window", standardised)):
+        parts += [_sum_rows(city, name, s) for s in found(city, whole)]
     parts += _patients_at_cap(city, plan, committed)
     if not parts:
         return ESTIMATES.empty_table()

@@ -27,7 +27,7 @@ from assets.contract.codes import (
 )
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
 from assets.publication.coverage import coverage, with_coverage
-from assets.publication.derived import MONTH, corrected, months, standardised
+from assets.publication.derived import MONTH, STANDARDISED, corrected
 from assets.publication.ratios import MIN_DENOMINATOR_SD, Z95, Array, covariance, weighted_ratio
 
 OPEN_BIN_MIDPOINT: Final = 38.0
@@ -229,16 +229,16 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
         elif dataset.key == "length_of_stay":
             frame = _length_of_stay(with_totals)
         elif dataset.key == "patients_at_cap":
-            parts = [_signed(mine, "patients"), _signed(corrected(of_care, city), "corrected_count")]
+            parts = [_signed(mine, "patients"), _signed(corrected(of_care), "corrected_count")]
             frame = pd.concat(parts, ignore_index=True)
         else:
             if dataset.key == "cases_by_area":
-                mine = pd.concat([mine, months(mine)], ignore_index=True)
+                mine = pd.concat([mine, of_care[of_care["time_level"] == MONTH]], ignore_index=True)
             parts = [_signed(mine, "count")]
             if "rate_per_100000" in dataset.measures:
                 parts.append(_rates(mine, city))
             if "age_standardised_rate" in dataset.measures:
-                parts.append(_signed(standardised(of_care, city), "age_standardised_rate"))
+                parts.append(_signed(of_care[of_care["dimensions"] == STANDARDISED], "age_standardised_rate"))
             frame = pd.concat(parts, ignore_index=True)
         frames[dataset.key] = _finish(with_coverage(frame, covered, city), dataset, city)
     return frames

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -65,10 +66,16 @@ class Accuracy:
         )
 
 
-def _summary(level: str, ratios: np.ndarray, inside: np.ndarray) -> Accuracy:
-    """From the mean ratio and the share covered of each year."""
-    root = len(ratios) ** 0.5
-    return Accuracy(level, ratios.mean(), ratios.std(ddof=1) / root, inside.mean(), inside.std(ddof=1) / root)
+def _summary(level: str, ratios: np.ndarray, inside: np.ndarray, cells: float) -> Accuracy:
+    """From the mean ratio and the share covered of each year, over `cells` values a year.
+
+    Standard errors are those seen between the years, and never less than those of as many independent normal values.
+    """
+    n = len(ratios)
+    least = (np.pi / 2 - 1) ** 0.5, (0.95 * 0.05) ** 0.5
+    seen = (max(x.std(ddof=1) / n**0.5, s / (n * cells) ** 0.5) for x, s in zip((ratios, inside), least, strict=True))
+    error_se, coverage_se = map(float, seen)
+    return Accuracy(level, float(ratios.mean()), error_se, float(inside.mean()), coverage_se)
 
 
 def of_counts(city: City, years: int, seed: int = 3) -> list[Accuracy]:
@@ -89,7 +96,7 @@ def of_counts(city: City, years: int, seed: int = 3) -> list[Accuracy]:
             sd = (spread[q] or np.nan) ** 0.5
             ratios[q].append(float(np.abs(found).mean() / (sd * (2 / np.pi) ** 0.5)))
             inside[q].append(float((np.abs(found) <= Z95 * sd).mean()))
-    return [_summary(name, np.array(ratios[q]), np.array(inside[q])) for q, name in levels.items()]
+    return [_summary(name, np.array(ratios[q]), np.array(inside[q]), product.cells(q)) for q, name in levels.items()]
 
 
 def demo_year(city: City, patients: int, seed: int = 1) -> tuple[pa.Table, pa.Table]:
@@ -129,15 +136,20 @@ def exact_counts(city: City, plan: PricedPlan, events: pa.Table, left_out: pa.Ta
     return found
 
 
-def _released(city: City, plan: PricedPlan, exact: Exact, noisy: bool) -> pd.DataFrame:
-    """Every published row of a window, of all datasets."""
+def released_frames(
+    city: City, plan: PricedPlan, exact: Exact, noise: Callable[[list[int], Fraction], list[int]]
+) -> dict[str, pd.DataFrame]:
+    """Every dataset of a window, with `noise` on the exact counts."""
     committed = {}
     for name, (counts, priced, start) in exact.items():
-        flat = counts.ravel().tolist()
-        values = draw(flat, priced.variance) if noisy else flat
         about = {"unit_start": start.isoformat(), "table": priced.table.name}
-        committed[name] = Committed("w", 0, about, values)
-    return pd.concat(build(estimates(city, plan, committed), city).values(), ignore_index=True)
+        committed[name] = Committed("w", 0, about, noise(counts.ravel().tolist(), priced.variance))
+    return build(estimates(city, plan, committed), city)
+
+
+def _released(city: City, plan: PricedPlan, exact: Exact, noisy: bool) -> pd.DataFrame:
+    frames = released_frames(city, plan, exact, draw if noisy else lambda values, _: values)
+    return pd.concat(frames.values(), ignore_index=True)
 
 
 KEY = ["indicator", "measure", "time_level", "by"]
@@ -154,7 +166,8 @@ def _one_year(_seed: int) -> pd.DataFrame:
     expected = half / Z95 * (2 / np.pi) ** 0.5
     work["ratio"] = (work["value"] - work["value_true"]).abs() / expected
     work["inside"] = (work["ci95_lower"] <= work["value_true"]) & (work["value_true"] <= work["ci95_upper"])
-    scaled = work["value_all_patients"].notna()
+    # The total of the window scaled to all patients is the public figure itself, whatever was drawn: nothing to judge.
+    scaled = work["value_all_patients"].notna() & ~((work["by"] == "city") & (work["time_level"] == "window"))
     covers = (work["all_patients_ci95_lower"] <= work["value_all_patients_true"]) & (
         work["value_all_patients_true"] <= work["all_patients_ci95_upper"]
     )
@@ -163,7 +176,8 @@ def _one_year(_seed: int) -> pd.DataFrame:
     more["ratio"] = (more["value_all_patients"] - more["value_all_patients_true"]).abs() / (
         half / Z95 * (2 / np.pi) ** 0.5
     )
-    return pd.concat([work, more]).groupby(KEY)[["ratio", "inside"]].mean()
+    groups = pd.concat([work, more]).groupby(KEY)
+    return groups[["ratio", "inside"]].mean().assign(cells=groups.size())
 
 
 def of_releases(
@@ -187,6 +201,7 @@ def of_releases(
             " · ".join(level),
             np.array([y.loc[level, "ratio"] for y in years if level in y.index]),
             np.array([float(y.loc[level, "inside"]) for y in years if level in y.index]),
+            float(years[0].loc[level, "cells"]),
         )
         for level in years[0].index
     ]

@@ -14,19 +14,21 @@ from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
-from audit_sampler import exact
+from audit_sampler import draw_many
 from scipy import stats
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
 from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.identity.pseudonymise import LINKS
 from assets.privacy.accounting import UNITS_PER_RHO
+from assets.privacy.at_cap import first_left_out
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.counting import count
 from assets.privacy.plan import PricedPlan, price
 
-CANARY_DAYS = (0, 7, 28, 35, 56, 63)
-"""Two events in each of three periods: more than every cap lets through."""
+CANARY_DAYS = (0, 7, 28, 35, 56, 63, 92, 183, 274)
+"""Two events in each of three periods and more later: more than every cap lets through, in every quarter."""
 CONFIDENCE = 0.99
 
 
@@ -62,7 +64,15 @@ def _input(city: City, engine: Engine, with_canary: bool) -> pa.Table:
             (f"canary{p}", day, city.categories("area")[0]) for p in range(engine.pseudonyms) for day in CANARY_DAYS
         ]
     day = [city.budget.epoch + timedelta(d) for _, d, _ in who]
-    fixed = {"care": "inpatient", "age_group": "85+", "sex": "w", "chapter": "IX", "admission": "other", "los": "3"}
+    fixed = {
+        "care": "inpatient",
+        "age_group": "85+",
+        "sex": "w",
+        "chapter": "IX",
+        "admission": "other",
+        "los": "3",
+        "outcome": "other",
+    }
     columns = {name: [value] * len(who) for name, value in fixed.items()}
     return pa.table({
         "decided_on": pa.array(day, pa.date32()), "event_day": pa.array(day, pa.date32()), "person_key": [p for p, _, _ in who],
@@ -70,23 +80,28 @@ def _input(city: City, engine: Engine, with_canary: bool) -> pa.Table:
     })  # fmt: skip
 
 
-def measured(city: City, plan: PricedPlan, engine: Engine, with_canary: bool) -> tuple[Cells, pa.Table]:
-    """Exact counts of every unit of time that holds an event, and the events that were counted."""
+def measured(city: City, plan: PricedPlan, engine: Engine, with_canary: bool) -> tuple[Cells, pa.Table, pa.Table]:
+    """Exact counts of every unit of time that holds an event, the counted events, the first left-out cases."""
     cases = _input(city, engine, with_canary)
     caps = city.caps.model_copy(update={"window": city.caps.window + engine.extra_cap})
     names = [n for n in BOUNDING_DECISIONS.names if n != "kept"]
     kept = decide(cases.select(names), BOUNDING_DECISIONS.empty_table(), caps, city.budget.epoch)
     keys = pa.array([r["case_key"] for r in kept.to_pylist() if r["kept"]])
     events = cases.filter(pa.compute.is_in(cases.column("case_key"), keys))
-    days = events.column("event_day").to_pylist()
+    versions = cases.append_column("arrival_day", cases.column("decided_on"))
+    left_out = first_left_out(kept, versions, LINKS.empty_table(), city)
     cells: Cells = {}
     for priced in plan.tables:
         table = priced.table
-        every = [city.budget.epoch + timedelta(d) for d in range(0, 84, min(84, LEVEL_DAYS[table.time]))]
-        for start in every:
+        reach = WINDOW_DAYS if table.at_cap else 84  # later ones hold no event
+        counted = left_out if table.at_cap else events
+        days = counted.column("event_day").to_pylist()
+        for first in range(0, reach, min(reach, LEVEL_DAYS[table.time])):
+            start = city.budget.epoch + timedelta(first)
             last = start + timedelta(LEVEL_DAYS[table.time] - 1)
-            cells[table.name, start] = count(events.filter([start <= d <= last for d in days]), table, city)
-    return cells, events
+            inside = pa.array([start <= d <= last for d in days], pa.bool_())
+            cells[table.name, start] = count(counted.filter(inside), table, city)
+    return cells, events, left_out
 
 
 def key_set(cells: Cells, engine: Engine) -> set[tuple[object, ...]]:
@@ -133,7 +148,7 @@ def audit(city: City, engine: Engine, trials: int, seed: int) -> Verdict:
     rng, plan = np.random.default_rng(seed), price(city)
     cells = [measured(city, plan, engine, present) for present in (False, True)]
     try:
-        certificate(cells[1][1], city, plan)
+        certificate(cells[1][1], city, plan, cells[1][2])
         certified = "passes"
     except RuntimeError:
         certified = "stops the release"
@@ -143,13 +158,10 @@ def audit(city: City, engine: Engine, trials: int, seed: int) -> Verdict:
         signal = (cells[1][0][name] - without).ravel()
         claimed = float(variances[name[0]])
         actual = variances[name[0]] * engine.variance_factor
-        reach = int(12 * float(actual) ** 0.5) + 2
-        probabilities = exact(actual, reach)
-        cumulative = np.cumsum(probabilities)
         for s in signal[signal != 0]:
             for present in (0, 1):
                 for _ in range(engine.releases):
-                    noise = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1]) - reach
+                    noise = draw_many(rng, actual, trials)
                     scores[present] += s * (noise + present * s) / claimed
     return Verdict(
         engine.name, trials, mu_lower_bound(scores[0], scores[1]), float(np.sqrt(2 * plan.spent_units / UNITS_PER_RHO)),

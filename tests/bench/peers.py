@@ -10,6 +10,7 @@ from measure import BENCH, note
 
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "cumulus-etl": ("cumulus-etl==4.3.6",),
+    "dp-accounting": ("dp-accounting==0.6.0",),
     "opendp": ("opendp[polars]",),
     "smartnoise": ("smartnoise-sql", "pyarrow"),
     "pipelinedp": ("pipeline-dp", "pyarrow"),

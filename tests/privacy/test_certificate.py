@@ -53,7 +53,7 @@ def test_a_person_at_every_cap_loses_exactly_what_the_plan_spends(city: City):
 
 def test_a_person_counted_twice_at_the_cap_in_a_quarter_stops_the_release(city: City):
     left_out = persons_with(city, {"a": [1, 60, 92, 183, 274]})
-    with pytest.raises(RuntimeError, match="contribution to quarter_at_cap.*nothing may be released"):
+    with pytest.raises(RuntimeError, match=r"contribution to quarter_at_cap.*nothing may be released"):
         certificate(persons_with(city, {"b": [0]}), city, price(city), left_out)
 
 

@@ -6,6 +6,7 @@ import functools
 import http.server
 import shutil
 import threading
+from calendar import monthrange
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -26,6 +27,15 @@ CHROMIUM = (
     "--disable-component-update --disable-sync"
 ).split()
 LOS_WEIGHTS = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
+
+
+def _months(days: pd.DataFrame) -> pd.DataFrame:
+    """Whole calendar months of day-level rows."""
+    keys = ["unit_start", "care", *(n for n in ("area",) if n in days)]
+    sums = days.assign(unit_start=days["unit_start"].map(lambda d: d.replace(day=1))).groupby(keys, as_index=False)
+    found = sums[["value", "variance"]].sum()
+    whole = sums.size()["size"] == [monthrange(d.year, d.month)[1] for d in found["unit_start"]]
+    return found[whole].assign(time_level="month", dimensions=days["dimensions"].iloc[0])
 
 
 def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
@@ -77,13 +87,26 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
         outcome = level("window", ("outcome",), 36_000, 4_000.0)
         parts.append(outcome.assign(value=outcome["value"].where(outcome["outcome"] == "other", 900.0)))
         parts.append(level("window", ("area", "age_group", "sex"), 300, 900.0))
+    totals = [p for p in parts if (p["time_level"] == "day").all() and set(p["dimensions"]) <= {"total", "area"}]
+    parts += [_months(p) for p in totals]
+    if days >= 364:
+        rates = level("window", ("area",), 20_000, 40_000.0).assign(dimensions="area+standard_age")
+        parts.append(rates[~rates["area"].isin(["elsewhere"])])
     if days >= 91:
+        weeks = next(p for p in parts if (p["time_level"] == "week").all() and set(p["dimensions"]) == {"total"})
+        quarter = weeks["unit_start"].map(
+            lambda d: city.budget.epoch + timedelta((d - city.budget.epoch).days // 91 * 91)
+        )
+        sums = weeks.assign(unit_start=quarter).groupby(["unit_start", "care"], as_index=False)
+        whole = sums[["value", "variance"]].sum()[sums.size()["size"] == 13]
+        parts.append(whole.assign(time_level="quarter", dimensions="total"))
         starts = [city.budget.epoch + timedelta(d) for d in range(0, days - 90, 91)]
         at_cap = pd.MultiIndex.from_product([starts, CARE], names=["unit_start", "care"]).to_frame(index=False)
         at_cap["value"] = rng.normal(200, 33, len(at_cap))
         parts.append(at_cap.assign(time_level="quarter", dimensions="patients_at_cap", variance=1081.0))
     frame = pd.concat(parts, ignore_index=True)
     size = frame["time_level"].map(DAYS | {"quarter": 91})
+    size = size.where(frame["time_level"] != "month", [monthrange(s.year, s.month)[1] for s in frame["unit_start"]])
     frame["unit_end"] = [s + timedelta(int(n) - 1) for s, n in zip(frame["unit_start"], size, strict=True)]
     return frame.assign(status="provisional")
 
@@ -116,7 +139,7 @@ def frames(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
 def small(make_estimates: Callable[..., pa.Table], city: City) -> dict[str, pd.DataFrame]:
     from assets.publication.indicators import build
 
-    return build(make_estimates(56, 2), city)
+    return {key: frame for key, frame in build(make_estimates(56, 2), city).items() if len(frame)}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,141 @@
+"""Sums of estimates that are published too, with their exact variance: months, quarters, age-standardised rates.
+
+Post-processing of consistent estimates. Here: which cells are added with which weights. Not here: least squares
+and its covariances (`consistency`), the indicators made from the sums (`publication`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+import numpy as np
+
+from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.codes import AGE_GROUP_KEYS, SEXES, STANDARD_POPULATION
+from assets.privacy.consistency import Level, Product, variance_of_sum
+from assets.privacy.plan import DIMENSIONS, TIME_LEVELS
+
+STANDARD_AGE = "standard_age"
+"""Marks the age-standardised rate of an area among the dimensions of an estimate."""
+Marginal = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Estimates of a marginal in a block: (care, unit of time, *dimensions), and the variance in each unit."""
+
+    values: np.ndarray
+    variance: np.ndarray
+
+
+@dataclass(frozen=True)
+class SolvedBlock:
+    """A block of time that was estimated at once, with what its variances follow from."""
+
+    top: str
+    start: date
+    status: str
+    product: Product
+    variances: Mapping[Level, float]
+    solved: Mapping[Marginal, Solved]
+
+    def variance(self, marginal: Marginal, time: np.ndarray, weights: Mapping[str, np.ndarray]) -> float:
+        """Exact variance of a weighted sum of a solved marginal of this block."""
+        level = TIME_LEVELS.index(marginal[0]) - TIME_LEVELS.index(self.top)
+        query = level, tuple(sorted(DIMENSIONS.index(d) for d in marginal[1]))
+        by_index = {DIMENSIONS.index(d): w for d, w in weights.items()}
+        found = variance_of_sum(self.product, query, self.variances, time, by_index)
+        assert found is not None, "a marginal that was solved is determined"
+        return found
+
+
+@dataclass
+class Sum:
+    """One unit of time of a sum: values by (care, *dimensions), all of the same variance or each its own."""
+
+    first: date
+    last: date
+    dimensions: tuple[str, ...]
+    values: np.ndarray
+    variance: np.ndarray
+    days: int = 0
+    statuses: set[str] = field(default_factory=set)
+
+    @property
+    def status(self) -> str:
+        return "final" if self.statuses == {"final"} else "provisional"
+
+
+def _month(day: date) -> tuple[date, date]:
+    first = day.replace(day=1)
+    return first, (first + timedelta(31)).replace(day=1) - timedelta(1)
+
+
+def _longer_units(city: City, blocks: Sequence[SolvedBlock], marginal: Marginal, unit: str) -> Iterator[Sum]:
+    """Months or quarters of a marginal by day or week; only those that lie wholly inside the blocks."""
+    size, found = LEVEL_DAYS[marginal[0]], dict[date, Sum]()
+    for block in blocks:
+        solved = block.solved.get(marginal)
+        if solved is None:
+            continue
+        starts = [block.start + timedelta(size * n) for n in range(solved.values.shape[1])]
+        inside: dict[tuple[date, date], list[int]] = defaultdict(list)
+        for n, day in enumerate(starts):
+            first = city.unit_start("quarter", day)
+            inside[_month(day) if unit == "month" else (first, first + timedelta(LEVEL_DAYS["quarter"] - 1))].append(n)
+        for (first, last), mine in inside.items():
+            weights = np.zeros(len(starts))
+            weights[mine] = 1.0
+            one = {d: np.eye(len(city.categories(d)))[0] for d in marginal[1]}
+            values = solved.values[:, mine].sum(axis=1)
+            total = found.setdefault(first, Sum(first, last, marginal[1], 0 * values, np.zeros(values.shape)))
+            total.values = total.values + values
+            total.variance = total.variance + block.variance(marginal, weights, one)
+            total.days += size * len(mine)
+            total.statuses.add(block.status)
+    return (s for s in found.values() if s.days == (s.last - s.first).days + 1)
+
+
+def months(city: City, blocks: Sequence[SolvedBlock]) -> list[Sum]:
+    """Calendar months of all areas together and of each area."""
+    return [s for dims in ((), ("area",)) for s in _longer_units(city, blocks, ("day", dims), "month")]
+
+
+def quarters(city: City, blocks: Sequence[SolvedBlock]) -> list[Sum]:
+    """Quarters of the budget window (13 weeks), all areas together."""
+    return list(_longer_units(city, blocks, ("week", ()), "quarter"))
+
+
+def standardised(city: City, blocks: Sequence[SolvedBlock]) -> list[Sum]:
+    """Age-standardised rate per 100,000 of each area whose residents are known; NaN for the others.
+
+    Σ over age groups of (share in the European Standard Population 2013 × cases / residents × 100,000), both sexes and
+    those whose sex is not known.
+    """
+    marginal: Marginal = ("window", ("area", "age_group", "sex"))
+    result = []
+    for block in blocks:
+        solved = block.solved.get(marginal)
+        if solved is None:
+            continue
+        values = np.full(solved.values.shape[::2][:1] + solved.values.shape[2:3], np.nan)
+        spread = np.full(values.shape, np.nan)
+        for n, area in enumerate(city.areas):
+            residents = [area.residents(age) for age in AGE_GROUP_KEYS]
+            if not all(residents):
+                continue
+            factor = np.array(
+                [STANDARD_POPULATION[a] / (r or 1) for a, r in zip(AGE_GROUP_KEYS, residents, strict=True)]
+            )
+            one = np.eye(len(city.areas))[n]
+            values[:, n] = (solved.values[:, 0, n] * factor[:, None]).sum(axis=(1, 2))
+            weights = {"area": one, "age_group": factor, "sex": np.ones(len(SEXES))}
+            spread[:, n] = block.variance(marginal, np.ones(1), weights)
+        last = block.start + timedelta(LEVEL_DAYS["window"] - 1)
+        result.append(
+            Sum(block.start, last, ("area", STANDARD_AGE), values, spread, LEVEL_DAYS["window"], {block.status})
+        )
+    return result
