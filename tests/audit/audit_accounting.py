@@ -62,10 +62,10 @@ def committed_year(city: City, events: pa.Table, left_out: pa.Table) -> tuple[li
         ledger = Ledger(Path(folder) / "ledger.sqlite")
         frozen = [city.budget.epoch + timedelta(n) for n in range(WINDOW_DAYS)]
         measure(city, plan, ledger, due(city, frozen, date.max, ()), load, b"audit")
-        ((spent, cap),) = ledger.scopes().values()
+        (window,) = ledger.windows().values()
         problems = ledger.verify()
         assert not problems, problems
-        return [c.rho_units for c in ledger.committed().values()], spent, cap
+        return [c.rho_units for c in ledger.committed().values()], window.spent_units, window.cap_units
 
 
 def _worst(city: City) -> list[tuple[float, int, int]]:

@@ -11,6 +11,7 @@ from measure import BENCH, note
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "cumulus-etl": ("cumulus-etl==4.3.6",),
     "dp-accounting": ("dp-accounting==0.6.0",),
+    "opendp-core": ("opendp==0.16.0",),
     "opendp": ("opendp[polars]",),
     "smartnoise": ("smartnoise-sql", "pyarrow"),
     "pipelinedp": ("pipeline-dp", "pyarrow"),

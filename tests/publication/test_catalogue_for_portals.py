@@ -21,9 +21,9 @@ VOCABULARIES = ("language", "frequency", "data-theme", "access-right", "file-typ
 
 
 @pytest.fixture(scope="module")
-def open_data(small: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def open_data(frames: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("open_data")
-    done = publish(small, city, root, date(2025, 12, 31), plan)
+    done = publish(frames, city, root, date(2025, 12, 31), plan)
     write_catalogue(city, [(p.dataset, root / p.dataset / p.version) for p in done], root)
     return root
 

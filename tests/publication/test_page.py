@@ -18,7 +18,8 @@ from assets.publication.guarantee import Guarantee
 from assets.publication.page import page_data, write_page
 
 Frames = dict[str, pd.DataFrame]
-CHARTS = len(DATASETS) + 3
+CHARTS = len(DATASETS) + 2
+"""A course of each dataset but mortality, of which a year has one value, and three rankings."""
 
 
 @pytest.fixture(scope="module")
