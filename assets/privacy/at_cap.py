@@ -6,11 +6,10 @@ sensitivity with the proof (`accounting.squared_sensitivity`).
 
 from __future__ import annotations
 
-import duckdb
 import pyarrow as pa
 
 from assets.contract.city import QUARTER_DAYS, City
-from assets.lake.engine import load
+from assets.lake.engine import connect, load
 
 
 def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: City) -> pa.Table:
@@ -22,7 +21,7 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
     """
     if not any(t.at_cap for t in city.plan.tables):
         cases = cases.slice(0, 0)
-    with duckdb.connect() as con:
+    with connect() as con:
         load(con, decisions=decisions, cases=cases, links=links)
         return con.execute(
             """WITH dropped AS (
