@@ -38,7 +38,12 @@ audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutant
 web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wrote; needs npm
 	$(BIN)/digitalstadt web
 
-test-ckan: $(BIN)/.installed ## the push against a real CKAN; needs the Debian packages postgresql and redis-server
+.venv-ckan/bin/.installed: ## apart from .venv: where CKAN can be imported, ckanapi raises other exceptions
+	$(PYTHON) -m venv .venv-ckan
+	.venv-ckan/bin/pip install --quiet --disable-pip-version-check 'ckan[requirements]==2.12.0'
+	touch $@
+
+test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a real CKAN; needs postgresql and redis-server
 	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
 
 bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
@@ -188,27 +187,3 @@ def test_readers_in_a_loop_never_see_a_mixture(small: Frames, city: City, plan: 
     for reader in readers:
         out, _ = reader.communicate(timeout=60)
         assert reader.returncode == 0 and out.split() == ["0", "2025-12-31", "2026-01-01"]
-
-
-def test_other_clients_open_it(built: Path) -> None:
-    """DIGITALSTADT_DUCKDB_CLIENTS names Python interpreters that have other versions of DuckDB installed."""
-    clients = [c for c in os.environ.get("DIGITALSTADT_DUCKDB_CLIENTS", "").split(os.pathsep) if c]
-    if not clients:
-        pytest.skip("DIGITALSTADT_DUCKDB_CLIENTS names no interpreter with another DuckDB")
-    code = (
-        "import duckdb, sys; con = duckdb.connect(sys.argv[1], read_only=True)\n"
-        "for q in sys.argv[2:]: assert con.sql(q).fetchall(), q"
-    )
-    questions = [
-        "FROM release",
-        "FROM indicators_long",
-        "FROM cases_by_area_wide",
-        "FROM moving_average_with_interval('inpatient', NULL, 7)",
-        "FROM compare_areas('inpatient', 'week', 'rate_per_100000', '64283', '64285')",
-        "FROM compare_periods('inpatient', 'week', 'count', NULL, '2025-02-03', '2025-01-27')",
-        "SELECT comment FROM duckdb_tables() WHERE comment IS NOT NULL",
-        "SELECT rate_per_100000(1, 2)",
-    ]
-    for client in clients:
-        done = subprocess.run([client, "-c", code, str(built), *questions], capture_output=True, text=True)
-        assert done.returncode == 0, (client, done.stderr)
