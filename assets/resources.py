@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+from pydantic import Field
 
 from assets.contract.city import City, load_city
 from assets.lake.keys import default_key_folder
@@ -18,11 +19,12 @@ from assets.lake.zone import open_zone
 class Site(dg.ConfigurableResource):
     """One installation: city file, data root and key folder."""
 
-    city_file: str
-    data_root: str
-    key_folder: str = ""
-    wait_seconds: int = 600
-    """How long a run waits for another one that works on the same data root, before it fails."""
+    city_file: str = Field(description="The city's YAML file ($DIGITALSTADT_CITY).")
+    data_root: str = Field(
+        description="Folder of inbox, landing, confidential zone and open data ($DIGITALSTADT_DATA)."
+    )
+    key_folder: str = Field("", description="Folder of the two key files; empty: $DIGITALSTADT_KEYS or the default.")
+    wait_seconds: int = Field(600, description="How long a run waits for another one on the same data root.")
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Site]:

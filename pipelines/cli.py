@@ -21,7 +21,7 @@ from assets.lake.lease import DataRootBusy
 from assets.lake.zone import ZoneError, open_zone
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
-from pipelines import check_cli, clinic_cli, consent_cli, ledger_cli, patient_cli, publish_cli, web_cli
+from pipelines import check_cli, clinic_cli, consent_cli, ledger_cli, operation_cli, patient_cli, publish_cli, web_cli
 from pipelines.environments import current, key_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -32,6 +32,7 @@ app.add_typer(patient_cli.patient_app, name="patient")
 app.add_typer(clinic_cli.clinic_app, name="clinic")
 publish_cli.register(app)
 web_cli.register(app)
+operation_cli.register(app)
 out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -18,9 +18,13 @@ from assets.quality import asset as quality
 from assets.resources import Site
 from pipelines.environments import Environment, current
 from pipelines.late_exports import late_exports_sensor
+from pipelines.maintenance import freshness_check, prune_job
 from pipelines.nightly import nightly_schedule
+from pipelines.watch import watch_sensor
 
 JOB = "daily_run"
+QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+"""Filled into the launchpad: the console without Dagster's debug lines."""
 # Backfill policies and owners are in beta: Dagster is pinned to one minor release, so nothing changes under us.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
@@ -50,13 +54,36 @@ def build_definitions(
         selection=dg.AssetSelection.assets(*assets),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
+        tags={"digitalstadt/city": city.key},
+        config=None if loggers else QUIET,
         description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
     )
     on, watching = dg.DefaultScheduleStatus.STOPPED, dg.DefaultSensorStatus.STOPPED
     if environment.unattended:
         on, watching = dg.DefaultScheduleStatus.RUNNING, dg.DefaultSensorStatus.RUNNING
-    schedules = [nightly_schedule(job, city, environment.data_root, on)]
-    sensors = [late_exports_sensor(job, city, environment.data_root, watching)]
+    freshness, pruning = freshness_check(environment, city), prune_job()
+    look = dg.define_asset_job(
+        "look_for_missing_days",
+        selection=dg.AssetSelection.checks(freshness),
+        executor_def=dg.in_process_executor,
+        description="Every morning: is every arrival day done?",
+    )
+    schedules = [
+        nightly_schedule(job, city, environment.data_root, on),
+        dg.ScheduleDefinition(
+            job=look,
+            cron_schedule=f"5 {city.operation.overdue_hour} * * *",
+            execution_timezone=city.time_zone,
+            default_status=on,
+        ),
+        dg.ScheduleDefinition(
+            job=pruning, cron_schedule="0 2 1 * *", execution_timezone=city.time_zone, default_status=on
+        ),
+    ]
+    sensors = [
+        late_exports_sensor(job, city, environment.data_root, watching),
+        watch_sensor(environment, city, JOB, watching),
+    ]
     site = Site(
         city_file=str(environment.city_file),
         data_root=str(environment.data_root),
@@ -64,7 +91,8 @@ def build_definitions(
     )
     return dg.Definitions(
         assets=assets,
-        jobs=[job],
+        asset_checks=[freshness],
+        jobs=[job, look, pruning],
         schedules=schedules,
         sensors=sensors,
         resources={"site": site, "io_manager": NoImplicitStorage()},

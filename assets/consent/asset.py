@@ -6,16 +6,27 @@ from assets.consent import stage
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.contract.schemas import CONSENT_DECISIONS
 from assets.guard import value_free
-from assets.metadata import column_schema, counts_table
+from assets.metadata import column_schema, counts_table, described, lineage
 from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
+
+DESCRIPTION = described(
+    "The cases whose patients permit their use, each decision with its reason. Without a valid permission nothing goes on.",
+    "`canonical_records` and every consent that was ever delivered (the register).",
+    "decisions by case with their reason, the consent register, staged tables of permitted cases.",
+    "nothing has gone on; correct what the failure names and run the same days again.",
+    "`docs/onboarding.md` (how consent comes along), `digitalstadt decisions`",
+)
+MADE_OF = {"permitted": ["case_id"], "reason": ["case_id"], "evaluated_on": ["arrival_day"]}
+UNCHANGED = ("clinic", "arrival_day", "export_id", "source_file", "source_line", "case_id", "patient_id")
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="consent",
+        group_name="stage_2_consent",
+        description=DESCRIPTION,
         deps=["canonical_records"],
         owners=["team:data-protection"],
         kinds={"duckdb"},
@@ -23,7 +34,6 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         metadata=column_schema(CONSENT_DECISIONS),
     )
     def consented_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
-        """The cases whose patients permit their use, each decision with its reason; nothing else goes on."""
         with value_free("consent"):
             summary = stage.run(site.lake(), site.city(), days_of(context))
         named = {f"{code}: {REASONS[code][1]}": n for code, n in summary["reasons"].items()}
@@ -33,6 +43,8 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "evaluation_day": summary["evaluation_day"].isoformat(),
                 "permitted": summary["reasons"].get(PERMITTED, 0),
                 "cases": summary["cases"],
+                "permitted_share": summary["reasons"].get(PERMITTED, 0) / max(summary["cases"], 1),
+                **lineage("canonical_records", UNCHANGED, MADE_OF),
             }
         )
 

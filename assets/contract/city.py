@@ -30,6 +30,7 @@ from assets.contract.codes import (
     SEXES,
 )
 from assets.contract.connectors import Connector, FolderConnector
+from assets.contract.operation import Operation
 
 CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
 DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
@@ -307,6 +308,7 @@ class City(_Model):
     never stands here: libpq takes it from PGPASSFILE or PGPASSWORD."""
     plan: ReleasePlan
     publication: Publication
+    operation: Operation = Operation()
 
     @field_validator("time_zone")
     @classmethod

@@ -4,17 +4,30 @@ import dagster as dg
 
 from assets.contract.schemas import EVENTS
 from assets.guard import value_free
-from assets.metadata import column_schema
+from assets.metadata import column_schema, described, lineage
 from assets.partitions import BACKFILL, days_of
 from assets.privacy import stage
 from assets.resources import Site
+
+DESCRIPTION = described(
+    "Each table of each closed unit of time, counted with bounded contributions, drawn once with discrete Gaussian noise "
+    "and committed to the ledger. Exact counts are never stored.",
+    "`pseudonymised_cases`; measured are the days whose freeze lag is over, not the arrival day itself.",
+    "frozen events (encrypted) and entries of the append-only ledger.",
+    "a reservation counts as spent, and the next run goes on where this one stopped: run the same days again. Never edit "
+    "or delete the ledger.",
+    "`docs/privacy.md`, `digitalstadt plan`, `digitalstadt ledger show`, `docs/runbook.md#budget_paused`",
+)
+UNCHANGED = ("person_key", "case_key", "clinic", "care", "area", "age_group", "sex", "chapter", "admission")
+MADE_OF = {"event_day": ["admitted_on"]}
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="privacy",
+        group_name="stage_5_privacy",
+        description=DESCRIPTION,
         deps=["pseudonymised_cases"],
         owners=["team:data-protection"],
         kinds={"sqlite"},
@@ -22,16 +35,21 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         metadata=column_schema(EVENTS),
     )
     def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
-        """Each table of each closed unit of time, drawn once with discrete Gaussian noise, committed to the ledger."""
         with value_free("privacy"):
             summary = stage.run(site.lake(), site.city(), days_of(context))
         rows = [
             f"| {scope} | {w['epsilon']:.3f} | {w['rho']:.5f} | {w['share_of_budget']:.1%} |"
             for scope, w in summary["windows"].items()
         ]
+        newest = list(summary["windows"].values())[-1] if summary["windows"] else None
         table = "| window from | ε so far | ρ so far | of the budget |\n|---|---:|---:|---:|\n" + "\n".join(rows)
         return dg.MaterializeResult(
-            metadata={"measurements": summary["measurements"], "budget": dg.MetadataValue.md(table)}
+            metadata={
+                "measurements": summary["measurements"],
+                "budget": dg.MetadataValue.md(table),
+                "budget_share": newest["share_of_budget"] if newest else 0.0,
+                **lineage("pseudonymised_cases", UNCHANGED, MADE_OF),
+            }
         )
 
     return [noisy_measurements]

@@ -4,32 +4,47 @@ import dagster as dg
 
 from assets.guard import value_free
 from assets.lake.progress import mark_finished
-from assets.metadata import counts_table, picture
+from assets.metadata import column_schema, counts_table, described, picture
 from assets.partitions import BACKFILL, days_of
 from assets.publication import stage
+from assets.publication.catalogue import SCHEMA
 from assets.publication.plots import latest_series, preview_table, trend_png
 from assets.resources import Site
+
+DESCRIPTION = described(
+    "What citizens and analysts get: consistent estimates with 95% intervals as immutable dataset versions.",
+    "committed values of the ledger, never a row of a person. Certificates of all days behind them are verified first.",
+    "`open_data/<dataset>/<version>/`, `latest`, `catalog.ttl`, `city_health.duckdb`, `index.html`. Unchanged numbers make "
+    "no new version.",
+    "what was published before stays whole and online. Run the same days again; portals follow with `digitalstadt publish`.",
+    "`docs/analysts.md`, `docs/portals.md`",
+)
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="publication",
+        group_name="stage_6_publication",
+        description=DESCRIPTION,
+        metadata=column_schema(SCHEMA),
         deps=["noisy_measurements"],
         owners=["team:open-data"],
         kinds={"parquet", "duckdb"},
         tags={"zone": "open"},
     )
     def open_data(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
-        """Immutable dataset versions (Parquet, CSV, Data Package) and the analysts' DuckDB file."""
         with value_free("publication"):
             lake = site.lake()
-            summary, frames = stage.run(lake, site.city())
+            city = site.city()
+            summary, frames = stage.run(lake, city)
             mark_finished(lake.root, days_of(context))
             metadata = {
                 "datasets": counts_table("dataset", summary["datasets"]),
                 "changed": summary["changed"],
+                "rows": sum(summary["datasets"].values()),
+                "published_dataset": dg.MetadataValue.url(f"{city.publication.base_url}/index.html"),
+                "local_page": dg.MetadataValue.path(str(lake.open_data / "index.html")),
                 "data_as_of": summary.get("data_as_of", "nothing measured yet"),
             }
             series = latest_series(frames)

@@ -12,8 +12,10 @@ import pyarrow as pa
 from assets.contract.city import City
 from assets.intake.stage import staged
 from assets.lake.lake import Lake
+from assets.quality import history
 from assets.quality.certificate import CertificateMismatch, certificate
 from assets.quality.report import report_markdown
+from assets.quality.rules import FAMILIES
 from assets.quality.validate import validate
 
 CERTIFICATE: Final = "quality_certificate"
@@ -44,6 +46,8 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     for r in result.rule_results:
         if r.failed:
             failed[r.family][r.rule] = r.failed
+    of_cases = result.valid["cases"], result.quarantined["cases"]
+    shares = history.remember(lake, days, history.shares(*of_cases))
     cases: pa.Table = tables["cases"]
     counts = {v["values"]: v["counts"] for v in cases.column("clinic").value_counts().to_pylist()}
     return {
@@ -51,4 +55,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
         "quarantined": {name: table.num_rows for name, table in result.quarantined.items()},
         "certificate": cert["sha256"],
         "failed": dict(failed),
+        "checked": {f: sum(r.checked for r in result.rule_results if r.family == f) for f in FAMILIES},
+        "worst": history.highest(*of_cases),
+        "shares": shares,
     }

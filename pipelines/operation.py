@@ -1,0 +1,162 @@
+"""The state of an installation, and what of it needs a person. Read only; the same for status, health and alerts.
+
+Not here: printing (`operation_cli`), sending (`alerts`), runs that failed (`watch`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from assets.contract.city import WINDOW_DAYS, City, CityFileError, load_city
+from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.lake import Lake
+from assets.lake.progress import finished_days, stretches
+from assets.privacy.ledger import open_ledger
+from assets.quality import history
+from pipelines.alerts import Alert
+from pipelines.environments import Environment, key_folder
+from pipelines.nightly import wanted
+from pipelines.outbox import Outbox
+
+ONE_DAY: Final = timedelta(days=1)
+
+
+def local_now(city: City) -> datetime:
+    return datetime.now(ZoneInfo(city.time_zone))
+
+
+def last_deliveries(lake: Lake, city: City) -> dict[str, date | None]:
+    """Newest arrival day of which landing holds an export, by clinic."""
+    found: dict[str, date | None] = {}
+    for clinic in city.clinics:
+        days = sorted(p.name for p in (lake.landing / clinic.key).glob("[0-9]*") if any(p.glob("[0-9a-f]*")))
+        found[clinic.key] = date.fromisoformat(days[-1]) if days else None
+    return found
+
+
+def overdue(done: set[date], city: City, now: datetime) -> Iterator[Alert]:
+    """Arrival days that should be done by `now`: all before yesterday, and yesterday from the city's hour on."""
+    last = now.date() - ONE_DAY * (1 if now.hour >= city.operation.overdue_hour else 2)
+    missing = [
+        f"{first} to {end}" if end > first else str(first) for first, end in wanted(done, [], city.first_arrival, last)
+    ]
+    if missing:
+        more = f" and {len(missing) - 3} more stretches" if len(missing) > 3 else ""
+        yield Alert("day_overdue", f"not done: {', '.join(missing[:3])}{more}")
+
+
+def silent(lake: Lake, city: City, done: set[date]) -> Iterator[Alert]:
+    """Clinics without an export on any of the newest done days."""
+    if not done:
+        return
+    for clinic, last in last_deliveries(lake, city).items():
+        if (max(done) - (last or city.first_arrival - ONE_DAY)).days >= city.operation.silent_days:
+            yield Alert("clinic_silent", f"{clinic}: last export of {last or 'no day so far'}")
+
+
+def quarantined(lake: Lake, city: City) -> Iterator[Alert]:
+    """Clinics whose mean share of cases in quarantine over their last seven days is above the limit."""
+    shares = lake.read_record(history.RECORD) or {}
+    for clinic in city.clinics:
+        recent, _ = history.recent_and_before(shares, clinic.key)
+        if recent is not None and recent > city.operation.max_quarantined_share:
+            yield Alert("quarantine_is_small", f"{clinic.key}: {recent:.1%} of its cases of the last seven days")
+
+
+def money(lake: Lake, city: City) -> Iterator[Alert]:
+    """Ledger that does not verify, windows that are paused."""
+    ledger = open_ledger(lake, city)
+    problems = ledger.verify()
+    if problems:
+        yield Alert("ledger_broken", problems[0])
+    for scope, window in ledger.windows().items():
+        if window.paused:
+            yield Alert("budget_paused", f"window from {scope}: {window.spent_units / window.cap_units:.1%} spent")
+
+
+def duties(city: City, now: datetime) -> Iterator[Alert]:
+    next_window = city.window_start(max(now.date(), city.budget.epoch)) + ONE_DAY * WINDOW_DAYS
+    if (next_window - now.date()).days <= city.operation.notice_days:
+        yield Alert("new_window", f"the next window begins on {next_window}")
+
+
+def disk(root: Path, city: City) -> Iterator[Alert]:
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < city.operation.min_free_gigabytes:
+        yield Alert(
+            "disk_low",
+            f"{free:.1f} GiB free where the data root lies, {city.operation.min_free_gigabytes:g} are wanted",
+        )
+    if root.exists() and not os.access(root, os.W_OK):
+        yield Alert("site_unusable", "the data root cannot be written")
+
+
+def daemons(instance: dg.DagsterInstance) -> Iterator[Alert]:
+    """Dagster's daemons without a fresh heartbeat."""
+    ill = sorted(
+        name for name, status in instance.get_daemon_statuses().items() if status.required and not status.healthy
+    )
+    if ill:
+        yield Alert("daemon_down", f"no heartbeat: {', '.join(name.lower() for name in ill)}")
+
+
+def problems(
+    environment: Environment, instance: dg.DagsterInstance | None = None, now: datetime | None = None
+) -> list[Alert]:
+    """Everything about the state that needs a person. Never raises for what it is there to find.
+
+    `instance`: Dagster's, where its daemons are to be looked at too.
+    """
+    try:
+        city = load_city(environment.city_file)
+        lake = Lake(environment.data_root, Keyring.load(key_folder(environment, city.key)))
+    except (CityFileError, KeyFileError) as error:
+        return [Alert("site_unusable", str(error).splitlines()[0])]
+    now, done = now or local_now(city), finished_days(lake.root)
+    found = [*disk(lake.root, city), *overdue(done, city, now), *silent(lake, city, done), *quarantined(lake, city)]
+    if lake.root.exists():
+        found += money(lake, city)
+        waiting = Outbox(lake.root).waiting()
+        if waiting:
+            found.append(Alert("alert_undelivered", f"{len(waiting)} waiting: {waiting[0]['why']}"))
+    found += duties(city, now)
+    return found + (list(daemons(instance)) if instance else [])
+
+
+def state(environment: Environment, city: City, lake: Lake) -> dict[str, Any]:
+    """What `digitalstadt status` shows: clinics, days, budget, releases."""
+    done, shares = finished_days(lake.root), lake.read_record(history.RECORD) or {}
+    clinics = []
+    for clinic, last in last_deliveries(lake, city).items():
+        recent, before = history.recent_and_before(shares, clinic)
+        clinics.append({"clinic": clinic, "last_export": last, "quarantined_last_7_days": recent,
+                        "quarantined_28_days_before": before, "by_day": history.sparkline(shares, clinic)})  # fmt: skip
+    windows = open_ledger(lake, city).windows() if lake.root.exists() else {}
+    return {
+        "city": city.key,
+        "days_done": [[first, last] for first, last in stretches(done)],
+        "clinics": clinics,
+        "windows": [
+            {
+                "window": scope,
+                "spent": w.spent_units / w.cap_units,
+                "left": 1 - w.spent_units / w.cap_units,
+                "paused": w.paused,
+            }
+            for scope, w in windows.items()
+        ],
+        "releases": [
+            {"dataset": link.parent.name, "version": os.readlink(link)}
+            for link in sorted(lake.open_data.glob("*/latest"))
+            if link.is_symlink()
+        ],
+    }
