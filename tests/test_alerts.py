@@ -1,0 +1,289 @@
+"""Alerts through a real mail server (STARTTLS, log-in) and a real HTTP server; what is due, once, and never lost."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
+
+from assets.contract.city import DEFAULT_CITY, City, CityFileError, load_city
+from assets.lake.lake import Lake
+from assets.lake.progress import mark_finished
+from pipelines.alerts import KINDS, Alert, NotDelivered, send
+from pipelines.cli import app
+from pipelines.definitions import JOB, build_definitions
+from pipelines.environments import Environment
+from pipelines.maintenance import prune_history
+from pipelines.operation import overdue, problems
+from pipelines.outbox import Outbox
+from pipelines.watch import watch
+
+START = date(2024, 12, 30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+class MailServer:
+    """Keeps what it takes; refuses anybody who does not log in over TLS."""
+
+    def __init__(self, folder: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        certificate = (
+            x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.now(UTC) - timedelta(days=1)).not_valid_after(datetime.now(UTC) + timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(key, hashes.SHA256())
+        )  # fmt: skip
+        self.ca = folder / "ca.pem"
+        self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        private = folder / "key.pem"
+        private.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.ca, private)
+        self.messages: list[str] = []
+        self.controller = Controller(
+            self, hostname="localhost", port=free_port(), tls_context=context, require_starttls=True, auth_required=True,
+            authenticator=lambda _s, _session, _e, _m, data: AuthResult(success=data.password == b"correct horse"),
+        )  # fmt: skip
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
+        self.messages.append(envelope.content.decode())
+        return "250 taken"
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Iterator[MailServer]:
+    server = MailServer(tmp_path)
+    server.controller.start()
+    yield server
+    server.controller.stop()
+
+
+class Hook(ThreadingHTTPServer):
+    taken: list[dict[str, Any]]
+    answer = 200
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.server.answer == 200:
+                self.server.taken.append(body | {"authorization": self.headers["Authorization"]})
+            self.send_response(self.server.answer)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = Hook(("127.0.0.1", 0), Handler)
+    server.taken = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def site(lake: Lake, tmp_path: Path, mail: MailServer, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> Environment:
+    """An installation whose city file names both channels."""
+    monkeypatch.setenv("ALERT_PASSWORD", "correct horse")
+    (tmp_path / "token").write_text("bearer-secret\n")
+    values = yaml.safe_load(DEFAULT_CITY.read_text())
+    values["operation"] = {
+        "email": {"host": "localhost", "port": mail.controller.port, "sender": "a@example.org",
+                  "recipients": ["night@example.org"], "user": "digitalstadt", "password": {"env": "ALERT_PASSWORD"}, "ca_file": str(mail.ca)},
+        "webhook": {"url": f"http://127.0.0.1:{hook.server_port}/alerts", "token": {"file": str(tmp_path / "token")}},
+        "desk": "https://desk.example.org", "runbook": "https://example.org/runbook.md",
+        "min_free_gigabytes": 0, "notice_days": 1,
+    }  # fmt: skip
+    (tmp_path / "city.yaml").write_text(yaml.safe_dump(values))
+    lake.root.mkdir(exist_ok=True)
+    return Environment("test", tmp_path / "city.yaml", lake.root, tmp_path / "keys")
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as real:
+        yield real
+
+
+def run(site: Environment, instance: dg.DagsterInstance, day: date) -> dg.ExecuteInProcessResult:
+    tags = {"dagster/asset_partition_range_start": str(day), "dagster/asset_partition_range_end": str(day)}
+    return (
+        build_definitions(site)
+        .resolve_job_def(JOB)
+        .execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    )
+
+
+def test_an_alert_reaches_mail_and_webhook_and_says_what_to_do(site: Environment, mail: MailServer, hook: Hook):
+    city = load_city(site.city_file)
+    alert = Alert("run_failed", "2025-01-01: privacy stopped", "run-1")
+    for name in ("email", "webhook"):
+        send(name, alert, city)
+    (message,), (document,) = mail.messages, hook.taken
+    assert "Subject: [digitalstadt darmstadt] A run failed" in message and "To: night@example.org" in message
+    for shown in (message.replace("=\r\n", "").replace("\r\n", "\n"), document["text"]):
+        assert "2025-01-01: privacy stopped" in shown and f"What to do: {KINDS['run_failed'].to_do}" in shown
+        assert "https://example.org/runbook.md#run_failed" in shown and "https://desk.example.org/runs/run-1" in shown
+    assert document["kind"] == "run_failed" and document["authorization"] == "Bearer bearer-secret"
+
+
+def test_a_channel_that_refuses_names_itself_but_no_secret(
+    site: Environment, hook: Hook, mail: MailServer, monkeypatch: pytest.MonkeyPatch
+):
+    city, alert = load_city(site.city_file), Alert("alert_test", "test")
+    hook.answer = 503
+    monkeypatch.setenv("ALERT_PASSWORD", "wrong battery")
+    with pytest.raises(NotDelivered, match=r"^webhook: it answered 503$"):
+        send("webhook", alert, city)
+    with pytest.raises(NotDelivered, match=r"^email: SMTP(AuthenticationError|ServerDisconnected)$"):
+        send("email", alert, city)
+    monkeypatch.delenv("ALERT_PASSWORD")
+    with pytest.raises(NotDelivered, match=r"^email: the environment variable ALERT_PASSWORD is not set$"):
+        send("email", alert, city)
+    untrusting = city.operation.email.model_copy(update={"ca_file": None})  # type: ignore[union-attr]
+    city = city.model_copy(update={"operation": city.operation.model_copy(update={"email": untrusting})})
+    with pytest.raises(NotDelivered, match=r"^email: SSLCertVerificationError$"):
+        send("email", alert, city)
+    assert mail.messages == [] and hook.taken == []
+
+
+def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
+    site: Environment, instance: dg.DagsterInstance, lake: Lake, mail: MailServer, hook: Hook,
+    deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    city = load_city(site.city_file)
+    mark_finished(lake.root, [START + timedelta(n) for n in range((datetime.now().date() - START).days)])
+    for clinic in city.clinics:
+        (lake.landing / clinic.key / str(datetime.now().date() - timedelta(1)) / "ab").mkdir(parents=True)
+    watch(instance, site, city, JOB)  # the first look remembers where it began
+    assert hook.taken == []
+    deliver("praxisnetz", START, {"practice.csv": "CANARYHEADER;x\nCANARYVALUE;y\n"})
+    assert run(site, instance, START).success
+
+    def broken(*_: Any) -> None:
+        raise ValueError("CANARYVALUE of a person")
+
+    monkeypatch.setattr("assets.consent.stage.decide", broken)
+    failed = run(site, instance, START + timedelta(1))
+    assert not failed.success
+    hook.answer = 500
+    assert watch(instance, site, city, JOB) == (2, ["webhook: it answered 500"])
+    kinds = sorted(line for m in mail.messages for line in m.splitlines() if line.startswith("Subject"))
+    assert kinds == [
+        "Subject: [digitalstadt darmstadt] A delivery could not be used",
+        "Subject: [digitalstadt darmstadt] A run failed",
+    ]
+    assert [a.kind for a in problems(site)] == ["alert_undelivered"]
+    hook.answer = 200
+    assert watch(instance, site, city, JOB) == (2, [])
+    by_kind = {d["kind"]: d for d in hook.taken}
+    assert "exports_readable: 1 of 1 exports rejected" in by_kind["delivery_refused"]["what"]
+    assert by_kind["run_failed"]["what"].startswith("2024-12-31: consent stopped: ValueError: its message is withheld")
+    assert by_kind["run_failed"]["run"] == f"https://desk.example.org/runs/{failed.run_id}"
+    assert watch(instance, site, city, JOB) == (0, [])  # told once
+    assert "CANARY" not in json.dumps(hook.taken) + "".join(mail.messages) + Outbox(lake.root).path.read_text()
+
+
+def test_a_state_is_told_again_after_its_time_and_forgotten_when_it_is_over(lake: Lake):
+    box, now = Outbox(lake.root), datetime(2025, 3, 1, 8, tzinfo=UTC)
+    states = [Alert("disk_low", "1.9 GiB free"), Alert("clinic_silent", "a: last"), Alert("clinic_silent", "b: last")]
+    assert box.untold(states, now) == states
+    box.save()
+    box = Outbox(lake.root)
+    assert box.untold([Alert("disk_low", "1.8 GiB free"), *states[1:]], now + timedelta(hours=1)) == []
+    assert [a.kind for a in box.untold(states, now + timedelta(hours=7))] == ["disk_low"]
+    assert box.untold([], now + timedelta(hours=8)) == []
+    assert box.untold(states[1:2], now + timedelta(hours=9)) == states[1:2]
+
+
+def test_days_are_overdue_from_the_hour_of_the_city_on(city: City):
+    done = {START + timedelta(n) for n in range(5)}
+    at = datetime(2025, 1, 4, 6, 59)
+    assert list(overdue(done, city, at)) == []
+    assert [a.what for a in overdue(done, city, at + timedelta(days=1))] == []
+    assert [a.what for a in overdue(done, city, at.replace(day=5) + timedelta(hours=1))] == ["not done: 2025-01-04"]
+    assert [a.what for a in overdue(done - {START}, city, at)] == ["not done: 2024-12-30"]
+
+
+def test_status_and_health_say_what_is_wrong_by_exit_code(
+    site: Environment, lake: Lake, monkeypatch: pytest.MonkeyPatch, hook: Hook, mail: MailServer
+):
+    for name, value in (("CITY", site.city_file), ("DATA", lake.root), ("KEYS", site.key_folder)):
+        monkeypatch.setenv(f"DIGITALSTADT_{name}", str(value))
+    cli, yesterday = CliRunner(), datetime.now().date() - timedelta(1)
+    ill = cli.invoke(app, ["health", "--json"])
+    assert ill.exit_code == 1 and [p["kind"] for p in json.loads(ill.stdout)["problems"]] == ["day_overdue"]
+    mark_finished(lake.root, [START + timedelta(n) for n in range((yesterday - START).days + 1)])
+    assert cli.invoke(app, ["health"]).stdout == "healthy\n"
+    about = cli.invoke(app, ["status", "--json"])
+    assert about.exit_code == 1  # three clinics are silent: a person is needed, though the service is well
+    assert {p["kind"] for p in json.loads(about.stdout)["needs_a_person"]} == {"clinic_silent"}
+    for clinic in ("klinik-nord", "hospital-sued", "praxisnetz"):
+        (lake.landing / clinic / str(yesterday) / "ab12").mkdir(parents=True)
+    assert cli.invoke(app, ["status"]).exit_code == 0
+    assert cli.invoke(app, ["alert", "test"]).exit_code == 0 and len(hook.taken) == len(mail.messages) == 1
+    (site.key_folder / "encryption.key").chmod(0o644)  # type: ignore[operator]
+    unusable = cli.invoke(app, ["health"])
+    assert unusable.exit_code == 1 and "chmod 600" in unusable.stdout
+
+
+@pytest.mark.parametrize(
+    ("operation", "where"),
+    [
+        ({"email": {"host": "mail.example.org", "sender": "a@b", "recipients": []}}, "operation.email.recipients"),
+        (
+            {"email": {"host": "mail.example.org", "sender": "a@b", "recipients": ["c@d"], "encryption": "none"}},
+            "operation.email",
+        ),
+        ({"webhook": {"url": "http://example.org/hook"}}, "operation.webhook.url"),
+        ({"webhook": {"url": "https://user:pass@example.org/hook"}}, "operation.webhook.url"),
+        ({"webhook": {"token": "secret-itself", "url": "https://example.org"}}, "operation.webhook.token"),
+    ],
+)
+def test_a_wrong_channel_is_refused_with_its_line(operation: dict[str, Any], where: str, tmp_path: Path):
+    text = DEFAULT_CITY.read_text() + "\n" + yaml.safe_dump({"operation": operation})
+    (tmp_path / "city.yaml").write_text(text)
+    with pytest.raises(CityFileError) as caught:
+        load_city(tmp_path / "city.yaml")
+    assert where in str(caught.value) and "secret-itself" not in str(caught.value)
+    first = DEFAULT_CITY.read_text().count("\n") + 1
+    assert int(str(caught.value).split(":")[1]) > first
+
+
+def test_pruning_forgets_runs_but_not_which_days_are_done(site: Environment, instance: dg.DagsterInstance):
+    done = run(site, instance, START)
+    assert prune_history(instance, 400) == 0
+    assert prune_history(instance, -1) == 1
+    assert instance.get_run_by_id(done.run_id) is None
+    assert instance.get_materialized_partitions(dg.AssetKey("open_data")) == {str(START)}
