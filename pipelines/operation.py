@@ -16,9 +16,11 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from assets.contract.city import WINDOW_DAYS, City, CityFileError, load_city
-from assets.lake.keys import KeyFileError, Keyring
+from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
+from assets.lake.witness import WitnessError
+from assets.lake.zone import ZoneError
 from assets.privacy.ledger import open_ledger
 from assets.quality import history
 from pipelines.alerts import Alert
@@ -118,8 +120,8 @@ def problems(
     """
     try:
         city = load_city(environment.city_file)
-        lake = Lake(environment.data_root, Keyring.load(key_folder(environment, city.key)))
-    except (CityFileError, KeyFileError) as error:
+        lake = Lake.open(environment.data_root, key_folder(environment, city.key))
+    except (CityFileError, KeyFileError, ZoneError, WitnessError) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]
     now, done = now or local_now(city), finished_days(lake.root)
     found = [*disk(lake.root, city), *overdue(done, city, now), *silent(lake, city, done), *quarantined(lake, city)]

@@ -22,13 +22,13 @@ alert_app = typer.Typer(no_args_is_help=True, help="The channels of alerts.")
 
 def _site() -> tuple[Any, Any]:
     from assets.contract.city import CityFileError, load_city
-    from assets.lake.keys import KeyFileError, Keyring
+    from assets.lake.keys import KeyFileError
     from assets.lake.lake import Lake
 
     environment = current()
     try:
         city = load_city(environment.city_file)
-        return city, Lake(environment.data_root, Keyring.load(key_folder(environment, city.key)))
+        return city, Lake.open(environment.data_root, key_folder(environment, city.key))
     except (CityFileError, KeyFileError) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None

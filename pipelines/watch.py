@@ -9,6 +9,7 @@ from typing import Final
 import dagster as dg
 
 from assets.contract.city import City
+from assets.guard import REMEDIES, anchor
 from pipelines.alerts import Alert, channels, send
 from pipelines.environments import Environment
 from pipelines.operation import local_now, problems
@@ -39,6 +40,13 @@ def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             return message
         if event:
             return f"{event.step_key} stopped: {error.cls_name if error else 'no reason given'}"
+    for record in instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records:
+        event = record.event_log_entry.dagster_event
+        error = getattr(event.event_specific_data if event else None, "error", None)
+        while error and error.cause:
+            error = error.cause
+        if error and error.cls_name in REMEDIES:
+            return f"start stopped: {error.cls_name}. What to do: {REMEDIES[error.cls_name]} ({anchor(error.cls_name)})"
     return "its process ended without a word, or it was never started"
 
 

@@ -194,7 +194,7 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     def broken(*_: Any) -> None:
         raise ValueError("CANARYVALUE of a person")
 
-    monkeypatch.setattr("assets.consent.stage.decide", broken)
+    monkeypatch.setattr("assets.consent.stage.run", broken)
     failed = run(site, instance, START + timedelta(1))
     assert not failed.success
     hook.answer = 500

@@ -163,7 +163,7 @@ def test_a_late_run_that_fails_leaves_its_day_to_the_next_night(
     assert execute(environment, instance, ask_nightly(environment, instance).run_requests[0].tags).success
     deliver("klinik-nord", day(4), {"Patient.ndjson": [{"resourceType": "Patient", "id": "p"}]})
     late = look(environment, instance, None).run_requests
-    monkeypatch.setattr("assets.consent.stage.decide", lambda *_: 1 / 0)
+    monkeypatch.setattr("assets.consent.stage.run", lambda *_: 1 / 0)
     assert not execute(environment, instance, late[0].tags).success
     monkeypatch.undo()
     assert asked(ask_nightly(environment, instance)) == [(str(day(4)), str(day(4)))]
