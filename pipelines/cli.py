@@ -19,15 +19,24 @@ from assets.lake.keys import KeyFileError, create_keys
 from assets.lake.lake import Lake
 from assets.lake.lease import DataRootBusy
 from assets.lake.zone import ZoneError, open_zone
-from assets.privacy.plan import PlanRefused, price
-from assets.privacy.plan_report import plan_html
-from pipelines import check_cli, clinic_cli, consent_cli, ledger_cli, operation_cli, patient_cli, publish_cli, web_cli
+from pipelines import (
+    check_cli,
+    clinic_cli,
+    consent_cli,
+    ledger_cli,
+    operation_cli,
+    patient_cli,
+    plan_cli,
+    publish_cli,
+    web_cli,
+)
 from pipelines.environments import current, key_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(ledger_cli.ledger_app, name="ledger")
 app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)
+app.command("plan")(plan_cli.plan)
 app.add_typer(patient_cli.patient_app, name="patient")
 app.add_typer(clinic_cli.clinic_app, name="clinic")
 publish_cli.register(app)
@@ -72,32 +81,6 @@ def keys() -> None:
     """Create the two key files outside the repository, where they are missing."""
     folder = key_folder(current(), load_city().key)
     out.print(f"{'created' if create_keys(folder) else 'found'} keys in {folder}: back them up, apart from the data")
-
-
-@app.command()
-def plan(
-    as_json: Json = False,
-    page: Annotated[Path | None, typer.Option("--html", help="Also write it as a page with a plot.")] = None,
-) -> None:
-    """What the release plan costs, and how accurate each published level will be, before anything is spent."""
-    try:
-        city = load_city()
-        priced = price(city)
-    except (CityFileError, PlanRefused) as error:
-        fail(str(error))
-    if page:
-        page.write_text(plan_html(city, priced), encoding="utf-8")
-    rows: list[dict[str, object]] = [
-        {
-            "level": f"{e.time} × {' × '.join(e.dimensions) or 'city'}",
-            "care": e.care,
-            "mean count": f"{e.mean_count:,.1f}",
-            "expected error": f"{e.mae:.1f}",
-            "relative": f"{e.relative:.1%}",
-        }
-        for e in priced.errors
-    ]
-    print_rows(f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five", rows, as_json)
 
 
 @app.command()

@@ -139,10 +139,23 @@ def _refuse_misses(city: City, errors: list[ExpectedError]) -> None:
             )
             worst = max(worst, error.relative / limit.max_relative_error)
     if missed:
-        # Every variance is proportional to 1/ρ, so errors to 1/√ρ: the smallest budget is known in closed form.
-        rho = rho_of(city.budget.epsilon, city.budget.delta) * worst**2
-        epsilon = math.ceil(epsilon_of(rho, city.budget.delta) * 1000 + 1) / 1000
-        raise PlanRefused(
-            "; ".join(missed) + f". Nearest plan that meets every limit: the same shares with ε {epsilon:g} instead of"
-            f" {city.budget.epsilon:g}. Or raise the shares of these tables, or publish at coarser levels"
-        )
+        raise PlanRefused("; ".join(missed) + f". {_nearest(city, worst)}")
+
+
+def _nearest(city: City, worst: float) -> str:
+    """The plan nearest to a refused one whose largest error by its limit is `worst`."""
+    from assets.privacy.optimise import nearest  # it prices plans itself
+
+    epsilon = city.budget.epsilon
+    shares = nearest(city)
+    if shares:
+        named = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        return f"Nearest plan that meets every limit: ε {epsilon:g} as it is, with the shares {named}"
+    # Every variance is proportional to 1/ρ, so errors to 1/√ρ: the smallest budget is known in closed form.
+    rho = rho_of(epsilon, city.budget.delta) * worst**2
+    larger = math.ceil(epsilon_of(rho, city.budget.delta) * 1000 + 1) / 1000
+    return (
+        f"No shares meet them at ε {epsilon:g}. Nearest plan that meets every limit: the same shares with ε {larger:g} "
+        f"instead of {epsilon:g}; with the shares of `digitalstadt plan --propose` less is enough. Or publish at coarser "
+        "levels"
+    )
