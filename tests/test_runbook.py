@@ -1,0 +1,60 @@
+"""The runbook has an entry for whatever tells a person to look there, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from assets.guard import REMEDIES
+from assets.quality.asset import FAMILIES
+from pipelines.alerts import KINDS
+from pipelines.cli import app
+from pipelines.definitions import JOB, defs
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+HEADINGS = set(re.findall(r"^### (\S+)$", TEXT, flags=re.MULTILINE))
+
+
+def sources(folder: str) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_every_alert_and_every_kind_of_failure_has_an_entry():
+    assert set(KINDS) | set(REMEDIES) <= HEADINGS
+
+
+def test_every_check_has_an_entry():
+    checks = {key.name for key in defs.resolve_job_def(JOB).asset_layer.asset_graph.asset_check_keys}
+    assert checks - set(FAMILIES) <= HEADINGS and "validated_records" in HEADINGS
+    assert all(f"`{family}`" in TEXT for family in FAMILIES)
+
+
+def test_every_rule_that_refuses_an_export_has_a_row():
+    rules = set(re.findall(r'RejectedExport\(\s*f?"([^"{]+)', sources("assets/intake")))
+    assert len(rules) >= 10
+    assert {rule for rule in rules if f"| `{rule}" not in TEXT} == set()
+
+
+def test_every_exit_message_has_a_row():
+    messages = re.findall(
+        r'(?:fail|BadParameter)\(\s*f?"([^"]+)"', (ROOT / "pipelines" / "cli.py").read_text(encoding="utf-8")
+    )
+    assert messages
+    for message in messages:
+        tail = re.split(r"\{[^}]*\}|\\n", message)[-1].strip(" ,") or message
+        assert tail.split("`")[0].strip(" :") in TEXT, message
+
+
+def test_links_to_the_runbook_lead_to_headings():
+    for name in re.findall(r"docs/runbook\.md#([\w-]+)", sources("assets") + sources("pipelines")):
+        assert name in {heading.lower() for heading in HEADINGS}, name
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"digitalstadt ([a-z-]+(?: [a-z]+)?)", TEXT))))
+def test_every_command_of_the_runbook_exists(command: str):
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0, f"digitalstadt {command}: no such command"
