@@ -119,12 +119,21 @@ FINDINGS: Final = pa.schema(
 )
 """Value-free: a finding says where and which rule, never what stood there."""
 
+DELETIONS: Final = pa.schema(
+    [
+        *PROVENANCE,
+        _text("kind", "Patient | Encounter | …: type of the resource that the clinic deleted"),
+        _text("id", "its id there (original identifier)"),
+    ]
+)
+
 CANONICAL: Final[dict[str, pa.Schema]] = {
     "cases": CASES,
     "persons": PERSONS,
     "diagnoses": DIAGNOSES,
     "procedures": PROCEDURES,
     "consent_provisions": CONSENT_PROVISIONS,
+    "deletions": DELETIONS,
     "findings": FINDINGS,
 }
 """What a reader returns: one Arrow table for each of these, possibly empty."""

@@ -33,6 +33,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
 )
+from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
 from assets.identity.record import RECORDED, record_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
@@ -199,19 +200,37 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
         )
 
 
-def erase(lake: Lake, city: City, days: Sequence[date]) -> dict[str, int]:
-    """Erase everything that is no longer permitted; counts. Reads `staging/standing` of this run."""
+def _deleted_patients(deletions: pa.Table, decisions: pa.Table) -> pa.Table:
+    """(clinic, patient_id) whom a clinic deleted, and of whom nothing came after that."""
+    with connect() as con:
+        load(con, deletions=deletions, decisions=decisions)
+        rows = con.execute(
+            """SELECT DISTINCT clinic, d.id AS patient_id FROM deletions d WHERE kind = 'Patient' AND NOT EXISTS (
+              FROM decisions s WHERE s.clinic = d.clinic AND s.patient_id = d.id AND s.arrival_day > d.arrival_day)"""
+        )
+        return rows.to_arrow_table().cast(PATIENTS)
+
+
+def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> dict[str, int]:
+    """Erase everything that is no longer permitted or that a clinic deleted (`deletions`, canonical); counts.
+
+    Reads `staging/standing` of this run.
+    """
     on = evaluation_day(lake, days)
     standing = lake.read("staging/standing", STANDING, [days[-1]])
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS)
-    refused = standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names)
-    gone = standing.filter(standing.column("erase"))
+    deleted = _deleted_patients(deletions, decisions)
+    refused = pa.concat_tables([standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names), deleted])
+    gone = standing.filter(standing.column("erase")).select([*PATIENTS.names, "erased_before"])
+    gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     theirs = decisions.filter(_of(decisions, gone, CASES.empty_table()))
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
+    stored = lake.read("cases", PSEUDONYMISED_CASES)
+    removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")
     stale = no_longer_permitted(lake, city, days)
     counts = _erase_pseudonymised(
         lake, patient_keys(refused, lake.keys).column("key").combine_chunks(),
-        pa.chunked_array([*keys.chunks, stale], pa.string()).unique(), on,
+        pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), on,
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
+from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
 from assets.identity.pseudonymise import LINKS, patient_keys, pseudonymise
 from assets.identity.record import record_days
@@ -35,14 +36,17 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     Raises `CertificateMismatch` unless the staged rows are those that quality certified for these days.
     """
     valid = staged(lake, "valid", days)
+    deletions = lake.read("staging/canonical/deletions", CANONICAL["deletions"], [days[-1]])
     cert = certified(lake, days)
     verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
     result = pseudonymise(valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
+    lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
+    result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
     record_days(lake, days, result, cert["sha256"])
-    erased = erase(lake, city, days)
+    erased = erase(lake, city, days, deletions)
     for step in STEPS:
         for name in CANONICAL:
             lake.erase(f"staging/{step}/{name}", [days[-1]])

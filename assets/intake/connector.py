@@ -22,7 +22,15 @@ from typing import Final, Literal
 
 from assets.contract.city import City, Clinic
 from assets.intake.connectors import fetch
-from assets.intake.connectors.transfer import COMPLETE_MARKER, MAX_FILES, SAFE_NAME, UNFINISHED, FetchProblem, day_of
+from assets.intake.connectors.transfer import (
+    COMPLETE_MARKER,
+    MAX_FILES,
+    SAFE_NAME,
+    SCOPE_FILE,
+    UNFINISHED,
+    FetchProblem,
+    day_of,
+)
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
 
@@ -54,6 +62,15 @@ class Export:
 
     def files(self) -> list[Path]:
         return sorted(p for p in self.folder.iterdir() if p.name != MANIFEST)
+
+    @property
+    def changes_only(self) -> bool:
+        """Whether the export says of itself that it holds changes only (`export.json` of a bulk export)."""
+        try:
+            about = json.loads((self.folder / SCOPE_FILE).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(about, dict) and about.get("scope") == "incremental"
 
 
 def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
@@ -161,3 +178,20 @@ def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:
             for folder in sorted((lake.landing / clinic.key / day.isoformat()).glob("[0-9a-f]*")):
                 exports.append(Export(clinic, day, f"{clinic.key}:{day}:{folder.name}", folder))
     return exports
+
+
+def built_upon(lake: Lake, city: City, exports: Iterable[Export]) -> list[Export]:
+    """What exports of changes build upon: the earlier landed exports of their clinics, back to the last whole one."""
+    oldest: dict[str, date] = {}
+    for export in exports:
+        if export.changes_only:
+            oldest[export.clinic.key] = min(export.arrival_day, oldest.get(export.clinic.key, export.arrival_day))
+    found: list[Export] = []
+    for key, first in oldest.items():
+        folders = (lake.landing / key).glob("[0-9]*")
+        for day in sorted((d for d in (day_of(p.name) for p in folders) if d and d < first), reverse=True):
+            of_day = [e for e in landed(lake, city, [day]) if e.clinic.key == key]
+            found += of_day
+            if any(not e.changes_only for e in of_day):
+                break
+    return found

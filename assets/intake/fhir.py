@@ -173,8 +173,27 @@ UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
   '*', 'none', CAST(NULL AS DATE), CAST(NULL AS DATE), false
-FROM deletions d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND regexp_full_match(d.id, '{ID}');
+FROM deleted d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND regexp_full_match(d.id, '{ID}');
 """
+
+
+DELETIONS_SQL: Final = f"""
+CREATE TEMP VIEW deletions AS
+SELECT s.clinic, s.arrival_day, s.export_id, s.source_file, CAST(1 AS BIGINT) AS source_line, d.kind, d.id
+FROM deleted d JOIN sources s USING (file) WHERE regexp_full_match(d.id, '{ID}');
+"""
+
+# The persons of the exports, and of an export of changes those whom its cases name: as they last came before.
+OWN_PERSONS_SQL: Final = """
+SELECT p.* FROM persons p SEMI JOIN own USING (export_id)
+UNION ALL BY NAME
+SELECT p.* REPLACE (c.arrival_day AS arrival_day, c.export_id AS export_id) FROM (
+  SELECT DISTINCT ON (c.arrival_day, c.patient_id) c.clinic, c.arrival_day, c.export_id, c.patient_id
+  FROM cases c SEMI JOIN (FROM own WHERE changes) o USING (export_id)
+  ANTI JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
+  ORDER BY c.export_id) c
+JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day < c.arrival_day
+QUALIFY row_number() OVER (PARTITION BY c.arrival_day, c.patient_id ORDER BY p.arrival_day DESC, p.export_id DESC) = 1"""
 
 
 def read(
@@ -183,26 +202,35 @@ def read(
     findings: Findings,
     time_zone: str,
     consent_only: bool = False,
+    earlier: list[Export] | None = None,
 ) -> dict[str, pa.Table]:
     """Canonical tables of all `exports`, which have passed `check`.
+
+    `earlier`: exports that those of changes build upon. Nothing of them is in the tables but what a changed case
+    refers to: its patient and its diagnoses, which a server does not send again while they stay the same.
 
     `con` must be allowed to read their folders. With `consent_only`, only Consent files are read: the side
     file of another format.
     """
     con.execute(_macros(time_zone))
-    loader = Loader(con, exports, consent_only)
+    loader = Loader(con, exports, consent_only, earlier or [])
+    con.register(
+        "own", pa.table({"export_id": [e.export_id for e in exports], "changes": [e.changes_only for e in exports]})
+    )
     tables = empty_canonical()
 
     def canonical(name: str, sql: str) -> None:
         con.execute(sql)
         schema = CANONICAL[name]
-        tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {name}").to_arrow_table().cast(schema)
+        rows = f"{name} SEMI JOIN own USING (export_id)" if earlier and name not in ("persons", "diagnoses") else name
+        tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {rows}").to_arrow_table().cast(schema)
         con.execute(f"DROP VIEW {name}")
 
     # Each type is dropped as soon as nothing needs it any more: together they would not fit into memory.
     loader.load("Consent")
     canonical("consent_provisions", CONSENT_SQL)
     loader.drop("Consent")
+    canonical("deletions", DELETIONS_SQL)
     if not consent_only:
         loader.load("Patient")
         canonical("persons", PERSONS_SQL)
@@ -211,6 +239,8 @@ def read(
         canonical("cases", CASES_SQL)
         con.execute("DROP VIEW facility")
         con.register("cases", tables["cases"])
+        con.register("persons", tables["persons"])
+        tables["persons"] = con.execute(OWN_PERSONS_SQL).to_arrow_table().cast(CANONICAL["persons"])
         loader.drop("Encounter")
         loader.load("Condition")
         canonical("diagnoses", DIAGNOSES_SQL)

@@ -67,12 +67,17 @@ def kind_of(path: Path) -> str | None:
 
 
 class Loader:
-    """The files of `exports` in `con`: tables `sources`, `bad_lines`, `deletions`, and on demand one for each type."""
+    """The files of `exports` in `con`: tables `sources`, `bad_lines`, `deleted`, and on demand one for each type."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool) -> None:
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
+    ) -> None:
         kinds = {"Consent", DELETED} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
+        linked = {"Patient", "Encounter", "Condition", DELETED, BUNDLE}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
+        self._own = len(self._files)
+        self._files += [(e, p, k) for e in earlier for p in e.files() if (k := kind_of(p)) and k in linked]
         sources = pa.table(
             {
                 "file": pa.array(range(len(self._files)), pa.int32()),
@@ -87,7 +92,7 @@ class Loader:
             """CREATE TEMP TABLE sources AS SELECT * FROM sources_arrow;
             CREATE TEMP TABLE bad_lines (file INTEGER, source_line BIGINT, rule VARCHAR);
             CREATE TEMP TABLE entries (file INTEGER, source_line BIGINT, kind VARCHAR, id VARCHAR, resource VARCHAR);
-            CREATE TEMP TABLE deletions (file INTEGER, kind VARCHAR, id VARCHAR)"""
+            CREATE TEMP TABLE deleted (file INTEGER, kind VARCHAR, id VARCHAR)"""
         )
         self._load_bundles()
         self._load_deletions()
@@ -136,7 +141,7 @@ class Loader:
             DELETE FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
             DELETE FROM "{kind}_rows" WHERE rowid IN (
               SELECT r.rowid FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
-                SELECT clinic, id, max(arrival_day) AS until FROM deletions JOIN sources USING (file)
+                SELECT clinic, id, max(arrival_day) AS until FROM deleted JOIN sources USING (file)
                 WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until);
             CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file, source_line, id, r
             FROM "{kind}_rows" JOIN sources s USING (file)"""
@@ -185,7 +190,7 @@ class Loader:
                 {"file": number},
             )
             self._con.execute(
-                """INSERT INTO deletions SELECT $file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
+                """INSERT INTO deleted SELECT $file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
                 FROM parts WHERE e.request.method = 'DELETE'""",
                 {"file": number},
             )
@@ -203,7 +208,7 @@ class Loader:
         self._con.execute(
             """INSERT INTO bad_lines SELECT file, source_line, CASE WHEN b.resourceType IS NULL THEN 'json_unreadable'
               ELSE 'wrong_resource_type' END FROM deleted_bundles WHERE b.resourceType IS DISTINCT FROM 'Bundle';
-            INSERT INTO deletions
+            INSERT INTO deleted
             SELECT file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
             FROM (SELECT file, unnest(b.entry) AS e FROM deleted_bundles WHERE b.resourceType = 'Bundle')
             WHERE e.request.method = 'DELETE'"""
@@ -225,5 +230,7 @@ class Loader:
             ).fetchall()
             for file, line, rule in rows:
                 findings.add(self._files[file][0], rule, "info", self._files[file][1].name, line)
-        for file, line, rule in self._con.execute("SELECT * FROM bad_lines ORDER BY ALL").fetchall():
+        for file, line, rule in self._con.execute(
+            "SELECT * FROM bad_lines WHERE file < $own ORDER BY ALL", {"own": self._own}
+        ).fetchall():
             findings.add(self._files[file][0], rule, "quarantined", self._files[file][1].name, line)

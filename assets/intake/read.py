@@ -16,12 +16,12 @@ from assets.lake.engine import connect
 CHECKS: Final[dict[str, Callable[[Export], None]]] = {"fhir": fhir.check, "p21": p21.check, "practice": practice.check}
 
 
-def _read_together(exports: list[Export], city: City, findings: Findings) -> dict[str, pa.Table]:
-    """Canonical tables of exports of one clinic."""
+def _read_together(exports: list[Export], city: City, findings: Findings, earlier: list[Export]) -> dict[str, pa.Table]:
+    """Canonical tables of exports of one clinic; `earlier`: what exports of changes build upon."""
     clinic = exports[0].clinic
     with connect([e.folder for e in exports] if len(exports) < 4 else [exports[0].folder.parent.parent]) as con:
         if clinic.format == "fhir":
-            tables = fhir.read(con, exports, findings, city.time_zone)
+            tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
             if clinic.consent_source == "csv":
                 case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
                 tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
@@ -35,7 +35,9 @@ def _read_together(exports: list[Export], city: City, findings: Findings) -> dic
     return tables
 
 
-def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table], dict[str, str]]:
+def read_exports(
+    exports: list[Export], city: City, earlier: list[Export] | None = None
+) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Canonical tables of all exports, and rejected exports with their rule. Other exports go on.
 
     All exports of a clinic are read at once; one that turns out broken is left out, and the others are read again.
@@ -55,18 +57,23 @@ def read_exports(exports: list[Export], city: City) -> tuple[dict[str, pa.Table]
                 good.append(export)
             except RejectedExport as error:
                 reject(export, error)
+        before = [e for e in earlier or () if e.clinic.key == clinic.key]
         while good:
             mark = len(findings.rows)
             try:
-                parts.append(_read_together(good, city, findings))
+                parts.append(_read_together(good, city, findings, before))
                 break
             except RejectedExport as error:
                 del findings.rows[mark:]
+                if any(e.folder == error.folder for e in before):
+                    before = [e for e in before if e.folder != error.folder]
+                    continue
                 broken = next(e for e in good if e.folder == error.folder)
                 reject(broken, error)
                 good.remove(broken)
     tables: dict[str, Any] = {
-        name: pa.concat_tables([p[name] for p in parts] or [empty]) for name, empty in empty_canonical().items()
+        name: pa.concat_tables([empty, *(p[name] for p in parts if name in p)])
+        for name, empty in empty_canonical().items()
     }
     tables["findings"] = findings.table()
     return tables, rejected

@@ -6,7 +6,6 @@ erases them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL
 from assets.intake import connector
-from assets.intake.connector import Delivery, Export, landed, pull
+from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
@@ -58,7 +57,7 @@ def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     """
     exports = landed(lake, city, days)
     require_raw_files(exports)
-    tables, rejected = read_exports(exports, city)
+    tables, rejected = read_exports(exports, city, built_upon(lake, city, exports))
     for name, table in tables.items():
         lake.write(f"staging/canonical/{name}", days[-1], table)
     lake.write_days("findings", days, tables["findings"], "arrival_day")
@@ -78,18 +77,9 @@ def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     }
 
 
-def _incremental(export: Export) -> bool:
-    """Whether the export says of itself that it holds changes only (`export.json` of a bulk export)."""
-    try:
-        about = json.loads((export.folder / "export.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("scope") == "incremental"
-
-
 def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
     found = {(e.clinic.key, e.arrival_day) for e in exports
-             if any("consent" in f.name.lower() for f in e.files()) and not _incremental(e)}  # fmt: skip
+             if any("consent" in f.name.lower() for f in e.files()) and not e.changes_only}  # fmt: skip
     rows = [{"clinic": clinic, "arrival_day": day} for clinic, day in sorted(found)]
     return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 

@@ -370,3 +370,43 @@ def test_who_comes_of_age_is_erased_unless_they_sign_for_themselves(run: Run, la
     (back,) = [r for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()]
     assert back["arrival_day"] == START and places(lake, ["GONE", "YOUNGER"]) == set()
     run(8, within=city)
+
+
+def changes(**files: Any) -> dict[str, Any]:
+    return {"export.json": '{"scope": "incremental"}', **{f"{kind}.ndjson": rows for kind, rows in files.items()}}
+
+
+def test_changes_build_upon_what_came_before(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    insured = [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]
+    coded = {"resourceType": "Condition", "id": "d", "subject": {"reference": "Patient/p"}, "encounter": {"reference": "Encounter/c1"},
+             "code": {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": "I21.0"}]}}  # fmt: skip
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p", identifier=insured), person("other")], "Encounter.ndjson": [stay("c1", "p")],
+            "Condition.ndjson": [coded], "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
+    run(0)
+    # The stay goes on, and a second one begins: neither the patient nor the diagnosis changed, so neither comes again.
+    longer = stay("c1", "p", period={"start": "2024-12-30", "end": "2025-01-02"})
+    deliver("klinik-nord", START + timedelta(2), changes(Encounter=[longer, stay("c2", "p", "2025-01-01")]))
+    run(2)
+    rows = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
+    assert sorted((r["arrival_day"], r["chapter"]) for r in rows) == [
+        (START, "IX"), (START + timedelta(2), "IX"), (START + timedelta(2), "unknown"),
+    ]  # fmt: skip
+    assert {r["area"] for r in rows} == {"64283"} and len({r["person_key"] for r in rows}) == 1
+
+
+def test_a_case_that_the_clinic_deleted_is_removed_and_stays_away(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q")], "Encounter.ndjson": [stay("c1", "p"), stay("c2", "p"), stay("c3", "q")],
+            "Consent.ndjson": [fhir_consent("p"), fhir_consent("q")]})  # fmt: skip
+    run(0, 4)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
+    removal = {"resourceType": "Bundle", "type": "transaction", "entry": [{"request": {"method": "DELETE", "url": "Encounter/c1"}},
+               {"request": {"method": "DELETE", "url": "Patient/q"}}]}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(5), changes(deleted=[removal]))
+    run(5)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    run(0, 4)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1, "the old days read again bring nothing back"
+    verify_cases(lake, lake.read("cases", PSEUDONYMISED_CASES))
+    deliver("klinik-nord", START + timedelta(6), changes(Encounter=[stay("c1", "p")]))
+    run(6)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 2, "created again after its deletion"
