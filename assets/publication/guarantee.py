@@ -16,6 +16,7 @@ from assets.privacy.plan import PricedPlan, price
 
 MECHANISM = "discrete Gaussian, zero-concentrated differential privacy"
 UNMEASURED = "not measured in this plan"
+AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         epsilon_one_year=round(plan.epsilon_year, 4),
         epsilon_five_years=round(plan.epsilon_five_years, 4),
         delta=city.budget.delta,
+        truncation_share=AT_CAP_PUBLISHED if any(t.at_cap for t in city.plan.tables) else UNMEASURED,
         tables=tuple(
             {
                 "name": p.table.name,
