@@ -243,7 +243,10 @@ ESTIMATES: Final = pa.schema(
         _text("outcome", "died | other; null where all are meant"),
         _field("value", pa.float64(), "unbiased differentially private estimate of the count, may be negative"),
         _field("variance", pa.float64(), "variance of the estimate from the noise alone"),
-        _text("status", "provisional while its budget window is open, then final"),
+        _text(
+            "status",
+            "provisional while its budget window is open, then final; paused where its budget is used up before",
+        ),
     ]
 )
 """Consistent estimates of every published level: privacy's output and publication's only input."""

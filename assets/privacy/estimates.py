@@ -11,7 +11,7 @@ dimension, so replacing the total keeps estimates unbiased, makes them add up an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
 from math import prod
 
@@ -179,11 +179,23 @@ def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Commi
     return parts
 
 
-def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> pa.Table:
+def _paused(table: pa.Table, city: City, windows: Collection[str]) -> pa.Table:
+    """`ESTIMATES` in which what is provisional in one of `windows` is paused."""
+    scopes = [city.window_start(day).isoformat() for day in table.column("unit_end").to_pylist()]
+    waits = pc.equal(table.column("status"), "provisional")
+    inside = pc.and_(waits, pc.is_in(pa.array(scopes), pa.array(sorted(windows), pa.string())))
+    place = table.column_names.index("status")
+    return table.set_column(place, "status", pc.if_else(inside, "paused", table.column("status")))
+
+
+def estimates(
+    city: City, plan: PricedPlan, committed: Mapping[str, Committed], paused: Collection[str] = ()
+) -> pa.Table:
     """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
 
     Months, quarters, age-standardised rates (dimension `standard_age`) and patients at their cap are rows of their own.
-    `status` is final once every table of the window is in, `provisional` before.
+    `status` is final once every table of the window is in, `provisional` before, and `paused` where no more will come:
+    `paused` names the windows whose budget is used up. What was measured in them is published on.
     """
     of_cases = [t for t in city.plan.tables if not t.at_cap]
     lagging: set[str] = {d for t in city.plan.tables if t.extra_lag_days for d in t.dimensions}
@@ -211,4 +223,5 @@ def estimates(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) 
     if not parts:
         return ESTIMATES.empty_table()
     order = [(n, "ascending") for n in ESTIMATES.names if n not in ("value", "variance", "status")]
-    return pa.concat_tables(parts).sort_by(order).cast(ESTIMATES)
+    table = pa.concat_tables(parts).sort_by(order)
+    return (_paused(table, city, paused) if paused else table).cast(ESTIMATES)

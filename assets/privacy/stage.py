@@ -188,5 +188,5 @@ def publishable(lake: Lake, city: City) -> pa.Table:
     """Consistent estimates of everything committed: privacy's only output."""
     ledger = open_ledger(lake, city)
     require_newest(lake, city, ledger)
-    table = estimates(city, price(city), ledger.committed())
-    return table.cast(ESTIMATES)
+    paused = [scope for scope, window in ledger.windows().items() if window.paused]
+    return estimates(city, price(city), ledger.committed(), paused).cast(ESTIMATES)

@@ -24,11 +24,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def trials(mode: str, folder: Path) -> list[tuple[int, list[str]]]:
+def trials(mode: str, folder: Path, server: str | None = None) -> list[tuple[int, list[str]]]:
     """Exit code and violations of each trial."""
     done = subprocess.run(
-        [sys.executable, str(TRIALS), mode, str(folder)], capture_output=True, text=True, timeout=200, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=folder,
+        [sys.executable, str(TRIALS), mode, str(folder)], capture_output=True, text=True, timeout=400, check=False,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'audit'}"} | ({"CRASH_TRIALS_SERVER": server} if server else {}), cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -51,3 +51,9 @@ def test_two_processes_at_once_draw_and_pay_once(folder: Path):
 
 def test_one_process_killed_while_another_works(folder: Path):
     assert trials("together, one killed", folder) == [[0, []]] * 25
+
+
+def test_a_kill_at_any_step_on_postgresql(folder: Path, postgres: str):
+    results = trials("every seventh step", folder, postgres)
+    assert [found for _, found in results if found] == []
+    assert len(results) > 10, "make audit tries every single step"

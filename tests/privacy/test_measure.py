@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -136,3 +137,28 @@ def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load:
     wanted = measuring.due(other, first_days(city, 60), LATER, ledger.committed().keys())
     with pytest.raises(measuring.PlanChanged, match="day"):
         measuring.measure(other, price(other), ledger, wanted, load, b"k")
+
+
+def test_a_used_up_budget_pauses_the_series_and_borrows_nothing(city: City, ledger: Ledger, load: Load):
+    """What was measured before stays published; the next window has its own budget and goes on."""
+    days = first_days(city, 364 + 35)
+    small = replace(price(city), budget_units=price(city).spent_units // 2)
+    measuring.measure(
+        city, small, ledger, measuring.due(city, days[:40], city.budget.epoch + timedelta(43), ()), load, b"k"
+    )
+    before = ledger.committed()
+    measuring.measure(city, small, ledger, measuring.due(city, days, LATER, before.keys()), load, b"k")
+    first, second = ledger.windows().values()
+    assert first.paused and first.planned_units + first.set_aside_units <= first.cap_units == small.budget_units
+    committed = ledger.committed()
+    assert before.items() <= committed.items() and ledger.verify() == []
+    assert (
+        measuring.measure(city, small, ledger, measuring.due(city, days[:364], LATER, committed.keys()), load, b"k")
+        == 0
+    )
+    scopes = [scope for scope, window in ledger.windows().items() if window.paused]
+    frame = estimates(city, small, committed, scopes).to_pandas()
+    there = frame[frame["unit_end"] < city.budget.epoch + timedelta(364)]
+    assert set(there["status"]) == {"paused"} and {"day", "week"} <= set(there["time_level"])
+    later = frame[frame["unit_end"] >= city.budget.epoch + timedelta(364)]
+    assert second.tables and set(later["status"]) == {"paused" if second.paused else "provisional"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonymise import LINKS
-from assets.identity.record import record_days
+from assets.identity.record import record_days, record_erasure
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
@@ -171,3 +171,49 @@ def test_versions_of_one_day_are_taken_in_one_order(city: City, make_case: Any, 
         run(lake, city, pa.Table.from_pylist(order, schema=PSEUDONYMISED_CASES), 0, 3)
         seen.append(lake.read("events", EVENTS))
     assert seen[0] == seen[1] and seen[0].num_rows == 1
+
+
+def without_patient(lake: Lake, person: str) -> None:
+    """As erasure does after a withdrawal: gone from every table of identity and privacy, the counters remain."""
+    for table, schema, column in (("cases", PSEUDONYMISED_CASES, "arrival_day"), ("events", EVENTS, "event_day")):
+        rows = lake.read(table, schema)
+        kept = rows.filter(pa.compute.not_equal(rows.column("person_key"), person))
+        lake.write_days(table, lake.days(table), kept, column, keep_empty=table == "events")
+        if table == "cases":
+            record_erasure(lake, table, lake.days("cases"), kept)
+
+
+@pytest.mark.parametrize("step", ["draw", "commit"])
+def test_a_withdrawal_between_a_crash_and_its_resume_needs_nobody(
+    city: City, history: pa.Table, new_lake: Any, no_noise: None, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    lake = new_lake("withdrawn")
+    run(lake, city, history, 0, 20)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((measuring, "draw") if step == "draw" else (Ledger, "commit")), crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(lake, city, history, 21, 35)
+    ledger, window = Ledger(lake.ledger_path), city.budget.epoch.isoformat()
+    spent = ledger.windows()[window].spent_units
+    waiting = ledger.reserved().keys() - ledger.committed().keys()
+    late_in = city.budget.epoch + timedelta(20)
+    person = next(r["person_key"] for r in lake.read("events", EVENTS).to_pylist() if r["event_day"] > late_in)
+    without_patient(lake, person)
+    run(lake, city, history.filter(pa.compute.not_equal(history.column("person_key"), person)), 36, 36)
+    committed = ledger.committed()
+    assert waiting and waiting <= committed.keys() and ledger.verify() == []
+    with ledger.store.read() as execute:
+        rows = execute("SELECT measurement, rho_units FROM entries WHERE kind = 'supersede'")
+    superseded = {m for m, _ in rows}
+    assert superseded and superseded <= waiting and {rho for _, rho in rows} == {0}
+    assert ledger.windows()[window].spent_units == sum(c.rho_units for c in committed.values()) >= spent
+    days = lake.read("events", EVENTS).column("event_day").to_pylist()
+    weeks = [m for m in superseded if m.startswith("week_area:")]
+    for name in weeks:
+        first = date.fromisoformat(name.split(":")[1])
+        assert sum(committed[name].values) == sum(first <= d < first + timedelta(7) for d in days)
+    assert weeks
