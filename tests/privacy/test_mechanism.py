@@ -22,7 +22,11 @@ BANNED = [
     "from diffprivlib.tools import histogram",
     "import diffprivlib.models",
     *(f"from diffprivlib.mechanisms import {m}" for m in ("Gaussian", "GaussianAnalytic", "Laplace", "LaplaceTruncated",
-      "LaplaceFolded", "LaplaceBoundedDomain", "LaplaceBoundedNoise", "Snapping", "Staircase", "Uniform", "Vector")),
+      "LaplaceFolded", "LaplaceBoundedDomain", "LaplaceBoundedNoise", "Snapping", "Staircase", "Uniform", "Vector", "Bingham")),
+    "from diffprivlib.mechanisms.laplace import Laplace",
+    "import diffprivlib.mechanisms.gaussian",
+    "from diffprivlib import mechanisms\n\nmechanisms.Laplace(epsilon=1, sensitivity=1)",
+    "import diffprivlib as d\n\nd.tools.histogram([1])",
 ]  # fmt: skip
 
 
@@ -57,6 +61,18 @@ def test_the_scale_is_never_rounded_below_what_was_paid_for(monkeypatch: pytest.
     for n in range(1, 300):
         draw([0], Fraction(n, 7))
         assert Fraction(seen[-1]) ** 2 >= Fraction(n, 7)
+
+
+def test_every_mechanism_of_the_library_is_banned_or_known_to_be_discrete():
+    from diffprivlib import mechanisms
+
+    discrete = {"Binary", "Exponential", "ExponentialCategorical", "ExponentialHierarchical", "GaussianDiscrete", "Geometric",
+                "GeometricFolded", "GeometricTruncated", "PermuteAndFlip"}  # fmt: skip
+    there = {
+        n for n, kind in vars(mechanisms).items() if isinstance(kind, type) and issubclass(kind, mechanisms.DPMechanism)
+    }
+    named = {n for n in there if f"from diffprivlib.mechanisms import {n}" in BANNED}
+    assert there - named - {"DPMechanism", "DPMachine"} == discrete
 
 
 @pytest.mark.parametrize("line", BANNED)
