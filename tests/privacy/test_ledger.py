@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ import pytest
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
+from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
 from assets.privacy.ledger import (
     BudgetExceeded,
     Ledger,
     Overtaken,
     Reservation,
     SnapshotMismatch,
+    Window,
     _digest,
     open_ledger,
 )
 from assets.privacy.ledger_store import GENESIS, VERSION, PostgresStore, Refused
+from pipelines.ledger_cli import window_report
 
 CAP, SET_ASIDE = 30, 5
 
@@ -337,3 +341,16 @@ def test_the_city_file_chooses_the_database_and_holds_no_password(
     City.model_validate(fields | {"ledger": "postgresql://ledger@db.example.org:5432/health"})
     with pytest.raises(ValueError, match="ledger"):
         City.model_validate(fields | {"ledger": "postgresql://ledger:secret@db.example.org/health"})
+
+
+def test_what_is_shown_are_exact_fractions(ledger: Ledger):
+    ledger.reserve([ask("day:2024-12-30:1", rho=7), ask("week:2024-12-30:1", rho=3)])
+    ledger.reserve([ask("day:2024-12-30:2", rho=2, kind="correct")])
+    report = window_report("w", ledger.windows()["w"], 1e-6)
+    assert report["status"] == "open" and report["tables"].keys() == {"day", "week"}
+    assert Fraction(report["tables"]["day"]["rho"]) == Fraction(7, UNITS_PER_RHO)
+    assert Fraction(report["spent"]["rho"]) == Fraction(12, UNITS_PER_RHO) and report["spent"]["of_budget"] == 12 / CAP
+    assert Fraction(report["corrections"]["set_aside"]["rho"]) == Fraction(SET_ASIDE, UNITS_PER_RHO)
+    full = window_report("w", Window(cap_units=UNITS_PER_RHO // 4, tables={"day": UNITS_PER_RHO // 4}), 1e-6)
+    assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == round(epsilon_of(0.25, 1e-6), 6)
+    assert full["epsilon_five_years_like_this"] == round(epsilon_of(1.25, 1e-6), 6)
