@@ -35,7 +35,7 @@ def main() -> int:
             str(source),
             str(BENCH / "cumulus"),
         ]
-        sides.append(Side(PEER, command, rounds=3))
+        sides.append(Side(PEER, command, rounds=2))
     except NotInstalled as problem:
         note(str(problem))
         missing = f"\n\ncumulus-etl does not install here: {problem}"
