@@ -157,6 +157,25 @@ def canonical(rows: int) -> Path:
     return once(f"canonical-{rows}", make)
 
 
+def open_data(years: int) -> Path:
+    """`cases.parquet` and `cases.csv`: daily estimates of each area and kind of care, as published."""
+
+    def make(folder: Path) -> None:
+        city = load_city()
+        with duckdb.connect() as con:
+            con.register("areas", pa.table({"area": [a.key for a in city.areas]}))
+            con.execute("SELECT setseed(0.5)")
+            con.execute(f"""CREATE TABLE cases AS
+                SELECT 'day' AS time_level, CAST(d AS DATE) AS unit_start, care, area, round(10 + 20 * random(), 2) AS value,
+                  14.1 AS variance, 'final' AS status
+                FROM range(DATE '2005-01-03', DATE '2005-01-03' + {364 * years}, INTERVAL 1 DAY) t(d), areas,
+                  (VALUES ('inpatient'), ('emergency_visit')) c(care)""")
+            con.execute(f"COPY (FROM cases ORDER BY ALL) TO '{folder}/cases.parquet'")
+            con.execute(f"COPY (FROM cases ORDER BY ALL) TO '{folder}/cases.csv'")
+
+    return once(f"open-data-{years}", make)
+
+
 def prepare(folder: Path, city: City) -> None:
     """Beside canonical tables, what a peer is given: `prepared.parquet` of the cases, and `rules.json`."""
     from assets.quality.rules import PREPARED, rules
