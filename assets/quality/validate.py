@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from assets.contract.city import City
-from assets.contract.schemas import FINDINGS
-from assets.lake.engine import connect
+from assets.contract.schemas import FINDINGS, PROVENANCE
+from assets.lake.engine import connect, load
 from assets.quality.rules import EXEMPT, NOT_NULL, PREPARED, TABLES, Rule, rules
 from assets.quality.suite import run_gx
 
@@ -69,6 +69,11 @@ def _find(con: duckdb.DuckDBPyConnection, table: str, own: Sequence[tuple[int, R
     )
 
 
+def _required(own: Sequence[tuple[int, Rule]]) -> set[str]:
+    """The checked columns that must be filled. They hold ids, which no other rule looks at."""
+    return {rule.checked_column for _, rule in own if rule.expectation == NOT_NULL}
+
+
 def _rows(con: duckdb.DuckDBPyConnection, own: Sequence[tuple[int, Rule]]) -> pa.Table:
     """The checked columns of `prepared`, row by row."""
     columns = ", ".join(f'"{c}"' for c in dict.fromkeys(rule.checked_column for _, rule in own))
@@ -80,14 +85,13 @@ def _distinct(
 ) -> tuple[pa.Table, dict[int, int]]:
     """Each checked column's distinct values, and how many of them fail each rule by DuckDB.
 
-    Of a column that must be filled, only whether it is. Columns are padded with what fails no rule. Raises
-    `QualityDisagreement` unless the rows of the failing values are as many as were found row by row.
+    Columns are padded with what fails no rule. Raises `QualityDisagreement` unless the rows of the failing values
+    are as many as were found row by row.
     """
     values: dict[str, pa.ChunkedArray] = {}
-    failing, required = {}, {rule.checked_column for _, rule in own if rule.expectation == NOT_NULL}
+    failing, required = {}, _required(own)
     for column in dict.fromkeys(rule.checked_column for _, rule in own):
-        value = f"CASE WHEN \"{column}\" IS NOT NULL THEN '' END" if column in required else f'"{column}"'
-        con.execute(f'CREATE TEMP TABLE once AS SELECT {value} AS "{column}", count(*) AS n FROM prepared GROUP BY 1')
+        con.execute(f'CREATE TEMP TABLE once AS SELECT "{column}", count(*) AS n FROM prepared GROUP BY 1')
         values[column] = con.execute(f'SELECT "{column}" FROM once').to_arrow_table().column(0)
         for number, rule in own:
             if rule.checked_column == column:
@@ -107,13 +111,16 @@ def _distinct(
 def _check(con: duckdb.DuckDBPyConnection, table: str, declared: Sequence[Rule]) -> None:
     """Adds the failing rows of `table` to `failing`, after GX judged the same prepared rows and counted the same.
 
-    Of more than `NATIVE_ROWS` rows GX judges each distinct value once: every rule looks at one column.
+    Of more than `NATIVE_ROWS` rows GX judges each distinct value once, for every rule looks at one column, and of a
+    column that must be filled only whether it is.
     """
-    con.execute(f"CREATE TEMP TABLE prepared AS {PREPARED[table]}")
     own = [(number, rule) for number, rule in enumerate(declared) if rule.table == table]
+    (size,) = con.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+    filled = ", ".join(f'CASE WHEN "{c}" IS NOT NULL THEN \'\' END AS "{c}"' for c in sorted(_required(own)))
+    columns = "*" if size <= NATIVE_ROWS else f"* REPLACE ({filled})"
+    con.execute(f"CREATE TEMP TABLE prepared AS SELECT {columns} FROM ({PREPARED[table]})")
     _find(con, table, own)
     found = _counts(con, table)
-    (size,) = con.execute("SELECT count(*) FROM prepared").fetchone() or (0,)
     frame, found = (_rows(con, own), found) if size <= NATIVE_ROWS else _distinct(con, own, found)
     counted = run_gx(table, frame.to_pandas(), [rule for _, rule in own])
     unequal = [
@@ -150,7 +157,12 @@ def _follow(con: duckdb.DuckDBPyConnection) -> None:
         )
 
 
-def _findings(con: duckdb.DuckDBPyConnection, declared: Sequence[Rule]) -> pa.Table:
+def _findings(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], declared: Sequence[Rule]) -> pa.Table:
+    for name in TABLES:
+        query = "SELECT DISTINCT row AS _row FROM failing WHERE table_name = ? ORDER BY 1"
+        rows = con.execute(query, [name]).to_arrow_table().column(0)
+        places = tables[name].select(FINDINGS.names[: len(PROVENANCE)]).take(rows).append_column("_row", rows)
+        load(con, **{f"{name}_places": places})
     about = pa.table(
         {
             "number": pa.array(range(len(declared)), pa.int32()),
@@ -164,7 +176,7 @@ def _findings(con: duckdb.DuckDBPyConnection, declared: Sequence[Rule]) -> pa.Ta
     parts = " UNION ALL ".join(
         f"""SELECT t.clinic, t.arrival_day, t.export_id, t.source_file, t.source_line, a.rule, a.family, a.severity,
           CASE WHEN NOT f.follows THEN a.column_name END AS column_name, f.table_name, t._row
-        FROM failing f JOIN {table} t ON t._row = f.row JOIN about a ON a.number = f.rule
+        FROM failing f JOIN {table}_places t ON t._row = f.row JOIN about a ON a.number = f.rule
         WHERE f.table_name = '{table}'"""
         for table in TABLES
     )
@@ -199,13 +211,13 @@ def validate(tables: dict[str, pa.Table], city: City) -> Validated:
             "CREATE TEMP TABLE failing (table_name VARCHAR, row BIGINT, rule INTEGER, quarantines BOOLEAN, follows BOOLEAN)"
         )
         for name in TABLES:
-            numbered = tables[name].append_column("_row", pa.array(np.arange(tables[name].num_rows)))
-            con.register(name, numbered)
+            checked = tables[name].drop_columns(["export_id", "source_file"])
+            load(con, **{name: checked.append_column("_row", pa.array(np.arange(checked.num_rows)))})
         for name in TABLES:
             _check(con, name, declared)
         counts = {name: _counts(con, name) for name in TABLES}
         _follow(con)
-        findings = _findings(con, declared)
+        findings = _findings(con, tables, declared)
         parts = {name: _split(con, name, tables[name], declared) for name in TABLES}
     return Validated(
         valid={name: valid for name, (valid, _) in parts.items()},

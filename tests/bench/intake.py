@@ -50,6 +50,9 @@ def main() -> int:
     for key, other, over in (("intake_over_floor", OURS, FLOOR), ("cumulus_over_intake", PEER, OURS)):
         if other in whole and over in whole:
             print(f"<!-- metric {key} {whole[other] / whole[over]:.2f} -->")
+    for r in results:
+        if r.side.name == OURS and r.samples:
+            print(f"<!-- metric intake_cpu_us_per_resource {r.of('cpu') / resources * 1e6:.1f} -->")
     return 0 if len(whole) == 3 else 1
 
 

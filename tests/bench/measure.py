@@ -113,8 +113,8 @@ def once(side: Side) -> Sample:
         raise BenchFailed(f"{side.name}: exit {process.returncode}: {(log.read_text(errors='replace') + text)[-600:]}")
     last = text.splitlines()[-1] if text else ""
     said = json.loads(last) if last.startswith("{") else {}
-    # The sampler may miss a short peak of the one process; the kernel does not.
-    return Sample(wall, usage.ru_utime + usage.ru_stime, max(peak[0], usage.ru_maxrss / 1e3), said)
+    # Not `usage.ru_maxrss`: it counts what this process held when it forked.
+    return Sample(wall, usage.ru_utime + usage.ru_stime, peak[0], said)
 
 
 def side_by_side(sides: Sequence[Side], rounds: int) -> list[Result]:
@@ -142,22 +142,25 @@ def note(text: str) -> None:
 
 
 def table(results: Sequence[Result], reference: str, by: str = "wall") -> str:
-    """Markdown table of all results; `ratio`: how often the time `by` of the side `reference` goes into a side's."""
+    """Markdown table of all results, with ratios of the time `by`, and of processor time, to the side `reference`.
+
+    On a machine that others use too, processor time is the steadier of both.
+    """
     base = next(r for r in results if r.side.name == reference)
     rows = [
-        "| | whole process | least–most | work alone | processor time | peak memory | runs | ratio |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| | whole process | least–most | work alone | processor time | peak memory | runs | ratio | of processor time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in results:
         if not r.samples:
             rows.append(
-                f"| {r.side.name} | failed: {' '.join(r.failed.split())[-160:].replace('|', '/')} | | | | | 0 | |"
+                f"| {r.side.name} | failed: {' '.join(r.failed.split())[-160:].replace('|', '/')} | | | | | 0 | | |"
             )
             continue
         walls = [s.wall for s in r.samples]
-        ratio = f"{r.of(by) / base.of(by):.2f}" if base.samples else ""
+        ratios = [f"{r.of(w) / base.of(w):.2f}" if base.samples else "" for w in (by, "cpu")]
         rows.append(
             f"| {r.side.name} | {r.of('wall'):.2f} s | {min(walls):.2f}–{max(walls):.2f} s | {r.of('seconds'):.2f} s "
-            f"| {r.of('cpu'):.2f} s | {r.of('peak_mb'):,.0f} MB | {len(walls)} | {ratio} |"
+            f"| {r.of('cpu'):.2f} s | {r.of('peak_mb'):,.0f} MB | {len(walls)} | {' | '.join(ratios)} |"
         )
     return "\n".join(rows)
