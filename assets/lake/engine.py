@@ -35,12 +35,22 @@ def memory_limit() -> str:
     )
 
 
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def spill_into(folder: Path) -> None:
     """Let connections that are opened from now on spill into `folder`, encrypted; remove what dead processes left."""
     global _spill  # noqa: PLW0603 - a process has one lake, and a stage's functions do not know it
     _spill = folder / f"{socket.gethostname()}-{os.getpid()}"
     for left in folder.glob(f"{socket.gethostname()}-[0-9]*"):
-        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+        if not _runs(int(left.name.rpartition("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -26,7 +26,7 @@ def main() -> int:
     for peer, name in PEERS.items():
         try:
             command = [str(python_of(peer)), str(here / f"counts_{peer}.py"), str(path), areas]
-            sides.append(Side(name, command, rounds=3 if peer in SLOW else None))
+            sides.append(Side(name, command, rounds=2 if peer in SLOW else None))
         except NotInstalled as problem:
             note(str(problem))
             missing.append(f"{name} does not install here: {problem}")
