@@ -16,6 +16,13 @@ from measure import BENCH, ROOT, note
 HERE = Path(__file__).parent
 NAMES = ("intake", "reading", "validation", "counts", "analyst", "engines", "growth", "daily", "accuracy")
 """In this order, where the script exists: others may land later."""
+INTRODUCTION = """# Measured
+
+`make bench` makes this page from the newest run of each bench; under each stands its day and machine. Times are medians of
+whole processes; *work alone* leaves out starting Python and importing. Ratios are of one and the same run, round by round, so
+that what else the machine did falls on all sides alike; where others use the machine too, processor time is the steadier.
+
+"""
 METRIC = re.compile(r"^<!-- metric (\S+) (\S+) -->$", re.MULTILINE)
 
 
@@ -53,23 +60,17 @@ def main() -> int:
     names = [n for n in asked or NAMES if (HERE / f"{n}.py").exists()]
     BENCH.mkdir(exist_ok=True)
     header = f"{datetime.now(UTC):%Y-%m-%d}, {machine()}"
-    sections, failed, metrics = [], [], {}
+    failed, metrics = list[str](), dict[str, float]()
     for name in names:
         text, whole = run(name, quick)
         failed += [] if whole else [name]
         metrics |= {key: float(value) for key, value in METRIC.findall(text)}
         section = METRIC.sub("", text).strip()
-        sections.append(section)
-        (BENCH / f"{name}.md").write_text(f"{section}\n\n{header}\n")
+        (BENCH / f"{name}{'-quick' if quick else ''}.md").write_text(f"{section}\n\n*{header}*\n")
         print(section, flush=True)
-    if not asked and not quick:
-        (ROOT / "docs" / "bench.md").write_text(
-            f"# Measured\n\n`make bench` made this page: {header}. Times are medians of whole processes; ratios are of one "
-            "and the same run, round by round, so that what else the machine did falls on all sides alike.\n\n"
-            + "\n\n".join(sections)
-            + "\n"
-        )
     if not quick:
+        pieces = [(BENCH / f"{n}.md").read_text().strip() for n in NAMES if (BENCH / f"{n}.md").exists()]
+        (ROOT / "docs" / "bench.md").write_text(INTRODUCTION + "\n\n".join(pieces) + "\n")
         with (HERE / "history.jsonl").open("a") as history:
             history.write(json.dumps({"on": header, **metrics}, sort_keys=True) + "\n")
     for name in failed:
