@@ -198,7 +198,7 @@ def test_gx_and_duckdb_agree_and_no_row_is_lost(given_tables: dict[str, pa.Table
         assert result.valid[name].num_rows + result.quarantined[name].num_rows == given_tables[name].num_rows
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
 @given(st.fixed_dictionaries({name: frames(name) for name in TABLES}))
 def test_judging_distinct_values_finds_what_judging_rows_finds(given_tables: dict[str, pa.Table]):
     by_row = validate(given_tables, load_city())
