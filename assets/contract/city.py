@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import date, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
@@ -407,6 +408,12 @@ def load_city(path: Path | None = None) -> City:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CityFileError(f"{file}: cannot be read ({error.__class__.__name__}); set {CITY_VARIABLE}") from None
+    return _parsed(file, text)
+
+
+@lru_cache(maxsize=4)
+def _parsed(file: Path, text: str) -> City:
+    """The city of `text`, once for the same text: every stage of a run asks for it, and it is frozen."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         values: Any = yaml.safe_load(text)

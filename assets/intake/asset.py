@@ -119,7 +119,10 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                     passed=not summary["rejected"],
                     severity=dg.AssetCheckSeverity.ERROR,
                     description=f"{sum(summary['rejected'].values())} of {summary['exports']} exports rejected",
-                    metadata={"rejected": shares_table("rule", summary["rejected"], max(summary["exports"], 1))},
+                    metadata={
+                        "rejected": shares_table("rule", summary["rejected"], max(summary["exports"], 1)),
+                        "rejected_exports": sum(summary["rejected"].values()),
+                    },
                 ),
                 dg.AssetCheckResult(
                     check_name="every_clinic_delivered",
@@ -127,9 +130,10 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                     severity=dg.AssetCheckSeverity.WARN,
                     description=f"{sum(summary['days_without_export'].values())} days of a clinic without an export",
                     metadata={
+                        "clinic_days_missing": sum(summary["days_without_export"].values()),
                         "days_without_export": shares_table(
                             "clinic", summary["days_without_export"], len(days_of(context))
-                        )
+                        ),
                     },
                 ),
             ],

@@ -54,7 +54,9 @@ def read_key(path: Path) -> bytes:
     try:
         status = path.stat()
     except OSError:
-        raise KeyFileError(f"{path}: no key file; create one with `digitalstadt keys create`") from None
+        raise KeyFileError(
+            f"{path}: no key file; put it back from its backup, or create it with `digitalstadt keys` if there is no data yet"
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         raise KeyFileError(f"{path}: is not a regular file")
     if status.st_mode & 0o077:

@@ -96,6 +96,8 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                         "failed": shares_table(
                             "rule", summary["failed"].get(family, {}), max(summary["checked"][family], 1)
                         ),
+                        "failed_share": sum(summary["failed"].get(family, {}).values())
+                        / max(summary["checked"][family], 1),
                         "trend": trend,
                     },
                 )
