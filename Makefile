@@ -34,6 +34,8 @@ lint: $(BIN)/.installed
 audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutants against consent and bounding; minutes
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
 	$(BIN)/python tests/mutation/mutate.py
+	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest tests/consent/test_independent.py
+	DIGITALSTADT_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest tests/intake/test_hostile.py -k mutated # 100,000 lines and rows
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/audit $(BIN)/python tests/privacy/crash_trials.py audit $(DIGITALSTADT_DATA)/audit
 
 web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wrote; needs npm
