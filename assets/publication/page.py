@@ -7,6 +7,7 @@ The data is a script, not fetched, so that the page works from the file system t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -63,11 +64,15 @@ _GROUPED_BY: Final = {
 }
 _SEX: Final = {**CODES["sex"], "other": Text(de="divers/unbek.", en="other/unkn.")}
 """Short enough for the axis of a chart on a phone."""
+_ALL_PATIENTS: Final = ("value_all_patients", "all_patients_ci95_lower", "all_patients_ci95_upper")
 _BROKEN_DOWN: Final = ("area_key", "icd_chapter", "age_group", "sex")
 
 
 def _rows(frame: pd.DataFrame, key: str, city: City) -> list[list[float]]:
-    """Rows of a dataset as `page.js` reads them: indices into lists, day number, value and interval."""
+    """Rows of a dataset as `page.js` reads them: indices into lists, day number, value and interval, quality, status.
+
+    The newest of each series have three numbers more, where they are published: the estimate for all patients.
+    """
     by = _GROUPED_BY.get(key, [])
     mine = frame[frame[[c for c in _BROKEN_DOWN if c not in by]].isna().all(axis=1)]
     if mine.empty:  # a plan may measure nothing but what is broken down further than the page shows
@@ -91,8 +96,12 @@ def _rows(frame: pd.DataFrame, key: str, city: City) -> list[list[float]]:
     for name in ("value", "ci95_lower", "ci95_upper"):
         table[name] = (mine[name] * 10**digits).round() / 10**digits
     table["quality"] = mine["quality"].map({q: n for n, q in enumerate("ABCD")})
+    table["status"] = mine["status"].map({key: n for n, key in enumerate(CODES["status"])})
+    newest = table["start"] == table.groupby(["care", "level", "group", "measure"])["start"].transform("max")
+    for name in _ALL_PATIENTS:
+        table[name] = ((mine[name] * 10 ** (digits - 1)).round() / 10 ** (digits - 1)).where(newest)
     # A whole number is written without its `.0`: a third of the file.
-    return [[int(x) if x == int(x) else x for x in row] for row in table.itertuples(index=False)]
+    return [[int(x) if x == int(x) else x for x in row if not math.isnan(x)] for row in table.itertuples(index=False)]
 
 
 def page_data(frames: dict[str, pd.DataFrame], city: City) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def page_data(frames: dict[str, pd.DataFrame], city: City) -> dict[str, Any]:
         "time_levels": LEVELS,
         "care": [pair(CODES["care"][c]) for c in CARE],
         "levels": [pair(CODES["time_level"][t]) for t in LEVELS],
+        "statuses": [pair(text) for text in CODES["status"].values()],
         "measures": [
             {"key": k, "name": pair(m.name), "unit": pair(m.unit_name), "decimals": m.decimals}
             for k, m in MEASURES.items()
@@ -141,6 +151,7 @@ def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str
                 ],
                 "version": release.version,
                 "groups": about.key in _GROUPED_BY,
+                "counted": "count" in about.measures,
                 "level": about.levels[0].time if about.levels[0].time != "day" else "week",
             }
         )

@@ -115,6 +115,27 @@ def test_the_page_says_when_a_difference_is_inside_the_noise(browser: Any, serve
         assert f"{now['value_display']:,.0f}".replace(",", ".") in text
 
 
+def test_the_newest_value_says_how_final_it_is_and_what_it_means_for_all_patients(
+    browser: Any, served: str, frames: Frames
+) -> None:
+    newest = frames["cases_by_area"].query(
+        "care == 'inpatient' and measure == 'count' and time_level == 'week' and area_key.isna()"
+    ).iloc[-1]  # fmt: skip
+    shown = f"{newest['value_all_patients']:,.0f} ({newest['all_patients_ci95_lower']:,.0f} to"
+    with Visit(browser, served + "?lang=en") as visit:
+        text = visit.page.locator("#cases_by_area .latest").inner_text()
+        assert newest["status"] == "provisional" and "provisional, will become more accurate" in text
+        assert (
+            f"Estimated for all patients of the participating clinics, also those who did not consent: {shown}" in text
+        )
+        assert "Estimated for all patients" not in visit.page.locator("#emergency_share .latest").inner_text()
+        caption = visit.page.locator("#cases_by_area .over-time").inner_text()
+        assert "axis does not begin at zero" in caption
+        summary = visit.page.locator("#cases_by_area details.table summary").first
+        summary.click()
+        assert "provisional" in visit.page.locator("#cases_by_area .time-table tbody tr").first.inner_text()
+
+
 def test_a_single_value_is_told_and_not_drawn_as_a_course(browser: Any, served: str) -> None:
     with Visit(browser, served) as visit:
         figures = visit.page.locator("#cases_by_area figure")

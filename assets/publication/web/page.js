@@ -3,28 +3,30 @@
   "use strict";
   const data = window.DIGITALSTADT;
   const LEVELS = data.time_levels;
-  const COLUMN = { care: 0, level: 1, start: 2, group: 3, measure: 4, value: 5, low: 6, high: 7, quality: 8 };
+  const COLUMN = { care: 0, level: 1, start: 2, group: 3, measure: 4, value: 5, low: 6, high: 7, quality: 8, status: 9, all: 10 };
   const WORDS = {
     de: {
       care: "Versorgung", measure: "Maß", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
       inside: "im Rauschen", outside: "größer als das Rauschen",
       latest: (unit, value, low, high) => `Neuester Wert, ${unit}: ${value}. Ohne Rauschen liegt er mit 95 % Sicherheit zwischen ${low} und ${high}.`,
+      everybody: (value, low, high) => `Geschätzt für alle Patientinnen und Patienten der beteiligten Kliniken, auch ohne Einwilligung: ${value} (${low} bis ${high}), falls Einwilligung und Erkrankung nichts miteinander zu tun haben.`,
       change: (by, half) => `Veränderung zur Zeiteinheit davor: ${by} (± ${half}) `,
-      time: (measure, group) => `${measure}, ${group}: Verlauf mit 95-%-Band`,
+      time: (measure, group, cut) => `${measure}, ${group}: Verlauf mit 95-%-Band${cut ? " (Achse beginnt nicht bei null)" : ""}`,
       compared: (measure, unit) => `${measure} im Vergleich, ${unit}`,
-      ranking: (n, all) => `${n} von ${all} Werten sind vom Mittel dieser Werte nicht zu unterscheiden: ihr Intervall schließt es ein (graue Balken, „im Rauschen“). Nahe Plätze können durch das Rauschen vertauscht sein.`,
-      mean: "Mittel der Werte", week: (w, y) => `KW ${w}/${y}`, to: "bis", value: "Wert", from: "von", until: "bis", unit: "Zeitraum", what: "Gruppe",
+      ranking: (n, all) => `${n} von ${all} Werten ${n === 1 ? "ist" : "sind"} vom Mittel dieser Werte nicht zu unterscheiden: ihr Intervall schließt es ein (graue Balken, „im Rauschen“). Nahe Plätze können durch das Rauschen vertauscht sein.`,
+      mean: "Mittel der Werte", week: (w, y) => `KW ${w}/${y}`, to: "bis", value: "Wert", from: "von", until: "bis", unit: "Zeitraum", what: "Gruppe", status: "Stand",
       verdict: "Unterschied zum Mittel", differs: "unterscheidet sich vom Mittel", none: "Noch keine Werte für diese Auswahl.",
     },
     en: {
       care: "Care", measure: "Measure", level: "Unit of time", group: "Selection", all: "all together",
       inside: "inside the noise", outside: "larger than the noise",
       latest: (unit, value, low, high) => `Latest value, ${unit}: ${value}. Without noise it lies between ${low} and ${high} with 95% certainty.`,
+      everybody: (value, low, high) => `Estimated for all patients of the participating clinics, also those who did not consent: ${value} (${low} to ${high}), if consent and illness have nothing to do with each other.`,
       change: (by, half) => `Change from the unit of time before: ${by} (± ${half}) `,
-      time: (measure, group) => `${measure}, ${group}: over time, with its 95% band`,
+      time: (measure, group, cut) => `${measure}, ${group}: over time, with its 95% band${cut ? " (axis does not begin at zero)" : ""}`,
       compared: (measure, unit) => `${measure} compared, ${unit}`,
       ranking: (n, all) => `${n} of ${all} values cannot be told from the mean of these values: their interval holds it (grey bars, “inside the noise”). Neighbouring ranks may be swapped by the noise.`,
-      mean: "mean of the values", week: (w, y) => `week ${w}/${y}`, to: "to", value: "value", from: "from", until: "to", unit: "period", what: "group",
+      mean: "mean of the values", week: (w, y) => `week ${w}/${y}`, to: "to", value: "value", from: "from", until: "to", unit: "period", what: "group", status: "status",
       verdict: "difference from the mean", differs: "differs from the mean", none: "No values for this selection yet.",
     },
   };
@@ -155,6 +157,8 @@
         const inside = Math.abs(by) <= noise;
         html += ` ${esc(w.change(signed(by, m), number(noise, m)))}<span class="${inside ? "inside" : "outside"}">${esc(inside ? w.inside : w.outside)}</span>.`;
       }
+      html += ` <span class="stand">${esc(say(data.statuses[now[COLUMN.status]]))}</span>`;
+      if (now.length > COLUMN.all) html += `<br>${esc(w.everybody(...now.slice(COLUMN.all).map((v) => number(floor(v, m), m))))}`;
       box.innerHTML = html;
     }
     record(row, m, unit) {
@@ -162,6 +166,7 @@
       return {
         day: new Date(row[COLUMN.start] * DAY).toISOString().slice(0, 10), unit: unitText(unit, row[COLUMN.start]),
         value: floor(row[COLUMN.value], m) * scale, low: floor(row[COLUMN.low], m) * scale, high: floor(row[COLUMN.high], m) * scale,
+        status: say(data.statuses[row[COLUMN.status]]).split(/[:,]/)[0],
         shown: number(floor(row[COLUMN.value], m), m), range: `${number(floor(row[COLUMN.low], m), m)} – ${number(floor(row[COLUMN.high], m), m)}`,
       };
     }
@@ -189,7 +194,7 @@
     }
     time(series, m, unit) {
       const values = series.map((r) => this.record(r, m, unit)), w = word();
-      const caption = w.time(named(m), this.label("group", this.choice.group));
+      const caption = w.time(named(m), this.label("group", this.choice.group), Math.min(...values.map((v) => v.low)) > 0);
       this.section.querySelector(".over-time").textContent = caption;
       const tooltip = [{ field: "unit", title: w.unit }, { field: "shown", title: w.value }, { field: "range", title: "95 %" }];
       const x = { field: "day", type: "temporal", title: null, scale: { type: "utc" }, axis: { labelOverlap: true, labelFlush: true, grid: false } };
@@ -203,7 +208,7 @@
           { mark: { type: "point", filled: true, color: "#14508f", size: series.length > 60 ? 12 : 30 }, encoding: { x, y: y("value"), tooltip } },
         ],
       }), caption);
-      this.table(".time-table", [w.unit, w.value, "95 %"], values.map((v) => [v.unit, v.shown, v.range]).reverse(), caption);
+      this.table(".time-table", [w.unit, w.value, "95 %", w.status], values.map((v) => [v.unit, v.shown, v.range, v.status]).reverse(), caption);
     }
     ranked(rows, m, unit, last) {
       const w = word(), caption = w.compared(named(m), unitText(unit, last));
