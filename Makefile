@@ -5,7 +5,7 @@ export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-ckan audit bench ui web lint clean
+.PHONY: run test test-ckan audit bench ui web lint clean sbom dist vulnerabilities
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,18 @@ test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a rea
 
 bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
 	$(BIN)/python tests/bench/bench.py $(BENCH)
+
+sbom: $(BIN)/.installed ## what the software is made of, as CycloneDX, in dist/
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o dist/sbom.cdx.json $(BIN)/python
+
+dist: sbom ## what a release consists of: wheel and bill of materials, with checksums
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cd dist && sha256sum *.whl sbom.cdx.json > checksums.sha256
+
+vulnerabilities: $(BIN)/.installed ## known weaknesses of the locked dependencies; needs a registry that answers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --disable-pip --no-deps -r constraints.txt
 
 clean:
 	rm -rf data .dagster

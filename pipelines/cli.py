@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
-from assets.lake.keys import KeyFileError, create_keys
+from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.lease import DataRootBusy
 from assets.lake.zone import ZoneError, open_zone
@@ -28,6 +28,7 @@ from pipelines import (
     patient_cli,
     plan_cli,
     publish_cli,
+    safekeeping_cli,
     web_cli,
 )
 from pipelines.environments import current, key_folder
@@ -40,6 +41,7 @@ app.command("plan")(plan_cli.plan)
 app.add_typer(patient_cli.patient_app, name="patient")
 app.add_typer(clinic_cli.clinic_app, name="clinic")
 publish_cli.register(app)
+safekeeping_cli.register(app)
 web_cli.register(app)
 operation_cli.register(app)
 out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns

@@ -63,3 +63,77 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
         return list(values)
 
     monkeypatch.setattr(measuring, "draw", exact)
+
+
+OID = "2.16.840.1.113883.3.1937.777.24.5.3"
+
+
+def _consent(patient: str, **over: Any) -> dict[str, Any]:
+    period = {"start": "2024-01-01", "end": "2054-01-01"}
+    nested = [
+        {"type": "permit", "period": period, "code": [{"coding": [{"system": f"urn:oid:{OID}", "code": f"{OID}.{n}"}]}]}
+        for n in (6, 7, 8)
+    ]
+    return {"resourceType": "Consent", "id": f"consent-{patient}", "status": "active",
+            "patient": {"reference": f"Patient/{patient}"}, "dateTime": "2024-01-01T10:00:00+01:00",
+            "provision": {"type": "deny", "provision": nested}} | over  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_export() -> Callable[..., dict[str, Any]]:
+    """`small_export(day, names, withdrawn=())`: a FHIR export with one consented inpatient case of each patient."""
+
+    def make(day: date, names: list[str], withdrawn: tuple[str, ...] = ()) -> dict[str, Any]:
+        people = [{"resourceType": "Patient", "id": n, "gender": "female", "birthDate": "1980-05-05",
+                   "address": [{"postalCode": "64283"}]} for n in names]  # fmt: skip
+        cases = [{"resourceType": "Encounter", "id": f"{n}-{day}", "status": "finished", "class": {"code": "IMP"},
+                  "subject": {"reference": f"Patient/{n}"}, "period": {"start": str(day), "end": str(day)}} for n in names]  # fmt: skip
+        consents = [_consent(n) for n in names] + [_consent(n, status="inactive") for n in withdrawn]
+        return {"Patient.ndjson": people, "Encounter.ndjson": cases, "Consent.ndjson": consents}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompt_city() -> City:
+    """A city that measures each day at once: no lag, a few small tables."""
+    city = load_city()
+    tables = tuple(t for t in city.plan.tables if t.name in ("day", "day_area"))
+    plan = city.plan.model_copy(update={"tables": tables, "acceptance": ()})
+    return city.model_copy(update={"freeze_lag_days": 0, "plan": plan})
+
+
+def _stages() -> dict[str, Callable[[Lake, City, list[date]], Any]]:
+    """Every stage of a run by name, in order, as plain functions."""
+    from assets.consent import stage as consent
+    from assets.identity import stage as identity
+    from assets.intake import stage as intake
+    from assets.privacy import stage as privacy
+    from assets.publication import stage as publication
+    from assets.quality import stage as quality
+
+    return {
+        "landed_exports": lambda lake, city, days: intake.take(lake, city, days, date.today()),
+        "canonical_records": intake.read,
+        "consented_records": consent.run,
+        "validated_records": quality.run,
+        "pseudonymised_cases": identity.run,
+        "noisy_measurements": privacy.run,
+        "open_data": lambda lake, city, days: publication.run(lake, city),
+    }
+
+
+@pytest.fixture(scope="session")
+def stages() -> dict[str, Callable[[Lake, City, list[date]], Any]]:
+    return _stages()
+
+
+@pytest.fixture(scope="session")
+def run_days(stages: dict[str, Callable[[Lake, City, list[date]], Any]]) -> Callable[[Lake, City, list[date]], None]:
+    """A whole run without Dagster."""
+
+    def run(lake: Lake, city: City, days: list[date]) -> None:
+        for stage in stages.values():
+            stage(lake, city, days)
+
+    return run

@@ -54,6 +54,13 @@ def record_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table)
         _write(lake, record | {"erasures": record["erasures"] + 1})
 
 
+def record_again(lake: Lake, tables: Mapping[str, pa.Table]) -> None:
+    """Bring every record up to `tables`, whole, whose pseudonyms were exchanged; what they were made from stays."""
+    for path in sorted((lake.confidential / "records" / FOLDER).glob("*.json")):
+        record = json.loads(path.read_bytes())
+        _write(lake, record | {"tables": _hashes(tables, date.fromisoformat(path.stem))})
+
+
 def _read(lake: Lake, day: date) -> dict[str, Any]:
     """The sealed record of `day`; raises `CertificateMismatch` where there is none or it was altered."""
     record = lake.read_record(f"{FOLDER}/{day.isoformat()}")

@@ -1,0 +1,103 @@
+"""Backup and restore of an installation: what the confidential zone holds, and the ledger by its entries.
+
+A restore never lets budget be spent twice: one whose ledger is behind what was measured or published is refused, and
+so is every run on it (`evidence`). Not here: the format of the file (`lake.backup`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from assets.contract.city import City
+from assets.lake import audit, backup, witness
+from assets.lake.backup import BackupError
+from assets.lake.lake import Lake
+from assets.lake.lease import lease
+from assets.lake.witness import Head
+from assets.lake.zone import open_zone
+from assets.privacy.evidence import LOG, gaps, head_of
+from assets.privacy.ledger import Ledger, open_ledger
+from assets.privacy.ledger_store import GENESIS
+
+_COLUMNS = "seq, kind, measurement, scope, rho_units, snapshot, parameters, measured, previous, hash"
+
+
+def _entries(ledger: Ledger) -> list[tuple[Any, ...]]:
+    with ledger.store.read() as execute:
+        return execute(f"SELECT {_COLUMNS} FROM entries ORDER BY seq")
+
+
+def make(lake: Lake, city: City, target: Path) -> dict[str, Any]:
+    """Write a backup of the data root to `target`; returns counts and hashes, no value."""
+    with lease(lake.root, "backup", wait_seconds=600):
+        ledger = open_ledger(lake, city)
+        if problems := [*ledger.verify(), *gaps(lake, city, ledger)]:
+            raise BackupError(f"the ledger does not verify, so it is not backed up: {'; '.join(problems)}")
+        audit.record(lake, "backup")
+        entries, head = _entries(ledger), head_of(ledger)
+        about = {"city": city.key, "entries": head.entries, "head": head.hash}
+        return backup.write(lake, target, json.dumps(entries).encode(), about)
+
+
+def _refuse_older(lake: Lake, zone: str, entries: list[Any], source: Path, lost: bool) -> None:
+    """Raise `BackupError` where something was measured that the backup's ledger does not hold."""
+    seen = witness.seen(lake.keys.witness, zone, LOG)
+    if seen is None or lost:
+        return
+    hashes = {row[0]: row[-1] for row in entries}
+    if hashes.get(seen.entries) != seen.hash:
+        raise BackupError(
+            f"{source}: its ledger holds {len(entries)} entries, but {seen.entries} were measured since or otherwise: "
+            "restored, its budget could be spent twice. Use a newer backup. With --ledger-lost it is put in place to be "
+            "read; nothing can be measured or published on it then"
+        )
+
+
+def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> dict[str, Any]:
+    """Put the backup `source` in the place of the confidential zone, which is kept beside it.
+
+    Raises `BackupError` where it is not whole, of another city or keys, or older than what was measured. An entry of
+    the audit log says what was restored; entries that the log lost by it are named there.
+    """
+    with lease(lake.root, "restore", wait_seconds=10):
+        found = backup.unpack(lake, source)
+        try:
+            if found.about["city"] != city.key:
+                raise BackupError(f"{source}: it is of the city {found.about['city']}, not {city.key}")
+            rows = json.loads(found.ledger)
+            _refuse_older(lake, found.about["zone"], rows, source, ledger_lost)
+            if city.ledger:
+                _require_continuation(_entries(open_ledger(lake, city)), rows, source)
+            lost = witness.seen(lake.keys.witness, found.about["zone"], audit.LOG)
+            former = backup.install(lake, found)
+        finally:
+            shutil.rmtree(found.folder, ignore_errors=True)
+        ledger = open_ledger(lake, city)
+        _load(ledger, rows)
+        if problems := ledger.verify():
+            raise BackupError(f"{source}: the restored ledger does not verify: {'; '.join(problems)}")
+        log = audit.entries(lake)
+        own = Head(len(log), log[-1]["hash"] if log else GENESIS)
+        witness.reanchor(lake.keys.witness, open_zone(lake).id, audit.LOG, own)
+        audit.record(lake, "restore", made=found.about["made"], ledger_entries=len(rows),
+                     audit_entries_lost=max(0, (lost.entries if lost else 0) - own.entries))  # fmt: skip
+        return {"made": found.about["made"], "ledger_entries": len(rows), "former": str(former or ""),
+                "behind": list(gaps(lake, city, ledger))}  # fmt: skip
+
+
+def _require_continuation(present: list[Any], rows: list[Any], source: Path) -> None:
+    """A ledger in a database of its own was not lost with the data root: it must go on from the backup."""
+    if present and [list(r) for r in present[: len(rows)]] != rows[: len(present)]:
+        raise BackupError(f"{source}: the ledger's database holds other entries than the backup; use the right one")
+
+
+def _load(ledger: Ledger, rows: list[Any]) -> None:
+    """Append those `rows` that the ledger lacks; its own rules check each of them."""
+    present = head_of(ledger).entries
+    marks = ", ".join("?" for _ in _COLUMNS.split(","))
+    with ledger.store.write() as execute:
+        for row in rows[present:]:
+            execute(f"INSERT INTO entries ({_COLUMNS}) VALUES ({marks})", tuple(row))

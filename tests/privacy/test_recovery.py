@@ -1,0 +1,185 @@
+"""Backup, restore and rotation of keys on a whole data root: nothing lost, nothing spent twice, nothing linkable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from assets.contract.city import City
+from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.tombstones import MARK
+from assets.lake import audit
+from assets.lake.backup import BackupError
+from assets.lake.keys import KeyFileError, create_keys
+from assets.lake.lake import Lake
+from assets.privacy import recovery, rotation
+from assets.privacy.evidence import LedgerBehind
+from assets.privacy.ledger import Ledger
+from assets.privacy.patient import report
+from assets.privacy.rotation import rotate_keys
+
+START = date(2024, 12, 30)
+SECOND = START + timedelta(1)
+
+
+@pytest.fixture
+def site(lake: Lake, deliver: Callable[..., Path], small_export: Callable[..., Any], prompt_city: City, run_days: Any) -> Lake:  # fmt: skip
+    """A data root after its first day: three patients."""
+    deliver("klinik-nord", START, small_export(START, ["CANARY-anna", "CANARY-bert", "CANARY-cora"]))
+    run_days(lake, prompt_city, [START])
+    return lake
+
+
+@pytest.fixture
+def second_day(site: Lake, deliver: Any, small_export: Any, prompt_city: City, run_days: Any) -> Callable[[], None]:
+    """A second day: Anna is admitted again, Bert withdraws."""
+    deliver("klinik-nord", SECOND, small_export(SECOND, ["CANARY-anna"], withdrawn=("CANARY-bert",)))
+    return lambda: run_days(Lake.open(site.root, site.root.parent / "keys"), prompt_city, [SECOND])
+
+
+def state(lake: Lake) -> list[Any]:
+    tables = [("cases", PSEUDONYMISED_CASES), ("events", EVENTS), ("bounding", BOUNDING_DECISIONS), ("consent_register", CONSENT_PROVISIONS)]  # fmt: skip
+    return [*(lake.read(n, s) for n, s in tables), Ledger(lake.ledger_path).committed()]
+
+
+def test_a_lost_zone_comes_back_from_its_backup_and_the_next_day_runs(
+    site: Lake, prompt_city: City, second_day: Callable[[], None], tmp_path: Path
+):
+    before, file = state(site), tmp_path / "safe" / "city.backup"
+    said = recovery.make(site, prompt_city, file)
+    assert b"CANARY" not in file.read_bytes() and file.stat().st_mode & 0o777 == 0o600
+    for key in (site.keys.pseudonym, site.keys.encryption, site.keys.period or b""):
+        assert key not in file.read_bytes() and key.hex().encode() not in json.dumps(said).encode()
+    shutil.rmtree(site.confidential)
+    done = recovery.restore(site, prompt_city, file)
+    assert state(site) == before and done["behind"] == []
+    assert [e["event"] for e in audit.entries(site)][-2:] == ["backup", "restore"] and audit.verify(site) == []
+    second_day()
+    assert Ledger(site.ledger_path).verify() == []
+    assert all(p.stat().st_mode & 0o077 == 0 for p in site.confidential.rglob("*"))
+
+
+def test_a_backup_older_than_what_was_measured_is_refused_and_even_forced_spends_nothing(
+    site: Lake, prompt_city: City, second_day: Callable[[], None], tmp_path: Path, run_days: Any
+):
+    file = tmp_path / "city.backup"
+    recovery.make(site, prompt_city, file)
+    second_day()
+    kept = state(site)
+    with pytest.raises(BackupError, match="could be spent twice"):
+        recovery.restore(site, prompt_city, file)
+    assert state(site) == kept, "a refused restore changes nothing"
+    done = recovery.restore(site, prompt_city, file, ledger_lost=True)
+    assert done["behind"] and Path(done["former"]).is_dir()
+    spent = Ledger(site.ledger_path).committed()
+    with pytest.raises(LedgerBehind, match="nothing was measured or published"):
+        run_days(site, prompt_city, [SECOND])
+    assert Ledger(site.ledger_path).committed() == spent
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other key", "no backup"])
+def test_a_damaged_or_foreign_backup_changes_nothing(site: Lake, prompt_city: City, tmp_path: Path, damage: str):
+    file, before = tmp_path / "city.backup", state(site)
+    recovery.make(site, prompt_city, file)
+    content, lake = bytearray(file.read_bytes()), site
+    if damage == "other key":
+        create_keys(tmp_path / "other")
+        lake = Lake.open(site.root, tmp_path / "other")
+    content[len(content) // 2] ^= damage == "flipped"
+    file.write_bytes({"cut": content[: len(content) // 2], "no backup": b"hello"}.get(damage, bytes(content)))
+    with pytest.raises(BackupError):
+        recovery.restore(lake, prompt_city, file)
+    assert state(site) == before and not (site.root / ".restoring").exists()
+
+
+def pseudonyms(lake: Lake) -> set[str]:
+    found: set[str] = set()
+    for table, schema in (("cases", PSEUDONYMISED_CASES), ("events", EVENTS), ("bounding", BOUNDING_DECISIONS)):
+        rows = lake.read(table, schema)
+        for name in set(schema.names) & {"case_key", "patient_key", "person_key"}:
+            found |= {v.removeprefix(MARK) for v in rows.column(name).to_pylist()}
+    tombs = lake.read("consent_tombstones", CONSENT_PROVISIONS)
+    return found | set(tombs.column("patient_id").to_pylist()) | set(tombs.column("consent_id").to_pylist())
+
+
+def test_after_a_rotation_nothing_links_to_the_former_copy_and_everything_goes_on(
+    site: Lake, prompt_city: City, second_day: Callable[[], None], deliver: Any, small_export: Any, run_days: Any
+):
+    second_day()
+    folder, events = site.root.parent / "keys", site.read("events", EVENTS)
+    former = pseudonyms(site)
+    files = {p: p.read_bytes() for p in site.confidential.rglob("*.parquet")}
+    rotate_keys(site.root, prompt_city, folder)
+    lake = Lake.open(site.root, folder)
+    assert lake.keys.encryption != site.keys.encryption and lake.keys.period != site.keys.period
+    assert former and not former & pseudonyms(lake)
+    assert all(p.read_bytes() != content for p, content in files.items())
+    every = b"".join(p.read_bytes() for p in lake.confidential.rglob("*") if p.is_file())
+    assert not [name for name in former if name.encode() in every]
+    with pytest.raises(OSError, match=r"(?i)decrypt"):
+        site.read("cases", PSEUDONYMISED_CASES)
+    assert set(lake.read("cases", PSEUDONYMISED_CASES).column("key_id").to_pylist()) == {lake.keys.key_id}
+    plain = [c for c in EVENTS.names if not c.endswith("_key")]
+    assert lake.read("events", EVENTS).select(plain).sort_by([(c, "ascending") for c in plain]) == events.select(
+        plain
+    ).sort_by([(c, "ascending") for c in plain])
+    # The person is still known: the cap of one event a week holds over the rotation, and withdrawal erases.
+    third = START + timedelta(2)
+    deliver("klinik-nord", third, small_export(third, ["CANARY-anna", "CANARY-dora"], withdrawn=("CANARY-cora",)))
+    run_days(lake, prompt_city, [third])
+    kept = lake.read("bounding", BOUNDING_DECISIONS).filter(pc.field("kept"))
+    by_person = [r["kept_count"] for r in kept.group_by("person_key").aggregate([("kept", "count")]).to_pylist()]
+    assert max(by_person) == 1
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 4  # Anna's three and Dora's; Bert and Cora are gone
+    assert report(lake, prompt_city, "klinik-nord", "CANARY-bert")["consent"]["erased_on"] == SECOND
+    assert audit.verify(lake) == [] and "keys rotated" in [e["event"] for e in audit.entries(lake)]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 5, 9, 14, 17, 18])
+def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_one(
+    site: Lake, prompt_city: City, monkeypatch: pytest.MonkeyPatch, step: int
+):
+    folder, done = site.root.parent / "keys", 0
+    former, cases = pseudonyms(site), site.read("cases", PSEUDONYMISED_CASES).num_rows
+
+    def dying(*arguments: Any, **_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done > step:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    import os
+
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        try:
+            rotate_keys(site.root, prompt_city, folder)
+        except KeyboardInterrupt:
+            if any(folder.glob("*.next")):
+                with pytest.raises(KeyFileError, match="rotation of keys is not done"):
+                    Lake.open(site.root, folder)
+    if done > step:
+        rotate_keys(site.root, prompt_city, folder)
+    lake = Lake.open(site.root, folder)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == cases and not former & pseudonyms(lake)
+    assert not list(folder.glob("*.next"))
+    assert report(lake, prompt_city, "klinik-nord", "CANARY-anna")["processed_cases"]
+
+
+def test_every_column_of_pseudonyms_is_one_that_rotation_knows():
+    from assets.contract import schemas
+    from assets.identity.pseudonymise import LINKS
+    from assets.identity.tombstones import LINK_TOMBSTONES
+
+    every = [s for s in vars(schemas).values() if hasattr(s, "names")] + [LINKS, LINK_TOMBSTONES]
+    named = {n for s in every for n in s.names if n.endswith("_key") or "pseudonym" in n or n.startswith("sealed_")}
+    assert named <= set(rotation.COVERED)
