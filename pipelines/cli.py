@@ -79,13 +79,6 @@ def open_site() -> tuple[City, Lake]:
 
 
 @app.command()
-def keys() -> None:
-    """Create the two key files outside the repository, where they are missing."""
-    folder = key_folder(current(), load_city().key)
-    out.print(f"{'created' if create_keys(folder) else 'found'} keys in {folder}: back them up, apart from the data")
-
-
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Writes inbox/ and truth/ into it.")] = Path("data"),
     patients: Annotated[int, typer.Option(min=200, max=5_000_000, help="Residents of the city.")] = 160_000,
