@@ -53,9 +53,14 @@ test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a rea
 bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
-sbom: $(BIN)/.installed ## what the software is made of, as CycloneDX, in dist/
+.venv-sbom/bin/.installed: ## apart from .venv: it brings a package that compiles a grammar at every import of jsonschema
+	$(PYTHON) -m venv .venv-sbom
+	.venv-sbom/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom==7.5.0'
+	touch $@
+
+sbom: $(BIN)/.installed .venv-sbom/bin/.installed ## what the software is made of, as CycloneDX, in dist/
 	mkdir -p dist
-	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o dist/sbom.cdx.json $(BIN)/python
+	.venv-sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o dist/sbom.cdx.json $(BIN)/python
 
 dist: sbom ## what a release consists of: wheel and bill of materials, with checksums
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -8,6 +8,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +60,11 @@ def test_the_scan_sees_a_secret(tmp_path: Path):
 
 
 def test_the_bill_of_materials_lists_what_is_installed(tmp_path: Path):
+    tool = ROOT / ".venv-sbom" / "bin" / "cyclonedx-py"
+    if not tool.exists():
+        pytest.skip("no bill of materials: `make sbom` installs its tool in .venv-sbom")
     target = tmp_path / "sbom.json"
-    subprocess.run([BIN / "cyclonedx-py", "environment", "--output-reproducible", "-o", target, sys.executable], check=True, capture_output=True)  # fmt: skip
+    subprocess.run([tool, "environment", "--output-reproducible", "-o", target, sys.executable], check=True, capture_output=True)  # fmt: skip
     about = json.loads(target.read_text())
     names = {c["name"] for c in about["components"]}
     assert about["bomFormat"] == "CycloneDX" and {"dagster", "duckdb", "diffprivlib", "pyarrow"} <= names
