@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection
 from datetime import date
 from fractions import Fraction
+from functools import cache
 from typing import Final
 
 from assets.contract.city import PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
@@ -18,6 +19,7 @@ from assets.contract.city import PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, WINDOW_DA
 UNITS_PER_RHO: Final = 10**15
 
 
+@cache
 def epsilon_of(rho: float, delta: float) -> float:
     """ε(ρ, δ) = min over a > 1 of aρ + ln(1 − 1/a) − (ln δ + ln a)/(a − 1); CKS 2020, Proposition 12."""
     if rho <= 0:
@@ -37,6 +39,7 @@ def epsilon_of(rho: float, delta: float) -> float:
     return max(0.0, at((low + high) / 2))
 
 
+@cache
 def rho_of(epsilon: float, delta: float) -> float:
     """Largest ρ whose ε(ρ, δ) does not exceed `epsilon` (bisection from below)."""
     low, high = 0.0, epsilon

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -161,6 +162,15 @@ def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str
     )
 
 
+@cache
+def _charts() -> bytes:
+    """The chart library as one script; bundling it takes seconds."""
+    import vl_convert
+
+    # The bundle declares global constants: kept to itself.
+    return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();\n".encode()
+
+
 def write_page(
     frames: dict[str, pd.DataFrame], published: Sequence[Published], city: City, open_data: Path, promise: Guarantee
 ) -> None:
@@ -168,14 +178,10 @@ def write_page(
 
     Each file is replaced in one step, and only where it changed.
     """
-    import vl_convert
-
     data = json.dumps(page_data(frames, city), ensure_ascii=False, separators=(",", ":"))
-    # The bundle declares global constants: kept to itself.
-    charts = f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();\n"
     folder = make_directory(open_data / "page", FOLDER_MODE)
     files = {
-        folder / "charts.js": charts.encode(),
+        folder / "charts.js": _charts(),
         folder / "page.js": (WEB / "page.js").read_bytes(),
         folder / "sql.js": (WEB / "sql.js").read_bytes(),
         folder / "style.css": (WEB / "style.css").read_bytes(),
