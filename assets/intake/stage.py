@@ -23,6 +23,7 @@ from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.read import read_exports
 from assets.lake import audit
+from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
 from assets.lake.progress import reopen
 
@@ -35,7 +36,8 @@ class NotStaged(FileNotFoundError):
 
 
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
-    """Erase raw files whose retention is over, then pull what arrived for `days` from every clinic's inbox."""
+    """Erase half-written files and raw files whose retention is over, then pull what arrived for `days`."""
+    remove_leftovers([lake.confidential, lake.landing, lake.open_data])
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])

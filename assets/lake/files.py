@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
+
+_BESIDE: Final = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that `mkstemp` gives to files on their way to another name."""
 
 
 def make_directory(path: Path, mode: int = 0o700) -> Path:
@@ -40,6 +46,17 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def remove_leftovers(folders: Iterable[Path]) -> int:
+    """Remove what killed processes had half written below `folders`; how many files. Only under the lease.
+
+    A half-written file may hold rows that are erased everywhere else, and nothing ever reads or rewrites it.
+    """
+    found = [p for folder in folders for p in folder.rglob(".*") if _BESIDE.fullmatch(p.name) and p.is_file()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
 
 
 def sha256_of(path: Path) -> str:
