@@ -1,12 +1,17 @@
-"""Settings that keep an installation closed, no secret in the repository, and a bill of materials."""
+"""A whole run as a real process: strict modes under any umask, nothing reaches out, no secret in the repository."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +19,63 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 START = date(2024, 12, 30)
+
+
+@pytest.fixture
+def site(tmp_path: Path, small_export: Callable[..., Any]) -> dict[str, str]:
+    """Environment of an installation whose inbox holds one day."""
+    folder = tmp_path / "data" / "inbox" / "klinik-nord" / str(START)
+    folder.mkdir(parents=True)
+    for name, rows in small_export(START, ["CANARY-anna", "CANARY-bert"]).items():
+        (folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "_COMPLETE").touch()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("DAGSTER", "GX_"))}
+    return env | {"DIGITALSTADT_DATA": str(tmp_path / "data"), "DIGITALSTADT_KEYS": str(tmp_path / "keys"),
+                  "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}  # fmt: skip
+
+
+OUT = "for line in open('/proc/net/snmp'):\n print(line.strip())"
+RUN = (
+    "import os, subprocess, sys\nos.umask(0)\n"
+    "subprocess.run(['ip', 'link', 'set', 'lo', 'up'])\n"
+    "bin = sys.argv[1]\n"
+    "if sys.argv[2] == 'control':\n"
+    " import socket\n try: socket.create_connection(('192.0.2.1', 80), 1)\n except OSError: pass\n"
+    "else:\n"
+    " subprocess.run([bin + '/digitalstadt', 'keys'], check=True)\n"
+    " subprocess.run([bin + '/digitalstadt', 'run', '--from', '2024-12-30', '--to', '2025-01-03', '--json'], check=True)\n"
+    "print('NETWORK')\n" + OUT
+)
+
+
+def _in_namespace(site: dict[str, str], what: str) -> tuple[str, int]:
+    """Output of a run in a network namespace without a network, and how often something tried to leave it."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
+        pytest.skip("a network namespace can be made by root only")
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", RUN, str(BIN), what], env=site, capture_output=True, text=True,
+        cwd=site["HOME"], timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said, _, counters = done.stdout.partition("NETWORK\n")
+    names, values = (line.split()[1:] for line in counters.splitlines() if line.startswith("Ip:"))
+    return said, int(dict(zip(names, values, strict=True))["OutNoRoutes"])
+
+
+def test_a_run_reaches_out_to_nobody_works_offline_and_its_files_are_closed(site: dict[str, str], tmp_path: Path):
+    Path(site["HOME"]).mkdir()
+    assert _in_namespace(site, "control")[1] > 0, "the counter sees an attempt"
+    said, attempts = _in_namespace(site, "run")
+    assert attempts == 0 and "budget of the year" in said
+    wrong = []
+    for place in ("data/confidential", "data/landing", "keys"):
+        for path in (tmp_path / place, *(tmp_path / place).rglob("*")):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                wrong.append(f"{path.relative_to(tmp_path)} {mode:o}")
+    assert wrong == []
+    for path in (p for p in tmp_path.rglob("*") if p.is_file() and not {"inbox", "landing"} & set(p.parts)):
+        assert b"CANARY" not in path.read_bytes(), path
 
 
 def test_every_instance_file_switches_telemetry_off_and_every_server_listens_on_loopback():
