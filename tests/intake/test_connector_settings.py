@@ -15,8 +15,10 @@ BULK = "kind: fhir_bulk, base_url: 'https://fhir.example.org/r4'"
 
 def write(tmp_path: Path, connector: str, clinic: str = "klinik-nord") -> Any:
     file = tmp_path / "city.yaml"
+    entry = f"  - key: {clinic}\n"
     text = DEFAULT_CITY.read_text()
-    file.write_text(text.replace(f"{{key: {clinic},", f"{{key: {clinic}, connector: {{{connector}}},"))
+    assert entry in text
+    file.write_text(text.replace(entry, f"{entry}    connector: {{{connector}}}\n"))
     return load_city(file).clinic(clinic).connector
 
 
@@ -51,7 +53,7 @@ def test_each_channel_is_chosen_by_its_kind(tmp_path: Path, connector: str, kind
 def test_what_is_unsafe_or_incomplete_is_refused_with_its_line(tmp_path: Path, connector: str, reason: str):
     with pytest.raises(CityFileError, match=reason) as error:
         write(tmp_path, connector)
-    line = next(i for i, t in enumerate(DEFAULT_CITY.read_text().splitlines(), 1) if "klinik-nord" in t)
+    line = next(i for i, t in enumerate((tmp_path / "city.yaml").read_text().splitlines(), 1) if "connector:" in t)
     assert f"city.yaml:{line}:" in str(error.value) and "CANARY" not in str(error.value)
 
 
