@@ -81,17 +81,15 @@ def open_site() -> tuple[City, Lake]:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Writes inbox/ and truth/ into it.")] = Path("data"),
-    patients: Annotated[int, typer.Option(min=200, max=5_000_000, help="Residents of the city.")] = 160_000,
-    days: Annotated[int, typer.Option(min=2, max=4_000, help="Delivery days from the city's start.")] = 395,
+    patients: Annotated[int, typer.Option(min=1_000, max=5_000_000, help="Residents of the city.")] = 160_000,
+    days: Annotated[int, typer.Option(min=7, max=4_000, help="Delivery days from the city's start.")] = 395,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     dirt: Annotated[float, typer.Option(min=0, max=1, help="Share of cases with a fault.")] = 0.01,
     as_json: Json = False,
 ) -> None:
     """Write the exports of a synthetic city, and apart from them the truth about it. Nobody in it exists."""
-    from pipelines.demo.generate import generate
+    from pipelines.demo.generate import generate_once
 
-    if (folder / "inbox").exists() and not (folder / "truth" / "summary.json").exists():
-        fail(f"{folder / 'inbox'} exists and is not of a demo; choose another --out")
     try:
         city = load_city()
     except CityFileError as error:
@@ -100,15 +98,14 @@ def demo(
         TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), console=out, transient=True
     ) as bar:
         task = bar.add_task("synthetic city", total=1.0)
-        summary = generate(
-            folder,
-            city,
-            patients,
-            days,
-            seed,
-            dirt,
-            lambda text, share: bar.update(task, description=text, completed=share),
-        )
+
+        def show(text: str, share: float) -> None:
+            bar.update(task, description=text, completed=share)
+
+        try:
+            summary = generate_once(folder, city, patients, days, seed, dirt, show)
+        except FileExistsError as error:
+            fail(str(error))
     last = city.start + timedelta(days - 1)
     if as_json:
         sys.stdout.write(json.dumps(summary | {"first_day": city.start, "last_day": last}, default=str) + "\n")

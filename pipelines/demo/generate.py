@@ -7,6 +7,7 @@ it; nothing of the pipeline does.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -149,6 +150,11 @@ def _break_exports(city: City, out: Path, days: int) -> int:
     return broken
 
 
+def _asked(city: City, patients: int, days: int, seed: int, dirt: float) -> dict[str, Any]:
+    return {"synthetic": True, "city": city.key, "start": str(city.start), "seed": seed, "patients": patients,
+            "days": days, "dirt": dirt}  # fmt: skip
+
+
 def generate(
     out: Path,
     city: City,
@@ -192,7 +198,8 @@ def generate(
         with connect([out]) as con:
             con.register("all_versions", versions[versions["clinic"] == clinic.key])
             con.execute("""CREATE TEMP TABLE versions AS SELECT * REPLACE (CAST(arrival AS DATE) AS arrival,
-                CAST(admitted AS DATE) AS admitted, CAST(discharged AS DATE) AS discharged) FROM all_versions""")
+                CAST(admitted AS DATE) AS admitted, CAST(discharged AS DATE) AS discharged,
+                CAST(secondary AS VARCHAR[]) AS secondary) FROM all_versions""")
             con.register("all_documents", docs[(docs["clinic"] == clinic.key) & (docs["scenario"] != "none")])
             con.execute("""CREATE TEMP TABLE documents AS SELECT * REPLACE (CAST(arrival AS DATE) AS arrival,
                 CAST(withdrawal_arrival AS DATE) AS withdrawal_arrival) FROM all_documents""")
@@ -207,7 +214,7 @@ def generate(
         (folder / "_COMPLETE").touch()
     delivered = truth[truth["fate"] != "not_delivered"]
     summary: dict[str, Any] = {
-        "synthetic": True, "seed": seed, "patients": patients, "days": days, "exports": len(folders),
+        **_asked(city, patients, days, seed, dirt), "exports": len(folders),
         "broken_exports": broken, "lines": lines, "cases": len(delivered),
         "consented_cases": int(delivered["consented"].sum()),
         "cases_by_fate": delivered["fate"].value_counts().to_dict(),
@@ -217,3 +224,30 @@ def generate(
     (out / "truth" / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     tell("done", 1.0)
     return summary
+
+
+def generate_once(
+    out: Path, city: City, patients: int, days: int, seed: int, dirt: float, progress: Progress | None = None
+) -> dict[str, Any]:
+    """As `generate`, but whole or not at all, and nothing where the same demo city stands in `out` already.
+
+    Raises `FileExistsError` where `out/inbox` holds anything else: exports are never overwritten.
+    """
+    inbox, truth, partial = out / "inbox", out / "truth", out / "demo.partial"
+    asked = _asked(city, patients, days, seed, dirt)
+    if inbox.is_dir() and any(inbox.iterdir()):
+        summary = truth / "summary.json"
+        found: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
+        if not found:
+            raise FileExistsError(f"{inbox} holds exports that are not of a demo; choose another --out")
+        if {key: found.get(key) for key in asked} != asked:
+            raise FileExistsError(f"{inbox} holds another demo city; remove {out} or choose another --out")
+        return found
+    for left in (partial, truth):  # of a demo that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
+    result = generate(partial, city, patients, days, seed, dirt, progress)
+    truth.parent.mkdir(parents=True, exist_ok=True)
+    (partial / "truth").rename(truth)
+    (partial / "inbox").rename(inbox)
+    partial.rmdir()
+    return result
