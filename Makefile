@@ -4,12 +4,14 @@ BIN := $(VENV)/bin
 export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
+export PYTHONDONTWRITEBYTECODE := # what is compiled once is kept, whatever the caller's environment says
 
 .PHONY: run test test-ckan audit bench ui web lint clean sbom dist vulnerabilities
 
+# Python compiles what is imported, when it is: compiling all that is installed would take half a minute more.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
@@ -45,7 +47,7 @@ web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wr
 
 .venv-ckan/bin/.installed: ## apart from .venv: where CKAN can be imported, ckanapi raises other exceptions
 	$(PYTHON) -m venv .venv-ckan
-	.venv-ckan/bin/pip install --quiet --disable-pip-version-check 'ckan[requirements]==2.12.0'
+	.venv-ckan/bin/pip install --quiet --disable-pip-version-check --no-compile 'ckan[requirements]==2.12.0'
 	touch $@
 
 test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a real CKAN; needs postgresql and redis-server
@@ -56,7 +58,7 @@ bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; 
 
 .venv-sbom/bin/.installed: ## apart from .venv: it brings a package that compiles a grammar at every import of jsonschema
 	$(PYTHON) -m venv .venv-sbom
-	.venv-sbom/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom==7.5.0'
+	.venv-sbom/bin/pip install --quiet --disable-pip-version-check --no-compile 'cyclonedx-bom==7.5.0'
 	touch $@
 
 sbom: $(BIN)/.installed .venv-sbom/bin/.installed ## what the software is made of, as CycloneDX, in dist/
