@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,33 +27,36 @@ RATIO_FREE_BYTES: Final = 64 * 2**20
 """Below this, unpacking is harmless whatever the ratio."""
 SCHEMA: Final = pa.schema([("file", pa.int32()), ("source_line", pa.int64()), ("line", pa.string())])
 _BOM: Final = b"\xef\xbb\xbf"
+_END: Final = ord("\n")
 _BLANKS: Final = np.zeros(256, dtype=bool)
 _BLANKS[list(b" \t\r\n")] = True
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked where its name ends in `.gz`. Raises `RejectedExport` for a bad or hostile one."""
-    allowed = max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
-    with path.open("rb") as raw:
-        file: Any = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
-        total = 0
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file for reading bytes, unpacked where its name ends in `.gz`. `RejectedExport` where unpacking fails."""
+    with path.open("rb", buffering=0) as raw:
         try:
-            while block := file.read(BLOCK):
-                total += len(block)
-                if total > allowed:
-                    raise RejectedExport("gzip_bomb", path)
-                yield block
+            yield gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
         except (EOFError, zlib.error, gzip.BadGzipFile):
             raise RejectedExport("gzip_unreadable", path) from None
 
 
+def _allowed(path: Path) -> int:
+    """How many bytes a file may unpack to."""
+    return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
+
+
 def read_text(path: Path, most_bytes: int) -> str | None:
     """A whole small text file (UTF-8, packed or not), None where it is larger than `most_bytes`."""
-    data = b""
-    for block in blocks(path):
-        data += block
-        if len(data) > most_bytes:
-            return None
+    allowed, data = _allowed(path), b""
+    with _opened(path) as file:
+        while block := file.read(BLOCK):
+            data += block
+            if len(data) > allowed:
+                raise RejectedExport("gzip_bomb", path)
+            if len(data) > most_bytes:
+                return None
     try:
         return data.removeprefix(_BOM).decode()
     except UnicodeDecodeError:
@@ -83,58 +87,67 @@ class Lines:
                 return
 
     def _of(self, number: int, path: Path) -> Iterator[pa.RecordBatch]:
-        carry, before, first, skipping = b"", 0, True, False
-        for block in _ended(blocks(path)):
-            data = block.removeprefix(_BOM) if first else block
-            first = False
-            if skipping:
-                end = data.find(b"\n")
-                if end < 0:
-                    continue
-                before += 1
-                self.too_long.append((number, before))
-                data, skipping = data[end + 1 :], False
-            data = carry + data
-            cut = data.rfind(b"\n") + 1
-            carry = data[cut:]
-            if cut:
-                batch = _batch(number, before, data, cut, path)
-                before += data.count(b"\n")
-                if batch.num_rows:
-                    yield batch
-            if len(carry) > MAX_LINE_BYTES:
-                carry, skipping = b"", True
+        # Each block is read into a buffer of its own behind what is left of the last line, so nothing is copied
+        # but that rest; Arrow's pool gives the same memory again and again.
+        rest, before, total, skipping = b"", 0, 0, False
+        allowed = _allowed(path)
+        with _opened(path) as file:
+            while True:
+                buffer = pa.allocate_buffer(len(rest) + BLOCK)
+                data = np.frombuffer(buffer, dtype=np.uint8)
+                data[: len(rest)] = np.frombuffer(rest, dtype=np.uint8)
+                size = file.readinto(data[len(rest) :])
+                if not size:
+                    break
+                total += size
+                if total > allowed:
+                    raise RejectedExport("gzip_bomb", path)
+                last = len(rest) + size
+                first = len(_BOM) if total == last and data[: len(_BOM)].tobytes() == _BOM else 0
+                ends = np.flatnonzero(data[:last] == _END) + 1
+                if skipping and len(ends):
+                    before += 1
+                    self.too_long.append((number, before))
+                    first, ends, skipping = int(ends[0]), ends[1:], False
+                if len(ends):
+                    yield from _batch(number, before, buffer, first, ends, path)
+                    before += len(ends)
+                    first = int(ends[-1])
+                skipping = skipping or last - first > MAX_LINE_BYTES
+                rest = b"" if skipping else data[first:last].tobytes()
+        if skipping:
+            self.too_long.append((number, before + 1))
+        elif rest:
+            whole = _owned(np.frombuffer(rest + b"\n", dtype=np.uint8))
+            yield from _batch(number, before, whole, 0, np.array([whole.size]), path)
 
 
-def _ended(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes with a line end at the very end."""
-    last = b"\n"
-    for part in parts:
-        last = part[-1:]
-        yield part
-    if last != b"\n":
-        yield b"\n"
+def _owned(values: np.ndarray[Any, Any]) -> pa.Buffer:
+    """A copy in Arrow's own memory: freeing it does not need the interpreter, for which an engine's thread may wait for ever."""
+    buffer = pa.allocate_buffer(values.nbytes)
+    np.frombuffer(buffer, dtype=values.dtype)[:] = values
+    return buffer
 
 
-def _batch(number: int, before: int, data: bytes, cut: int, path: Path) -> pa.RecordBatch:
-    """The lines of `data[:cut]` without blank ones; each keeps its line end, which JSON does not mind."""
-    view = np.frombuffer(data, dtype=np.uint8, count=cut)
-    ends = np.flatnonzero(view == 10) + 1
-    offsets = np.concatenate(([0], ends)).astype(np.int32)
-    lines = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
+def _batch(
+    number: int, before: int, buffer: pa.Buffer, first: int, ends: np.ndarray[Any, Any], path: Path
+) -> Iterator[pa.RecordBatch]:
+    """The lines of `buffer` from `first` that end at `ends`, without blank ones.
+
+    Each keeps its line end, which JSON does not mind.
+    """
+    offsets = np.concatenate(([first], ends)).astype(np.int32)
+    count = len(ends)
+    lines = pa.StringArray.from_buffers(count, _owned(offsets), buffer)
     try:
         lines.validate(full=True)
     except pa.ArrowInvalid:
         raise RejectedExport("encoding_not_utf8", path) from None
-    batch = pa.RecordBatch.from_arrays(
-        [
-            pa.repeat(pa.scalar(number, pa.int32()), len(ends)),
-            pa.array(np.arange(before + 1, before + 1 + len(ends))),
-            lines,
-        ],
-        schema=SCHEMA,
-    )
-    if _BLANKS[view[offsets[:-1]]].any():
-        written = np.logical_or.reduceat(~_BLANKS[view], offsets[:-1])
+    numbers = pa.Array.from_buffers(pa.int64(), count, [None, _owned(np.arange(before + 1, before + 1 + count))])
+    batch = pa.RecordBatch.from_arrays([pa.repeat(pa.scalar(number, pa.int32()), count), numbers, lines], schema=SCHEMA)
+    data = np.frombuffer(buffer, dtype=np.uint8)
+    if _BLANKS[data[offsets[:-1]]].any():
+        written = np.logical_or.reduceat(~_BLANKS[data[: offsets[-1]]], offsets[:-1])
         batch = batch.filter(pa.array(written))
-    return batch
+    if batch.num_rows:
+        yield batch
