@@ -9,7 +9,7 @@ from pipelines.environments import current
 
 
 def web() -> None:
-    """Add the SQL box (DuckDB for browsers, pinned and checked, from npm) to the public page. Safe to repeat."""
+    """Add the SQL box (DuckDB and a Parquet reader for browsers, pinned and checked, from npm) to the public page. Safe to repeat."""
     from assets.publication import sql_box
 
     out, open_data = Console(), current().data_root / "open_data"
@@ -22,7 +22,7 @@ def web() -> None:
         out.print(f"the SQL box lies in {open_data / 'page' / sql_box.FOLDER} already", highlight=False)
         return
     try:
-        files = sql_box.box_files(sql_box.fetch(sql_box.DUCKDB), sql_box.fetch(sql_box.ARROW))
+        files = sql_box.box_files(*map(sql_box.fetch, sql_box.PACKAGES))
     except sql_box.SqlBoxError as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None

@@ -6,7 +6,7 @@ is called *inside the noise* where its 95% interval holds zero; intervals are of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +26,7 @@ _UNIT_COLUMNS: Final = (
 class View:
     name: str
     body: str
+    columns: tuple[str, ...]
     comment: str
 
 
@@ -40,14 +41,16 @@ class Macro:
 def _wide(key: str) -> View:
     """One row for each unit of time and cell, with the columns of each measure side by side."""
     kept = [c.name for c in COLUMNS if c.name not in ("measure", "unit", *_UNIT_COLUMNS)]
-    picked = ", ".join(
-        f"max({column}) FILTER (WHERE measure = '{m}') AS {m if column == 'value' else f'{m}_{column}'}"
+    picked = {
+        m if column == "value" else f"{m}_{column}": f"max({column}) FILTER (WHERE measure = '{m}')"
         for m in dataset(key).measures
         for column in _UNIT_COLUMNS
-    )
+    }
+    chosen = ", ".join(f"{expression} AS {name}" for name, expression in picked.items())
     return View(
         f"{key}_wide",
-        f"SELECT {', '.join(kept)}, {picked} FROM {key} GROUP BY {', '.join(kept)}",
+        f"SELECT {', '.join(kept)}, {chosen} FROM {key} GROUP BY {', '.join(kept)}",
+        (*kept, *picked),
         f"{dataset(key).title.en}, wide form: one row for each unit of time and cell, one group of columns for each "
         "measure",
     )
@@ -57,10 +60,10 @@ def views(datasets: Sequence[str]) -> list[View]:
     """The long form over all `datasets`, and a wide form of each."""
     if not datasets:
         return []
-    names = ", ".join(c.name for c in COLUMNS)
-    body = " UNION ALL ".join(f"SELECT {names} FROM {key}" for key in datasets)
+    names = tuple(c.name for c in COLUMNS)
+    body = " UNION ALL ".join(f"SELECT {', '.join(names)} FROM {key}" for key in datasets)
     together = View(
-        "indicators_long", body, "all datasets in long form: one row for each unit of time, cell and measure"
+        "indicators_long", body, names, "all datasets in long form: one row for each unit of time, cell and measure"
     )
     return [together, *(_wide(key) for key in datasets)]
 
@@ -73,6 +76,23 @@ def column_comment(column: str) -> str:
     measure = max((m for m in MEASURES if column.startswith(m)), key=len)
     part = column.removeprefix(measure).removeprefix("_") or "value"
     return f"{MEASURES[measure].meaning.en}: {known[part]}"
+
+
+def quoted(text: str) -> str:
+    """Text as an SQL literal, for statements that take no parameter."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def statements(datasets: Sequence[str]) -> Iterator[str]:
+    """Statements that add the views over `datasets` and the macros, with a comment on each."""
+    for view in views(datasets):
+        yield f"CREATE VIEW {view.name} AS {view.body}"
+        yield f"COMMENT ON VIEW {view.name} IS {quoted(view.comment)}"
+        for column in view.columns:
+            yield f'COMMENT ON COLUMN {view.name}."{column}" IS {quoted(column_comment(column))}'
+    for macro in MACROS:
+        yield f"CREATE MACRO {macro.name}{macro.body}"
+        yield f"COMMENT ON {macro.kind} {macro.name} IS {quoted(macro.comment)}"
 
 
 MACROS: Final[tuple[Macro, ...]] = (

@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 
@@ -21,7 +22,7 @@ from assets.contract.city import City
 from assets.contract.codes import AGE_GROUPS
 from assets.lake.engine import connect
 from assets.lake.files import fsync_directory, make_directory
-from assets.publication.analyst_sql import MACROS, column_comment, views
+from assets.publication.analyst_sql import quoted, statements
 from assets.publication.bundle import to_arrow
 from assets.publication.catalogue import COLUMNS, Dataset, dataset
 from assets.publication.guarantee import Guarantee
@@ -81,7 +82,7 @@ _COMMENTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
 }
 
 
-def _catalogue(about: list[Dataset]) -> pa.Table:
+def _catalogue(listed: list[Dataset]) -> pa.Table:
     return pa.Table.from_pylist(
         [
             {
@@ -94,7 +95,7 @@ def _catalogue(about: list[Dataset]) -> pa.Table:
                 "levels": "; ".join(f"{x.time} × {x.dimensions}" for x in d.levels),
                 "care": ", ".join(d.care),
             }
-            for d in about
+            for d in listed
         ],
         schema=pa.schema([(name, pa.string()) for name in _COMMENTS["catalogue"][1]]),
     )
@@ -163,58 +164,61 @@ def _privacy(promise: Guarantee) -> pa.Table:
     return pa.table({"item": pa.array(list(stated), pa.string()), "statement": pa.array(text, pa.string())})
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+@dataclass(frozen=True)
+class Explained:
+    """A table with its comment and those of its columns."""
+
+    table: pa.Table
+    comment: str
+    columns: dict[str, str]
+
+    def comments(self, name: str) -> Iterator[str]:
+        """Statements that put the comments on the table. COMMENT takes no parameter: text is quoted."""
+        yield f'COMMENT ON TABLE "{name}" IS {quoted(self.comment)}'
+        for column, text in self.columns.items():
+            yield f'COMMENT ON COLUMN "{name}"."{column}" IS {quoted(text)}'
 
 
-def _fill(
-    con: duckdb.DuckDBPyConnection, tables: dict[str, tuple[pa.Table, str, dict[str, str]]], data: list[str]
-) -> None:
-    """Create the tables with their comments, then views over the datasets `data`, then the macros. COMMENT takes no parameter: text is quoted."""
-    for name, (table, comment, columns) in tables.items():
-        con.register("incoming", table)
-        con.execute(f'CREATE TABLE "{name}" AS SELECT * FROM incoming')
-        con.unregister("incoming")
-        con.execute(f'COMMENT ON TABLE "{name}" IS {_quoted(comment)}')
-        for column, text in columns.items():
-            con.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS {_quoted(text)}')
-    for view in views(data):
-        con.execute(f"CREATE VIEW {view.name} AS {view.body}")
-        con.execute(f"COMMENT ON VIEW {view.name} IS {_quoted(view.comment)}")
-        for (column,) in con.execute(
-            "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND NOT internal", [view.name]
-        ).fetchall():
-            con.execute(f'COMMENT ON COLUMN {view.name}."{column}" IS {_quoted(column_comment(column))}')
-    for macro in MACROS:
-        con.execute(f"CREATE MACRO {macro.name}{macro.body}")
-        con.execute(f"COMMENT ON {macro.kind} {macro.name} IS {_quoted(macro.comment)}")
+def datasets(frames: dict[str, pd.DataFrame], city: City) -> dict[str, Explained]:
+    """Tables of the datasets: the rows of each `data.parquet`."""
+    note = " Synthetic demonstration data." if city.synthetic else ""
+    columns = {c.name: c.comment.en for c in COLUMNS}
+    return {
+        key: Explained(to_arrow(frame), f"{dataset(key).title.en}: {dataset(key).description.en}{note}", columns)
+        for key, frame in frames.items()
+    }
+
+
+def about(data: dict[str, Explained], city: City, promise: Guarantee) -> dict[str, Explained]:
+    """Tables that say what the datasets are: catalogue, release, privacy, geography."""
+    tables = {
+        "catalogue": _catalogue([dataset(key) for key in data]),
+        "release": _release({key: found.table for key, found in data.items()}, city),
+        "privacy": _privacy(promise),
+        "geography": _geography(city),
+    }
+    return {name: Explained(table, *_COMMENTS[name]) for name, table in tables.items()}
 
 
 def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, promise: Guarantee) -> None:
     """Write the analyst database from the released frames (`bundle.stamped`), replacing the old file in one step."""
-    data = {key: to_arrow(frame) for key, frame in frames.items()}
-    note = " Synthetic demonstration data." if city.synthetic else ""
-    columns = {c.name: c.comment.en for c in COLUMNS}
-    tables = {
-        key: (table, f"{dataset(key).title.en}: {dataset(key).description.en}{note}", columns)
-        for key, table in data.items()
-    }
-    others = {
-        "catalogue": _catalogue([dataset(key) for key in frames]),
-        "release": _release(data, city),
-        "privacy": _privacy(promise),
-        "geography": _geography(city),
-    }
-    tables |= {name: (table, *_COMMENTS[name]) for name, table in others.items()}
+    data = datasets(frames, city)
     make_directory(path.parent, 0o755)
     for leftover in path.parent.glob(f"{_beside(path)}*"):  # of a build that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_beside(path), dir=path.parent) as folder:
         beside = Path(folder) / path.name
         with connect([Path(folder)]) as con:
-            con.execute(f"ATTACH {_quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
+            con.execute(f"ATTACH {quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
             con.execute("USE released")
-            _fill(con, tables, list(data))
+            for name, found in (data | about(data, city, promise)).items():
+                con.register("incoming", found.table)
+                con.execute(f'CREATE TABLE "{name}" AS SELECT * FROM incoming')
+                con.unregister("incoming")
+                for comment in found.comments(name):
+                    con.execute(comment)
+            for statement in statements(list(data)):
+                con.execute(statement)
             con.execute("CHECKPOINT")
             con.execute("USE memory")
             con.execute("DETACH released")

@@ -23,6 +23,7 @@ from assets.publication.bundle import FILE_MODE, FOLDER_MODE, Published
 from assets.publication.catalogue import CODES, MEASURES, dataset
 from assets.publication.guarantee import Guarantee
 from assets.publication.sql_box import EXAMPLES, MANIFEST, NO_BOX
+from assets.publication.sql_tables import TABLES, tables_json
 
 WEB: Final = Path(__file__).parent / "web"
 TITLE: Final = Text(de="Gesundheit in Zahlen", en="Health in numbers")
@@ -186,6 +187,7 @@ def write_page(
         folder / "sql.js": (WEB / "sql.js").read_bytes(),
         folder / "style.css": (WEB / "style.css").read_bytes(),
         folder / "data.js": f"window.DIGITALSTADT={data};\n".encode(),
+        folder / TABLES: tables_json(frames, published, city, open_data, promise),
         open_data / "index.html": _html(published, city, promise).encode(),
     }
     if not (folder / MANIFEST).is_file():  # a box that lies there stays: `sql_box` puts it there

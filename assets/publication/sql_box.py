@@ -1,10 +1,10 @@
-"""The SQL box of the public page: DuckDB compiled for browsers, beside the page, asked over the analyst database.
+"""The SQL box of the public page: DuckDB compiled for browsers, beside the page, asked over the published Parquet.
 
 Here: which packages it is made of, how they are fetched and checked, how their files are put below `open_data/page`.
 Not here: the page itself (`page`, `web/`). The page is whole without the box and offers it where its files lie.
 
-The box reads `city_health.duckdb`, which holds the rows of every `data.parquet`, with their views and macros: the
-browser build of DuckDB would load its Parquet reader from the network, and this page asks nobody but its own server.
+The browser build of DuckDB would load its Parquet reader from the network, and this page asks nobody but its own
+server: parquet-wasm decodes the published files to Arrow, which DuckDB takes as tables (`sql_tables` says which).
 """
 
 from __future__ import annotations
@@ -56,11 +56,21 @@ ARROW: Final = Package(
     "X0p7auzdnGuhYMVKYINdQssS4EcKec9TCXyez/qtJt32DrIMGbzqiaMiQ0X6fQlQpw8Fl0Qygcv4dfRAr5Gu9Q==",
     "Apache-2.0",
 )
-FOLDER: Final = f"duckdb-{DUCKDB.version}"
+PARQUET: Final = Package(
+    "parquet-wasm",
+    "0.8.0",
+    "AunZLpYYHPQCzDzeIKOO3e/p3Uqo8+DGyfEVofhlIIn/bk3EuOFJkDXlswSKDDSWOaZRv6bHrob/XynUDKmceg==",
+    "MIT OR Apache-2.0",
+)
+PACKAGES: Final = (DUCKDB, ARROW, PARQUET)
+FOLDER: Final = f"duckdb-{DUCKDB.version}-parquet-{PARQUET.version}"
+"""A page that has another version of the box gets this one beside it."""
 CLIENT: Final = "client.js"
 WORKER: Final = "duckdb-browser-eh.worker.js"
 ENGINE: Final = "duckdb-eh.wasm"
 """The build with WebAssembly exceptions, which every browser has since 2022."""
+READER: Final = "parquet_wasm.js"
+DECODER: Final = "parquet_wasm_bg.wasm"
 
 EXAMPLES: Final[tuple[tuple[Text, str], ...]] = (
     (
@@ -86,8 +96,8 @@ EXAMPLES: Final[tuple[tuple[Text, str], ...]] = (
     ),
     (
         Text(de="Was gibt es hier?", en="What is here?"),
-        "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'city'\n"
-        "UNION ALL SELECT view_name, comment FROM duckdb_views() WHERE database_name = 'city' AND NOT internal;",
+        "SELECT table_name, comment FROM duckdb_tables()\n"
+        "UNION ALL SELECT view_name, comment FROM duckdb_views() WHERE NOT internal;",
     ),
 )
 """Questions that the box offers: title and SQL."""
@@ -126,8 +136,8 @@ def _member(archive: bytes, name: str) -> bytes:
         return member.read()
 
 
-def box_files(duckdb: bytes, arrow: bytes) -> dict[str, bytes]:
-    """Files of the box from the two archives: client and Arrow as one plain script, the worker and the engine."""
+def box_files(duckdb: bytes, arrow: bytes, parquet: bytes) -> dict[str, bytes]:
+    """Files of the box from its archives: client and Arrow as one plain script, worker, engine, Parquet decoder."""
     client = (
         b"(()=>{const arrow=(()=>{const module={exports:{}};let exports=module.exports;\n"
         + _member(arrow, "Arrow.es2015.min.js")
@@ -136,12 +146,14 @@ def box_files(duckdb: bytes, arrow: bytes) -> dict[str, bytes]:
         + _member(duckdb, "dist/duckdb-browser.cjs")
         + b"\nreturn module.exports})();})();\n"
     )
-    notice = "".join(f"{p.name} {p.version} ({p.licence}), sha512-{p.integrity}\n" for p in (DUCKDB, ARROW))
+    notice = "".join(f"{p.name} {p.version} ({p.licence}), sha512-{p.integrity}\n" for p in PACKAGES)
     notice += "\n" + _member(arrow, "NOTICE.txt").decode()
     return {
         CLIENT: client,
         WORKER: _member(duckdb, f"dist/{WORKER}"),
         ENGINE: _member(duckdb, f"dist/{ENGINE}"),
+        READER: _member(parquet, f"esm/{READER}"),
+        DECODER: _member(parquet, f"esm/{DECODER}"),
         "NOTICE.txt": notice.encode(),
     }
 
@@ -153,6 +165,8 @@ def manifest(files: dict[str, bytes]) -> bytes:
         "client": CLIENT,
         "worker": WORKER,
         "engine": ENGINE,
+        "reader": READER,
+        "decoder": DECODER,
         "integrity": "sha384-" + base64.b64encode(hashlib.sha384(files[CLIENT]).digest()).decode(),
         "bytes": sum(len(data) for data in files.values()),
     }

@@ -104,7 +104,7 @@ def test_a_failed_build_leaves_the_old_file(
     path = tmp_path / "city_health.duckdb"
     build_database(_release(small, "2025-12-31"), city, path, plan)
     before = path.read_bytes()
-    monkeypatch.setattr("assets.publication.database.MACROS", (Macro("MACRO", "broken", "(a) AS (", ""),))
+    monkeypatch.setattr("assets.publication.analyst_sql.MACROS", (Macro("MACRO", "broken", "(a) AS (", ""),))
     with pytest.raises(duckdb.Error):
         build_database(_release(small, "2026-01-01"), city, path, plan)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

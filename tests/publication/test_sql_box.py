@@ -43,10 +43,10 @@ def plain(frames: Frames, city: City, plan: Guarantee, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def archives() -> tuple[bytes, bytes]:
-    """The two packages from npm. Where CI promises npm (DIGITALSTADT_EXPECT), a missing one fails."""
+def archives() -> list[bytes]:
+    """The packages from npm. Where CI promises npm (DIGITALSTADT_EXPECT), a missing one fails."""
     try:
-        return sql_box.fetch(sql_box.DUCKDB), sql_box.fetch(sql_box.ARROW)
+        return [sql_box.fetch(package) for package in sql_box.PACKAGES]
     except sql_box.SqlBoxError as error:
         if "npm" in os.environ.get("DIGITALSTADT_EXPECT", ""):
             raise
@@ -54,7 +54,7 @@ def archives() -> tuple[bytes, bytes]:
 
 
 @pytest.fixture(scope="module")
-def boxed(plain: Path, archives: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def boxed(plain: Path, archives: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same release with its box."""
     root = tmp_path_factory.mktemp("boxed") / "open_data"
     shutil.copytree(plain, root, symlinks=True)
@@ -127,6 +127,44 @@ def test_every_macro_and_type_comes_through(box: Box) -> None:
     assert "first 1000 are shown" in box.ask("FROM cases_by_area") and len(box.rows()) == 1000
 
 
+def test_its_tables_are_the_published_parquet_files(box: Box, boxed: Path, frames: Frames) -> None:
+    box.ask("SELECT 1")
+    loaded = box.page.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
+    released = {f"{box.origin}/{key}/{(boxed / key / 'latest').readlink()}/data.parquet" for key in frames}
+    assert {name for name in loaded if name.endswith(".parquet")} == released
+    assert not [name for name in loaded if name.endswith(".duckdb")]
+
+
+def test_every_row_and_comment_is_that_of_the_analyst_database(box: Box, boxed: Path, frames: Frames) -> None:
+    comments = [
+        f"SELECT {kind}_name, comment FROM duckdb_{kind}s() WHERE NOT internal ORDER BY ALL"
+        for kind in ("table", "view")
+    ]
+    comments.append(
+        "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
+    )
+    tables = [*frames, "catalogue", "release", "privacy", "geography", "indicators_long", "cases_by_area_wide"]
+    rows = [f"SELECT count(*), md5(string_agg(t::VARCHAR, '|' ORDER BY t::VARCHAR)) FROM {name} t" for name in tables]
+    with duckdb.connect(str(boxed / DATABASE), read_only=True) as con:
+        for sql in [*comments, *rows]:
+            wanted = [tuple(str(value) for value in row) for row in con.execute(sql).fetchall()]
+            assert " in " in box.ask(sql)
+            assert [tuple(row) for row in box.rows()] == wanted, sql
+
+
+def test_a_parquet_file_that_is_not_the_published_one_is_refused(
+    browser: Any, boxed: Path, serve: Callable[[Path], str], tmp_path: Path
+) -> None:
+    root = tmp_path / "open_data"
+    shutil.copytree(boxed, root, symlinks=True)
+    (root / "cases_by_area" / "latest" / "data.parquet").write_bytes(
+        (boxed / "cases_by_chapter" / "latest" / "data.parquet").read_bytes()
+    )
+    opened = Box(browser, serve(root))
+    assert "DuckDB could not be loaded" in opened.ask("FROM cases_by_area")
+    opened.context.close()
+
+
 def test_the_file_of_an_answer_holds_every_row(box: Box, frames: Frames) -> None:
     box.ask("SELECT area_key, value, '=1+1' AS formula FROM cases_by_area ORDER BY ALL")
     with box.page.expect_download() as download:
@@ -141,7 +179,6 @@ def test_the_file_of_an_answer_holds_every_row(box: Box, frames: Frames) -> None
     [
         ("SELECT", "Parser Error"),
         ("FROM nowhere", "nowhere"),
-        ("CREATE TABLE mine (a INT)", "read-only"),
         ("LOAD parquet", "loads nothing from other servers"),
         ("FROM read_parquet('https://example.org/a.parquet')", "loads nothing from other servers"),
         ("FROM 'https://example.org/a.csv'", "disabled by configuration"),
@@ -223,7 +260,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> Non
         sql_box.check(sql_box.DUCKDB, buffer.getvalue())
 
 
-def test_a_download_that_is_not_the_pinned_one_installs_nothing(archives: tuple[bytes, bytes]) -> None:
+def test_a_download_that_is_not_the_pinned_one_installs_nothing(archives: list[bytes]) -> None:
     with pytest.raises(sql_box.SqlBoxError, match="SHA-512 differs"):
         sql_box.fetch(replace(sql_box.ARROW, integrity=sql_box.DUCKDB.integrity))
 

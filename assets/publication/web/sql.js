@@ -1,4 +1,5 @@
-// The SQL box: DuckDB in this browser over city_health.duckdb, both from the server of this page, on demand.
+// The SQL box: DuckDB in this browser over the published Parquet files, all from the server of this page, on demand.
+// DuckDB for browsers has no Parquet reader of its own: parquet-wasm decodes each file to Arrow, which DuckDB takes.
 // The worker is started from a blob so that it inherits the page's security policy: it can ask no other server.
 (() => {
   "use strict";
@@ -39,20 +40,39 @@
       document.head.append(element);
     });
   }
-  async function open() {
-    const at = (name) => new URL(`${box.folder}/${name}`, document.baseURI).href;
-    const file = fetch("city_health.duckdb").then((r) => { if (!r.ok) throw new Error(`city_health.duckdb: ${r.status}`); return r.arrayBuffer(); });
+  async function got(path, integrity) {
+    const answer = await fetch(path, integrity ? { integrity } : {});
+    if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+    return answer;
+  }
+  async function engine(at) {
     await script(at(box.client), box.integrity);
     const starter = URL.createObjectURL(new Blob([`importScripts(${JSON.stringify(at(box.worker))});`], { type: "text/javascript" }));
     const database = new window.duckdb.AsyncDuckDB(new window.duckdb.VoidLogger(), new Worker(starter));
     await database.instantiate(at(box.engine));
     URL.revokeObjectURL(starter);
     await database.open({ query: { castBigIntToDouble: true, castDecimalToDouble: true } });
-    await database.registerFileBuffer("city_health.duckdb", new Uint8Array(await file));
-    const opened = await database.connect();
+    return database.connect();
+  }
+  async function reader(at) {
+    const parquet = await import(at(box.reader));
+    await parquet.default({ module_or_path: at(box.decoder) });
+    return parquet;
+  }
+  async function published() {
+    const tables = await (await got("page/tables.json")).json();
+    const files = tables.parquet.map(async ({ path, integrity }) => new Uint8Array(await (await got(path, integrity)).arrayBuffer()));
+    return [tables, await Promise.all(files)];
+  }
+  async function open() {
+    const at = (name) => new URL(`${box.folder}/${name}`, document.baseURI).href;
+    const [opened, parquet, [tables, files]] = await Promise.all([engine(at), reader(at), published()]);
+    const insert = (name, stream) => opened.insertArrowFromIPCStream(stream, { name, create: true });
+    for (const [n, { name }] of tables.parquet.entries()) await insert(name, parquet.readParquet(files[n]).intoIPCStream());
+    for (const [name, stream] of Object.entries(tables.arrow)) await insert(name, Uint8Array.from(atob(stream), (c) => c.charCodeAt(0)));
     for (const sql of [
-      "SET autoinstall_known_extensions = false", "SET autoload_known_extensions = false",
-      "ATTACH 'city_health.duckdb' AS city (READ_ONLY)", "USE city", "SET enable_external_access = false", "SET lock_configuration = true",
+      ...tables.statements, "SET autoinstall_known_extensions = false", "SET autoload_known_extensions = false",
+      "SET enable_external_access = false", "SET lock_configuration = true",
     ]) await opened.query(sql);
     return opened;
   }
