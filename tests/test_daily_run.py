@@ -102,7 +102,9 @@ def test_a_week_end_to_end(
     assert (ledger.windows(), {m: c.values for m, c in ledger.committed().items()}) == before
     with duckdb.connect(str(lake.open_data / "city_health.duckdb"), read_only=True) as con:
         (rows,) = con.execute("SELECT count(*) FROM cases_by_area WHERE measure = 'count'").fetchone() or (0,)
-    assert rows == 2 * (7 * 11 + 11)  # both kinds of case; seven days and their week, ten areas and the city
+    assert rows == 2 * (
+        7 * 11 + 11 + 11
+    )  # both kinds of case; seven days, late cases and the week, ten areas and the city
     assert (lake.open_data / "cases_by_area" / "latest" / "data.parquet").exists()
     for path in (*tmp_path.rglob("*"),):
         inside = {"inbox", "landing"} & set(path.relative_to(tmp_path).parts)

@@ -63,6 +63,8 @@ def test_the_report_names_consent_cases_releases_and_the_exact_loss(lake: Lake, 
     # By hand: each released table of each unit of time with one of the two cases costs 1/(2σ²).
     expected = Fraction(0)
     for measured in Ledger(lake.ledger_path).committed().values():
+        if "late" in measured.parameters:  # nobody is late here
+            continue
         unit = date.fromisoformat(measured.parameters["unit_start"])
         length = {"day": 1, "week": 7}[measured.parameters["time"]]
         inside = sum(unit <= day < unit + timedelta(length) for day in (START, START + timedelta(7)))

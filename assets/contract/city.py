@@ -296,6 +296,8 @@ class City(_Model):
     opened_on: date | None = None
     """First arrival day, where clinics deliver their history with it; `start` by default."""
     freeze_lag_days: Annotated[int, Field(ge=0, le=60)]
+    late_days: Annotated[int, Field(ge=0, le=60)] = 0
+    """How many days longer than its last day a week waits for late cases. Weeks and longer are measured then."""
     retention_days: Annotated[int, Field(ge=1, le=3660)] | None = None
     """Raw files are erased this many days after their arrival, once the day is frozen; None keeps them."""
     areas: tuple[Area, ...]
@@ -346,6 +348,10 @@ class City(_Model):
         History, of days before the first arrival, is known as soon as the first exports are.
         """
         return max(day, self.first_arrival) + timedelta(self.freeze_lag_days)
+
+    def week_known_on(self, day: date) -> date:
+        """The arrival day after which the week of `day` takes no more late cases."""
+        return self.known_on(self.unit_start("week", day) + timedelta(WEEK_DAYS - 1)) + timedelta(self.late_days)
 
     def clinic(self, key: str) -> Clinic:
         """The clinic of that key; `KeyError` naming the known ones otherwise."""

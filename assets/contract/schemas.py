@@ -216,7 +216,8 @@ EVENTS: Final = pa.schema(
         _text("admission", "dimension admission"),
     ]
 )
-"""One row for each counted (consented, valid, bounded, on time) case, frozen when its day is measured."""
+"""One row for each counted (consented, valid, bounded) case, frozen when its day is measured; the same for late cases
+of a week, frozen when the week is."""
 
 
 def empty(schema: pa.Schema) -> pa.Table:
@@ -226,7 +227,10 @@ def empty(schema: pa.Schema) -> pa.Table:
 
 ESTIMATES: Final = pa.schema(
     [
-        _text("time_level", "day | week | period | quarter | window"),
+        _text(
+            "time_level",
+            "day | late (cases of a week that came after their day was measured) | week | month | period | quarter | window",
+        ),
         _day("unit_start", "first day of the unit of time"),
         _day("unit_end", "last day of the unit of time, inclusive"),
         _text(

@@ -42,11 +42,13 @@ from assets.lake import audit
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
+_FROZEN: Final = ("events", "late_events")
+"""Tables in which the file of a day means that it is closed."""
 _PSEUDONYMISED: Final = (
     ("cases", PSEUDONYMISED_CASES, "arrival_day"),
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
     ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
-    ("events", EVENTS, "event_day"),
+    *((table, EVENTS, "event_day") for table in _FROZEN),
 )
 # Tables under original ids; a quarantined row may lack one of its two ids.
 _ORIGINAL: Final = (
@@ -63,7 +65,7 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
     erased = rows.filter(gone)
     days = erased.column(column).unique().to_pylist()
     kept = rows.filter(pc.invert(gone))
-    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table == "events")
+    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in _FROZEN)
     if table in RECORDED:
         record_erasure(lake, table, days, kept)
     return len(erased)
@@ -111,8 +113,8 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
     stored = lake.read("cases", PSEUDONYMISED_CASES)
     theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
     everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
-    events = lake.read("events", EVENTS)
-    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, events))
+    events = [lake.read(table, EVENTS) for table in _FROZEN]
+    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events))
     for table, schema, column in _PSEUDONYMISED if held else ():
         rows = lake.read(table, schema)
         counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))

@@ -6,6 +6,8 @@ sensitivity with the proof (`accounting.squared_sensitivity`).
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pyarrow as pa
 
 from assets.contract.city import QUARTER_DAYS, City
@@ -16,26 +18,34 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
     """The first case that the caps left out, for each person and quarter: event_day, person_key, case_key, clinic, care.
 
     `decisions`: `BOUNDING_DECISIONS`; `cases`: `PSEUDONYMISED_CASES`; `links`: patient_key, person_key, arrival_day. As
-    known when the quarter is measured: cases by their own day + lag, links of a person by the quarter's last day + lag.
+    known when the quarter is measured: cases, late ones too, when their week is closed, links of a person when the last
+    week of the quarter is.
     One row for each person and quarter at most, so that one person changes one count of a quarter by one.
     """
     if not any(t.at_cap for t in city.plan.tables):
         cases = cases.slice(0, 0)
+    days = sorted(set(decisions.column("event_day").to_pylist()))
+    quarters = [city.unit_start("quarter", day) for day in days]
+    known = pa.table({
+        "event_day": pa.array(days, pa.date32()),
+        "quarter": pa.array(quarters, pa.date32()),
+        "known_on": pa.array([city.week_known_on(day) for day in days], pa.date32()),
+        "linked_on": pa.array([city.week_known_on(q + timedelta(QUARTER_DAYS - 1)) for q in quarters], pa.date32()),
+    })  # fmt: skip
     with connect() as con:
-        load(con, decisions=decisions, cases=cases, links=links)
+        load(con, decisions=decisions, cases=cases, links=links, known=known)
         return con.execute(
             """WITH dropped AS (
-              SELECT d.*, c.care, (d.event_day - $epoch) // $size AS quarter
-              FROM decisions d JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= d.event_day + $lag
+              SELECT d.*, c.care, k.quarter, k.linked_on
+              FROM decisions d JOIN known k USING (event_day)
+              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= k.known_on
               WHERE NOT d.kept
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, c.care) = 1),
             linked AS (
               SELECT d.* REPLACE (coalesce(l.person_key, d.person_key) AS person_key)
-              FROM dropped d LEFT JOIN links l
-                ON l.patient_key = d.person_key AND l.arrival_day < $epoch + CAST((quarter + 1) * $size + $lag AS INTEGER)
+              FROM dropped d LEFT JOIN links l ON l.patient_key = d.person_key AND l.arrival_day <= d.linked_on
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY l.arrival_day NULLS LAST, l.person_key) = 1)
             SELECT event_day, person_key, case_key, clinic, care FROM linked WHERE care <> 'other'
             QUALIFY row_number() OVER (PARTITION BY person_key, quarter ORDER BY event_day, case_key) = 1
-            ORDER BY event_day, case_key""",
-            {"epoch": city.budget.epoch, "size": QUARTER_DAYS, "lag": city.freeze_lag_days},
+            ORDER BY event_day, case_key"""
         ).to_arrow_table()

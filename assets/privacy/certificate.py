@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City
 from assets.privacy.accounting import squared_sensitivity
 from assets.privacy.plan import PricedPlan
 
@@ -23,7 +23,8 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Tab
     `left_out`: what the table of patients at their cap counts (`at_cap`), in the same window.
 
     Σ over tables of c · Σ over cells of (events of the person in the cell)², where every dimension only splits
-    cells and so can only lower the sum: the units of time bound it from above. Raises `LossAboveBudget` above the plan.
+    cells and so can only lower the sum: the units of time bound it from above. `events`: person_key, event_day and
+    `late`, by which tables by day count a case in its week's late leaf. Raises `LossAboveBudget` above the plan.
     """
     columns = ["person_key", "event_day"]
     capped = (left_out if left_out is not None else events.slice(0, 0)).select(columns)
@@ -34,11 +35,12 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Tab
     day = everything.column("event_day").to_numpy().astype("datetime64[D]").astype(np.int64)
     day -= np.datetime64(city.budget.epoch, "D").astype(np.int64)
     n, persons = events.num_rows, int(person.max()) + 1
+    units = {level: (day[n:] if level == "quarter" else day[:n]) // size for level, size in LEVEL_DAYS.items()}
+    late = events.column("late").to_numpy()
+    units["day"] = units["week"] * (WEEK_DAYS + 1) + np.where(late, WEEK_DAYS, day[:n] % WEEK_DAYS)
     squares = {
-        level: _squares(person[n:], day[n:] // size, persons)
-        if level == "quarter"
-        else _squares(person[:n], day[:n] // size, persons)
-        for level, size in LEVEL_DAYS.items()
+        level: _squares(person[n:] if level == "quarter" else person[:n], unit, persons)
+        for level, unit in units.items()
     }
     for priced in plan.tables:
         if int(squares[priced.table.time].max()) > squared_sensitivity(priced.table.time, city.caps):

@@ -14,27 +14,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
 from math import prod
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import AT_CAP, LEVEL_DAYS, City, MeasuredTable
+from assets.contract.city import AT_CAP, LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
 from assets.contract.codes import CARE
 from assets.contract.schemas import ESTIMATES
 from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
-from assets.privacy.measure import measurement_id
+from assets.privacy.measure import Unit, measurement_id, units_of
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
 from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised
 
+LATE: Final = "late"
+"""Time level of a week's late leaf in `ESTIMATES`."""
 Block = tuple[str, date]
 """A block of time that is estimated at once: time level and first day."""
-
-
-def _units(block: Block, time: str) -> list[date]:
-    level, start = block
-    return [start + timedelta(n) for n in range(0, LEVEL_DAYS[level], LEVEL_DAYS[time])]
 
 
 def _blocks(city: City, committed: Mapping[str, Committed], tables: Sequence[MeasuredTable]) -> list[Block]:
@@ -42,7 +40,7 @@ def _blocks(city: City, committed: Mapping[str, Committed], tables: Sequence[Mea
 
     def complete(block: Block) -> bool:
         fitting = [t for t in tables if LEVEL_DAYS[t.time] <= LEVEL_DAYS[block[0]]]
-        return all(measurement_id(t, u) in committed for t in fitting for u in _units(block, t.time))
+        return all(measurement_id(t, u) in committed for t in fitting for u in units_of(*block, t.time))
 
     blocks: list[Block] = []
     covered = date.min
@@ -60,7 +58,7 @@ def _blocks(city: City, committed: Mapping[str, Committed], tables: Sequence[Mea
 def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> bool:
     """Whether every table of the window is in, those with extra lag included: later ones would move the estimates."""
     return block[0] == "window" and all(
-        measurement_id(table, unit) in committed for table in city.plan.tables for unit in _units(block, table.time)
+        measurement_id(table, unit) in committed for table in city.plan.tables for unit in units_of(*block, table.time)
     )
 
 
@@ -76,7 +74,7 @@ def _solve(
         table = priced.table
         if LEVEL_DAYS[table.time] > LEVEL_DAYS[top]:
             continue
-        units = _units(block, table.time)
+        units = units_of(*block, table.time)
         found = [c for c in (committed.get(measurement_id(table, u)) for u in units) if c]
         if len(found) == len(units):
             level = level_of(table.time, table.dimensions, top)
@@ -100,7 +98,7 @@ def _solve(
 
 def _take_totals(
     city: City, block: Block, solved: Mapping[Marginal, Solved], lagging: set[str],
-    published: Mapping[Marginal, Mapping[date, tuple[np.ndarray, float]]],
+    published: Mapping[Marginal, Mapping[Unit, tuple[np.ndarray, float]]],
 ) -> dict[Marginal, Solved]:  # fmt: skip
     """The marginals with a lagging dimension, so that they add up to what is published without it."""
     adjusted = {}
@@ -109,7 +107,7 @@ def _take_totals(
         margin = (time, tuple(d for d in dimensions if d not in lagging))
         if not late:
             continue
-        units = _units(block, time)
+        units = units_of(*block, time)
         totals = [published.get(margin, {}).get(unit) for unit in units]
         if margin not in solved or any(t is None for t in totals):
             adjusted[time, dimensions] = own
@@ -129,12 +127,14 @@ def _rows(city: City, block: Block, marginal: Marginal, solved: Solved, status: 
     (time, names), shape = marginal, solved.values.shape
     grid = np.indices(shape).reshape(len(shape), -1)
     size = LEVEL_DAYS[time]
-    first = np.datetime64(block[1]) + grid[1] * size
+    units = units_of(*block, time)
+    late = np.array([u.late for u in units])[grid[1]]
+    first = np.array([u.start for u in units], dtype="datetime64[D]")[grid[1]]
     n = solved.values.size
     columns: dict[str, object] = {
-        "time_level": [time] * n,
+        "time_level": np.where(late, LATE, time).astype(object),
         "unit_start": first,
-        "unit_end": first + (size - 1),
+        "unit_end": first + np.where(late, WEEK_DAYS, size) - 1,
         "dimensions": ["+".join(names) or "total"] * n,
         "care": np.array(CARE, dtype=object)[grid[0]],
         "value": solved.values.ravel(),
@@ -202,7 +202,7 @@ def estimates(
     levels = [(t, tuple(sorted(d, key=DIMENSIONS.index))) for t, d in published_levels(city)]
     prompt = [x for x in levels if not lagging & set(x[1])]
     margins = {(t, tuple(d for d in dims if d not in lagging)) for t, dims in levels}
-    published: dict[Marginal, dict[date, tuple[np.ndarray, float]]] = {m: {} for m in margins}
+    published: dict[Marginal, dict[Unit, tuple[np.ndarray, float]]] = {m: {} for m in margins}
     parts: list[pa.Table] = []
     whole: list[SolvedBlock] = []
     for block in _blocks(city, committed, [t for t in of_cases if not t.extra_lag_days]):
@@ -210,7 +210,7 @@ def estimates(
         for marginal, solved in whole[-1].solved.items():
             if marginal in prompt:
                 parts.append(_rows(city, block, marginal, solved, whole[-1].status))
-            for i, unit in enumerate(_units(block, marginal[0])):
+            for i, unit in enumerate(units_of(*block, marginal[0])):
                 published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
     late = [x for x in levels if lagging & set(x[1])]
     for block in _blocks(city, committed, of_cases) if late else []:

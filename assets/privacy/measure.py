@@ -9,19 +9,36 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from datetime import date, timedelta
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
+from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
 from assets.privacy.accounting import released_sensitivity
 from assets.privacy.counting import count
 from assets.privacy.ledger import Ledger, Reservation
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PricedPlan
 
-Due = tuple[MeasuredTable, date]
-Load = Callable[[MeasuredTable, date], pa.Table]
+
+class Unit(NamedTuple):
+    """A unit of time of a table, by its first day. `late`: of a table by day, the leaf of a week for its late cases.
+
+    A late case is one that arrived after its day was measured: it counts in this leaf beside the seven days, and so in
+    its week and longer, but in no day. A person has one case a week at most, so in one of the eight leaves at most:
+    the leaf changes no sensitivity, and costs nothing.
+    """
+
+    start: date
+    late: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.start.isoformat()}{'+late' if self.late else ''}"
+
+
+Due = tuple[MeasuredTable, Unit]
+Load = Callable[[MeasuredTable, Unit], pa.Table]
 
 
 class PlanChanged(RuntimeError):
@@ -30,21 +47,36 @@ class PlanChanged(RuntimeError):
 
 def _terms(parameters: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for all measurements of a table in one window."""
-    return {k: v for k, v in parameters.items() if k != "unit_start"}
+    return {k: v for k, v in parameters.items() if k not in ("unit_start", "late")}
 
 
-def measurement_id(table: MeasuredTable, start: date) -> str:
+def measurement_id(table: MeasuredTable, unit: Unit) -> str:
     """The one name under which a table of one unit of time is ever drawn (version 1; corrections count up)."""
-    return f"{table.name}:{start.isoformat()}:1"
+    return f"{table.name}:{unit.label}:1"
 
 
-def unit_days(level: str, start: date) -> list[date]:
-    return [start + timedelta(n) for n in range(LEVEL_DAYS[level])]
+def unit_days(table: MeasuredTable, unit: Unit) -> list[date]:
+    """Days whose cases a measurement may hold."""
+    return [unit.start + timedelta(n) for n in range(LEVEL_DAYS["week" if unit.late else table.time])]
 
 
-def known_by(city: City, table: MeasuredTable, start: date) -> date:
+def units_of(top: str, start: date, time: str) -> list[Unit]:
+    """Units of a block of time in the order of `plan.product_of`: the days of a whole week, then its late leaf."""
+    units = [Unit(start + timedelta(n)) for n in range(0, LEVEL_DAYS[top], LEVEL_DAYS[time])]
+    if time != "day" or top == "day":
+        return units
+    return [
+        unit
+        for n in range(0, len(units), WEEK_DAYS)
+        for unit in (*units[n : n + WEEK_DAYS], Unit(units[n].start, late=True))
+    ]
+
+
+def known_by(city: City, table: MeasuredTable, unit: Unit) -> date:
     """The arrival day whose state of knowledge a measurement shows, whenever it is drawn: end of unit + lags."""
-    return city.known_on(start + timedelta(LEVEL_DAYS[table.time] - 1)) + timedelta(table.extra_lag_days)
+    last = unit_days(table, unit)[-1]
+    by_day = table.time == "day" and not unit.late
+    return (city.known_on(last) if by_day else city.week_known_on(last)) + timedelta(table.extra_lag_days)
 
 
 def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:
@@ -55,10 +87,13 @@ def due(city: City, frozen: Collection[date], through: date, known: Collection[s
     days = set(frozen)
     found = []
     for table in city.plan.tables:
-        for start in sorted({city.unit_start(table.time, day) for day in days}):
-            ripe = known_by(city, table, start) <= through
-            if ripe and days.issuperset(unit_days(table.time, start)) and measurement_id(table, start) not in known:
-                found.append((table, start))
+        units = {Unit(city.unit_start(table.time, day)) for day in days}
+        if table.time == "day":
+            units |= {Unit(city.unit_start("week", day), late=True) for day in days}
+        for unit in sorted(units):
+            ripe = known_by(city, table, unit) <= through
+            if ripe and days.issuperset(unit_days(table, unit)) and measurement_id(table, unit) not in known:
+                found.append((table, unit))
     return sorted(found, key=lambda d: known_by(city, *d))
 
 
@@ -76,7 +111,7 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
 def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes) -> int:
     """Reserve, draw and commit what the budget allows of `wanted`; returns how many.
 
-    `load(table, first day)`: frozen `EVENTS` of that unit of time, with `los` and `outcome` as of `known_by` for a
+    `load(table, unit)`: frozen `EVENTS` of that unit of time, with `los` and `outcome` as of `known_by` for a
     table that has them; for the table of patients at their cap, the first left-out case of each. Each entry is charged what a person
     can lose more than before it, so that the sum is exact at every moment and never above the plan's.
     """
@@ -84,19 +119,20 @@ def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], loa
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
     agreed: dict[tuple[str, str], dict[str, Any]] = {}
     for known, earlier in ledger.reserved().items():
-        table_name, unit, _ = known.split(":")
-        first = date.fromisoformat(unit)
+        table_name, label, _ = known.split(":")
+        first = date.fromisoformat(label.partition("+")[0])
         window = city.window_start(first).isoformat()
         released[table_name, window].add(first)
         agreed[table_name, window] = _terms(earlier)
     reservations, exact = [], {}
-    for table, start in wanted:
+    for table, unit in wanted:
+        start = unit.start
         scope = city.window_start(start).isoformat()
         ledger.open_scope(scope, plan.budget_units, int(Fraction(city.plan.corrections_share) * plan.budget_units))
         before = released[table.name, scope]
         spent = [released_sensitivity(table.time, r, city.caps, city.budget.epoch) for r in (before, before | {start})]
         before.add(start)
-        events = load(table, start)
+        events = load(table, unit)
         counts = count(events, table, city)
         priced = costs[table.name]
         parameters: dict[str, Any] = {
@@ -104,11 +140,13 @@ def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], loa
             "dimensions": list(table.dimensions), "mechanism": "discrete gaussian", "caps": city.caps.model_dump(),
             "variance": f"{priced.variance.numerator}/{priced.variance.denominator}",
         }  # fmt: skip
+        if unit.late:
+            parameters["late"] = True
         if agreed.setdefault((table.name, scope), _terms(parameters)) != _terms(parameters):
             raise PlanChanged(
                 f"{table.name}: share, dimensions or caps changed inside window {scope}; wait for the next"
             )
-        name = measurement_id(table, start)
+        name = measurement_id(table, unit)
         exact[name] = (counts, priced.variance)
         rho = (spent[1] - spent[0]) * priced.cost_units
         reservations.append(

@@ -17,10 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from assets.contract.city import AT_CAP, WINDOW_DAYS, City
+from assets.contract.city import AT_CAP, City
 from assets.privacy.accounting import rho_of, squared_sensitivity
 from assets.privacy.consistency import Level
-from assets.privacy.plan import level_of, product_of
+from assets.privacy.plan import level_of, mean_count, product_of
 
 NORMS: Final = (2, 4, 8, 16, 32, 64)
 ROUNDS: Final = 1500
@@ -74,7 +74,7 @@ def problem(city: City) -> Problem:
             found = [(1.0, np.array([level is None for level in levels]) * gain)]
         else:
             query = level_of(limit.time, limit.dimensions)
-            mean = city.plan.expected_cases_per_year["inpatient"] / (product.cells(query) / WINDOW_DAYS * 365.25)
+            mean = mean_count(city, limit.time, limit.dimensions, city.plan.expected_cases_per_year["inpatient"])
             found = []
             for i in product.below(query):
                 holds = [m is not None and i[0] <= m[0] and set(i[1]) <= set(m[1]) for m in levels]

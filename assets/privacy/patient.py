@@ -25,7 +25,6 @@ from assets.contract.schemas import (
     BOUNDING_DECISIONS,
     CONSENT_DECISIONS,
     CONSENT_PROVISIONS,
-    EVENTS,
     PSEUDONYMISED_CASES,
 )
 from assets.identity.pseudonymise import LINKS, patient_keys
@@ -34,6 +33,7 @@ from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.ledger import Committed, open_ledger
+from assets.privacy.stage import counted_events
 
 
 def _only(table: pa.Table, **values: str) -> pa.Table:
@@ -54,7 +54,7 @@ def _person_key(lake: Lake, patient: pa.Array) -> str:
 def contributions(
     committed: dict[str, Committed], events: list[dict[str, Any]], cells_known: bool = True
 ) -> list[dict[str, Any]]:
-    """Measurements that hold one of `events`, with the exact ρ of whoever brought these events.
+    """Measurements that hold one of `events` (event_day, `late`), with the exact ρ of whoever brought these events.
 
     A discrete Gaussian of variance σ² loses Σ(events in a cell)²/(2σ²) about them (CKS 2020, Theorem 4).
     Without `cells_known` all events of a unit of time count as one cell, which is never less. Events with `left_out`
@@ -63,11 +63,15 @@ def contributions(
     rows = []
     for name, measured in committed.items():
         about = measured.parameters
-        first = date.fromisoformat(about["unit_start"])
-        last = first + timedelta(LEVEL_DAYS[about["time"]] - 1)
+        first, late = date.fromisoformat(about["unit_start"]), about.get("late", False)
+        last = first + timedelta(LEVEL_DAYS["week" if late else about["time"]] - 1)
         columns = ["care", *about["dimensions"]] if cells_known else []
         at_cap = AT_CAP in about["dimensions"]
-        mine = [e for e in events if first <= e["event_day"] <= last and e.get("left_out", False) == at_cap]
+        mine = [
+            e for e in events
+            if first <= e["event_day"] <= last and e.get("left_out", False) == at_cap
+            and (about["time"] != "day" or e["late"] == late)
+        ]  # fmt: skip
         mine = mine[:1] if at_cap else mine
         cells = Counter(tuple(e.get(c) for c in columns) for e in mine)
         if cells:
@@ -131,7 +135,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
             for r in _only(known, person_key=person).to_pylist() if r["los"]}  # fmt: skip
     still_in = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
     events = [e | over.get(e["case_key"], still_in)
-              for e in _only(lake.read("events", EVENTS), person_key=person).to_pylist()]  # fmt: skip
+              for e in _only(counted_events(lake), person_key=person).to_pylist()]  # fmt: skip
     committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
     mine = {r["case_key"] for r in own}
@@ -139,9 +143,15 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     links = lake.read("links", LINKS)
     dropped = first_left_out(pa.Table.from_pylist(decided, schema=BOUNDING_DECISIONS), cases, links, city)
     events += [e | {"left_out": True} for e in dropped.to_pylist()]
-    bounded = contributions(
-        committed, [{"event_day": r["event_day"], "left_out": not r["kept"]} for r in counters], False
-    )
+    counted = [
+        {
+            "event_day": r["event_day"],
+            "left_out": not r["kept"],
+            "late": r["decided_on"] > city.known_on(r["event_day"]),
+        }
+        for r in counters
+    ]
+    bounded = contributions(committed, counted, False)
     releases = contributions(committed, [e for e in events if e["case_key"] in mine])
     newest = {r["case_id"]: r for r in decisions.sort_by("arrival_day").to_pylist()}
     return {

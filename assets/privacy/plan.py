@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from assets.contract.city import AT_CAP, LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import AT_CAP, LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, rho_of, squared_sensitivity, variance_of
 from assets.privacy.consistency import Level, Product, variance
 
 TIME_LEVELS: Final = ("window", "period", "week", "day")
+LEAVES_OF_A_WEEK: Final = WEEK_DAYS + 1
 DIMENSIONS: Final = ("area", "age_group", "sex", "chapter", "admission", "los", "outcome")
 """Dimensions of the product of chains. Patients at their cap are no cases: their table stands beside it."""
 
@@ -81,9 +82,19 @@ def level_of(time: str, dimensions: tuple[str, ...], top: str = "window") -> Lev
 
 
 def product_of(city: City, top: str = "window") -> Product:
-    """The product of chains of one block of time: a window, period, week or day."""
-    time = tuple(LEVEL_DAYS[top] // LEVEL_DAYS[t] for t in TIME_LEVELS[TIME_LEVELS.index(top) :])
-    return Product(time, tuple(len(city.categories(d)) for d in DIMENSIONS))
+    """The product of chains of one block of time: a window, period, week or day.
+
+    Where it holds whole weeks, the finest units are eight in a week: its days and the leaf of its late cases.
+    """
+    time = [LEVEL_DAYS[top] // LEVEL_DAYS[t] for t in TIME_LEVELS[TIME_LEVELS.index(top) :]]
+    if len(time) > 1:
+        time[-1] = time[-2] * LEAVES_OF_A_WEEK
+    return Product(tuple(time), tuple(len(city.categories(d)) for d in DIMENSIONS))
+
+
+def mean_count(city: City, time: str, dimensions: tuple[str, ...], yearly: float) -> float:
+    """Expected cases in a cell of a level, where a year has `yearly` in all."""
+    return yearly * LEVEL_DAYS[time] / 365.25 / math.prod(len(city.categories(d)) for d in dimensions)
 
 
 def price(city: City) -> PricedPlan:
@@ -109,8 +120,7 @@ def price(city: City) -> PricedPlan:
             continue
         mae = math.sqrt(spread * 2 / math.pi)
         for care, yearly in city.plan.expected_cases_per_year.items():
-            cells = product.cells(level) / WINDOW_DAYS * 365.25
-            errors.append(ExpectedError(time, dimensions, care, yearly / cells, mae))
+            errors.append(ExpectedError(time, dimensions, care, mean_count(city, time, dimensions, yearly), mae))
     if at_cap:
         mae = math.sqrt(at_cap * 2 / math.pi)
         known = city.plan.expected_patients_at_cap_per_quarter or {}

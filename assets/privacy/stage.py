@@ -11,8 +11,9 @@ from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.pseudonymise import LINKS
 from assets.identity.record import verify_cases
@@ -28,19 +29,30 @@ from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import LedgerBroken, open_ledger
-from assets.privacy.measure import due, known_by, measure
+from assets.privacy.measure import Unit, due, known_by, measure, unit_days
 from assets.privacy.plan import price
 
 _TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
 """Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
 
 
-def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
-    """Decide every case that arrived in time for its day and has no decision yet; all decisions so far.
+def _days_from(first: date, n: int) -> list[date]:
+    return [first + timedelta(k) for k in range(n)]
 
-    In time: its first version arrived by `City.known_on` its admission day, and that day is not frozen yet. So a case
-    is decided by its own arrival day, however days are grouped into runs. What was decided before a patient
-    delivered an insured number counts for the person that the number then links to.
+
+def _known(city: City, days: Sequence[date]) -> pa.Table:
+    """event_day, known_on, week_known_on: when a day, and when its week, is known."""
+    known = [city.known_on(d) for d in days], [city.week_known_on(d) for d in days]
+    names = ("event_day", "known_on", "week_known_on")
+    return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
+
+
+def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
+    """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
+
+    A case is decided under the day its first version arrived, however days are grouped into runs; where its day was
+    frozen before that export was taken in, under the day after `City.known_on` its day, so that it is late. What was
+    decided before a patient delivered an insured number counts for the person that the number then links to.
     """
     decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
     frozen = lake.days("events")
@@ -48,17 +60,21 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
         con.register("cases", cases)
         con.register("decided", decided)
         con.register("links", lake.read("links", LINKS))
-        con.register("frozen", pa.table({"day": pa.array(frozen, pa.date32())}))
+        con.register("days", _known(city, _days_from(city.start, (through - city.start).days + 1)))
+        con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
+        con.register("closed", pa.table({"event_day": pa.array(lake.days("late_events"), pa.date32())}))
         new = con.execute(
             f"""WITH first AS (
-              SELECT * FROM cases c WHERE arrival_day <= $through
-              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {_TIES}) = 1)
-            SELECT arrival_day AS decided_on, person_key, case_key, clinic, admitted_on AS event_day
-            FROM first ANTI JOIN decided USING (case_key)
-            WHERE care <> 'other' AND admitted_on >= $start AND arrival_day <= greatest(admitted_on, $opened) + $lag
-              AND admitted_on NOT IN (SELECT day FROM frozen)
-            ORDER BY ALL""",
-            {"through": through, "start": city.start, "opened": city.first_arrival, "lag": city.freeze_lag_days},
+              SELECT *, admitted_on AS event_day FROM cases c WHERE arrival_day <= $through
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {_TIES}) = 1),
+            placed AS (
+              SELECT f.*, week_known_on, CASE WHEN event_day IN (FROM frozen) THEN greatest(arrival_day, known_on + 1)
+                ELSE arrival_day END AS decided_on
+              FROM first f JOIN days USING (event_day) ANTI JOIN closed USING (event_day))
+            SELECT decided_on, person_key, case_key, clinic, event_day
+            FROM placed ANTI JOIN decided USING (case_key)
+            WHERE care <> 'other' AND decided_on <= week_known_on ORDER BY ALL""",
+            {"through": through},
         ).to_arrow_table()
         linked = (
             con.execute(
@@ -89,33 +105,50 @@ def closing_days(lake: Lake, city: City, days: Sequence[date]) -> list[date]:
     return sorted({day for day in span if city.known_on(day) <= days[-1]} - set(done))
 
 
-def freeze(lake: Lake, city: City, cases: pa.Table, days: Sequence[date], decisions: pa.Table) -> list[date]:
-    """Write the events of each day that closes: kept cases as known on `City.known_on` it. Never rewritten.
+def closing_weeks(lake: Lake, city: City, through: date) -> list[date]:
+    """Days of the weeks that take no more late cases from `through` on: all frozen, and not closed before."""
+    frozen, done = set(lake.days("events")), set(lake.days("late_events"))
+    days = (day for day in frozen - done if city.week_known_on(day) <= through)
+    whole = (day for day in days if frozen.issuperset(_days_from(city.unit_start("week", day), WEEK_DAYS)))
+    return sorted(whole)
 
-    A case whose last version by then says that it does not count (cancelled) is no event.
+
+def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
+    """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
+
+    An event is late where it was decided after `City.known_on` its day. A case whose last version by then says that it
+    does not count (cancelled) is no event.
     """
-    closing = closing_days(lake, city, days)
     own = ("event_day", "person_key", "case_key", "clinic")
     with connect() as con:
         con.register("cases", cases)
         con.register("decisions", decisions)
-        con.register("closing", pa.table({"event_day": pa.array(closing, pa.date32())}))
+        con.register("closing", _known(city, closing))
         events = (
             con.execute(
                 f"""WITH known AS (
               SELECT {", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)}
-              FROM decisions d JOIN closing USING (event_day)
-              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= greatest(d.event_day, $opened) + $lag
-              WHERE d.kept
+              FROM decisions d JOIN closing k USING (event_day)
+              JOIN cases c ON c.case_key = d.case_key
+                AND c.arrival_day <= CASE WHEN $late THEN k.week_known_on ELSE k.known_on END
+              WHERE d.kept AND (d.decided_on > k.known_on) = $late
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {_TIES}) = 1)
             FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
-                {"opened": city.first_arrival, "lag": city.freeze_lag_days},
+                {"late": late},
             )
             .to_arrow_table()
             .cast(EVENTS)
         )
-    lake.write_days("events", closing, events, "event_day", keep_empty=True)
-    return closing
+    lake.write_days("late_events" if late else "events", closing, events, "event_day", keep_empty=True)
+
+
+def counted_events(lake: Lake) -> pa.Table:
+    """`EVENTS` of all frozen days with `late`, sorted by day and case."""
+    parts = [
+        (rows := lake.read(table, EVENTS)).append_column("late", pa.array([late] * rows.num_rows, pa.bool_()))
+        for table, late in (("events", False), ("late_events", True))
+    ]
+    return pa.concat_tables(parts).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
 
 
 def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
@@ -139,17 +172,20 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
     decisions = bound(lake, city, cases, through)
-    freeze(lake, city, cases, days, decisions)
+    freeze(lake, city, cases, decisions, closing_days(lake, city, days), late=False)
+    freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
     left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
-    events = lake.read("events", EVENTS).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
+    events = counted_events(lake)
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
         end = start + timedelta(WINDOW_DAYS - 1)
         certificate(_between(events, start, end), city, plan, _between(left_out, start, end))
 
-    def load(table: MeasuredTable, start: date) -> pa.Table:
-        counted = left_out if table.at_cap else events
-        seen = _between(counted, start, start + timedelta(LEVEL_DAYS[table.time] - 1))
-        return with_outcome(seen, cases, known_by(city, table, start)) if table.needs_outcome else seen
+    def load(table: MeasuredTable, unit: Unit) -> pa.Table:
+        days = unit_days(table, unit)
+        seen = _between(left_out if table.at_cap else events, days[0], days[-1])
+        if table.time == "day":
+            seen = seen.filter(pc.equal(seen.column("late"), unit.late))
+        return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen
 
     ledger = open_ledger(lake, city)
     require_newest(lake, city, ledger)

@@ -10,16 +10,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import Final
 
 import numpy as np
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City
 from assets.contract.codes import AGE_GROUP_KEYS, SEXES, STANDARD_POPULATION
 from assets.privacy.consistency import Level, Product, variance_of_sum
+from assets.privacy.measure import units_of
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS
 
 STANDARD_AGE = "standard_age"
 """Marks the age-standardised rate of an area among the dimensions of an estimate."""
+THURSDAY: Final = 3
+"""Days after Monday."""
 Marginal = tuple[str, tuple[str, ...]]
 
 
@@ -62,6 +66,7 @@ class Sum:
     values: np.ndarray
     variance: np.ndarray
     days: int = 0
+    late_weeks: int = 0
     statuses: set[str] = field(default_factory=set)
 
     @property
@@ -74,29 +79,47 @@ def _month(day: date) -> tuple[date, date]:
     return first, (first + timedelta(31)).replace(day=1) - timedelta(1)
 
 
+def _thursdays(first: date, last: date) -> int:
+    before = (THURSDAY - first.weekday()) % WEEK_DAYS
+    return max(0, ((last - first).days - before) // WEEK_DAYS + 1)
+
+
+def _whole(found: Sum, marginal: Marginal) -> bool:
+    """Whether all days are in a sum and, of a marginal by day, the late cases of every week that belongs to it."""
+    late = _thursdays(found.first, found.last) if marginal[0] == "day" else 0
+    return found.days == (found.last - found.first).days + 1 and found.late_weeks == late
+
+
 def _longer_units(city: City, blocks: Sequence[SolvedBlock], marginal: Marginal, unit: str) -> Iterator[Sum]:
-    """Months or quarters of a marginal by day or week; only those that lie wholly inside the blocks."""
+    """Months or quarters of a marginal by day or week; only those that lie wholly inside the blocks.
+
+    Late cases of a week are of no day: they count in the month of its Thursday, as ISO 8601 counts the week itself
+    in a year. Their month waits for them.
+    """
     size, found = LEVEL_DAYS[marginal[0]], dict[date, Sum]()
     for block in blocks:
         solved = block.solved.get(marginal)
         if solved is None:
             continue
-        starts = [block.start + timedelta(size * n) for n in range(solved.values.shape[1])]
+        units = units_of(block.top, block.start, marginal[0])
         inside: dict[tuple[date, date], list[int]] = defaultdict(list)
-        for n, day in enumerate(starts):
+        for n, part in enumerate(units):
+            day = part.start + timedelta(THURSDAY) if part.late else part.start
             first = city.unit_start("quarter", day)
             inside[_month(day) if unit == "month" else (first, first + timedelta(LEVEL_DAYS["quarter"] - 1))].append(n)
         for (first, last), mine in inside.items():
-            weights = np.zeros(len(starts))
+            weights = np.zeros(len(units))
             weights[mine] = 1.0
             one = {d: np.eye(len(city.categories(d)))[0] for d in marginal[1]}
             values = solved.values[:, mine].sum(axis=1)
             total = found.setdefault(first, Sum(first, last, marginal[1], 0 * values, np.zeros(values.shape)))
             total.values = total.values + values
             total.variance = total.variance + block.variance(marginal, weights, one)
-            total.days += size * len(mine)
+            late = sum(units[n].late for n in mine)
+            total.days += size * (len(mine) - late)
+            total.late_weeks += late
             total.statuses.add(block.status)
-    return (s for s in found.values() if s.days == (s.last - s.first).days + 1)
+    return (s for s in found.values() if _whole(s, marginal))
 
 
 def months(city: City, blocks: Sequence[SolvedBlock]) -> list[Sum]:
@@ -135,7 +158,5 @@ def standardised(city: City, blocks: Sequence[SolvedBlock]) -> list[Sum]:
             weights = {"area": one, "age_group": factor, "sex": np.ones(len(SEXES))}
             spread[:, n] = block.variance(marginal, np.ones(1), weights)
         last = block.start + timedelta(LEVEL_DAYS["window"] - 1)
-        result.append(
-            Sum(block.start, last, ("area", STANDARD_AGE), values, spread, LEVEL_DAYS["window"], {block.status})
-        )
+        result.append(Sum(block.start, last, ("area", STANDARD_AGE), values, spread, statuses={block.status}))
     return result

@@ -45,7 +45,7 @@ class MeasureDefinition(_Model):
 class Level(_Model):
     """A published level of the estimates that a dataset takes."""
 
-    time: TimeLevel
+    time: TimeLevel | Literal["late"]
     dimensions: str = TOTAL
 
 
@@ -184,6 +184,10 @@ CODES: Final[dict[str, dict[str, Text]]] = {
     },
     "time_level": {
         "day": Text(de="Tag", en="day"),
+        "late": Text(
+            de="Nachzügler einer ISO-Woche: Fälle, die erst nach der Messung ihres Tages eintrafen",
+            en="late cases of an ISO week: those that arrived after their day was measured",
+        ),
         "week": Text(de="ISO-Woche, Montag bis Sonntag", en="ISO week, Monday to Sunday"),
         "month": Text(de="Kalendermonat", en="calendar month"),
         "period": Text(de="28 Tage ab einem festen Montag", en="28 days from a fixed Monday"),
@@ -213,7 +217,7 @@ CODES: Final[dict[str, dict[str, Text]]] = {
 """Codes of the columns whose meaning is not a public list of its own."""
 
 
-def _levels(times: tuple[TimeLevel, ...], dimensions: str = TOTAL) -> tuple[Level, ...]:
+def _levels(times: tuple[TimeLevel | Literal["late"], ...], dimensions: str = TOTAL) -> tuple[Level, ...]:
     return tuple(Level(time=t, dimensions=dimensions) for t in times)
 
 
@@ -229,7 +233,8 @@ DATASETS: Final[tuple[Dataset, ...]] = (
             "residents in the week, the month, the four weeks or the 364 days where population figures exist, and with "
             "age-standardised rates of the 364 days.",
         ),
-        levels=_levels(("day", "week", "period", "window")) + _levels(("day", "week", "period", "window"), "area"),
+        levels=_levels(("day", "late", "week", "period", "window"))
+        + _levels(("day", "late", "week", "period", "window"), "area"),
         measures=("count", "rate_per_100000", "age_standardised_rate"),
         keywords=("hospital", "area", "Krankenhaus", "Wohngebiet"),
     ),
@@ -336,9 +341,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "time_level",
         _TEXT,
-        "Zeiteinheit: Tag, ISO-Woche, Kalendermonat, 28 Tage, 91 Tage, 364 Tage",
-        "unit of time: day, ISO week, calendar month, 28 days, 91 days, 364 days",
-        ("day", "week", "month", "period", "quarter", "window"),
+        "Zeiteinheit: Tag, Nachzügler einer ISO-Woche, ISO-Woche, Kalendermonat, 28 Tage, 91 Tage, 364 Tage",
+        "unit of time: day, late cases of an ISO week, ISO week, calendar month, 28 days, 91 days, 364 days",
+        ("day", "late", "week", "month", "period", "quarter", "window"),
     ),
     _column("period_start", _DAY, "erster Tag der Zeiteinheit", "first day of the unit of time"),
     _column("period_end", _DAY, "letzter Tag, einschließlich", "last day of the unit of time, inclusive"),

@@ -186,7 +186,7 @@ def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
     decimals = frame["measure"].map({k: m.decimals for k, m in MEASURES.items()}).to_numpy(float)
     frame = frame.assign(
         indicator=dataset.key,
-        iso_week=week.where(frame["time_level"] == "week"),
+        iso_week=week.where(frame["time_level"].isin(["week", "late"])),
         region_key=city.region.ars,
         area_name_de=frame["area_key"].map({k: n.de for k, n in areas.items()}).fillna("Alle Gebiete"),
         area_name_en=frame["area_key"].map({k: n.en for k, n in areas.items()}).fillna("All areas"),

@@ -76,7 +76,7 @@ def _rows(frame: pd.DataFrame, key: str, city: City) -> list[list[float]]:
     The newest of each series have three numbers more, where they are published: the estimate for all patients.
     """
     by = _GROUPED_BY.get(key, [])
-    mine = frame[frame[[c for c in _BROKEN_DOWN if c not in by]].isna().all(axis=1)]
+    mine = frame[frame[[c for c in _BROKEN_DOWN if c not in by]].isna().all(axis=1) & frame["time_level"].isin(LEVELS)]
     if mine.empty:  # a plan may measure nothing but what is broken down further than the page shows
         return []
     last = mine.groupby("time_level")["period_start"].transform("max")

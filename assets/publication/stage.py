@@ -31,7 +31,10 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     """
     lags = [timedelta(n) for n in range(city.freeze_lag_days + 1)]
     seen = {max(day, city.first_arrival) for day in lake.days("events")}
-    certified = require_certified(lake, {day + lag for day in seen for lag in lags})
+    # What a closed week has seen lies between the lags of its first days and the day on which it was closed.
+    closed = [city.week_known_on(day) for day in lake.days("late_events")]
+    waited = {day - timedelta(n) for day in closed for n in range(city.late_days + 1)}
+    certified = require_certified(lake, {day + lag for day in seen for lag in lags} | waited)
     estimates = publishable(lake, city)
     if not estimates.num_rows:
         return {"datasets": {}, "changed": 0}, {}

@@ -19,10 +19,14 @@ from assets.privacy.stage import publishable
 
 
 def decided_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
-    """The cases of the truth that are valid, consented and on time; `kept` says whether the caps let them count."""
+    """The cases of the truth that are valid, consented and came while their week was open.
+
+    `kept` says whether the caps let them count, `late` whether they came after their day was measured.
+    """
     good = truth[(truth["fate"] == "ok") & truth["consented"]]
-    delay = (pd.to_datetime(good["first_arrival_day"]) - pd.to_datetime(good["admitted_on"])).dt.days
-    good = good[delay <= city.freeze_lag_days].copy()
+    known = [(city.known_on(day), city.week_known_on(day)) for day in good["admitted_on"]]
+    in_time, in_week = (np.array([k[i] for k in known]) >= good["first_arrival_day"].to_numpy() for i in (0, 1))
+    good = good.assign(late=~in_time)[in_week]
     unlinked = good["clinic"] + "/" + good["patient_id"]
     good["person_key"] = np.where(good["insured_id_valid"], good["insured_id"].fillna(""), unlinked)
     good["case_key"] = ""
@@ -70,8 +74,9 @@ def errors(lake: Lake, city: City, truth_folder: Path) -> list[dict[str, Any]]:
             continue
         size = LEVEL_DAYS[time]
         keys = ["unit_start", "care", *dimensions]
+        inside = counted[~counted["late"]] if time == "day" else counted
         exact = (
-            counted.assign(unit_start=epoch + pd.to_timedelta(since // size * size, "D"))
+            inside.assign(unit_start=epoch + pd.to_timedelta(since[inside.index] // size * size, "D"))
             .groupby(keys, observed=True).size().rename("exact").reset_index()
         )  # fmt: skip
         exact["unit_start"] = exact["unit_start"].astype(mine["unit_start"].dtype)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, squared_sensitivity
 from assets.privacy.ledger import Ledger
-from assets.privacy.measure import due, measure
+from assets.privacy.measure import Unit, due, measure
 from assets.privacy.plan import price
 
 HERE = Path(__file__).parent
@@ -51,12 +51,10 @@ def committed_year(city: City, events: pa.Table, left_out: pa.Table) -> tuple[li
     ]
     days = [t["event_day"].to_numpy().astype("datetime64[D]") for t in numbered]
 
-    def load(table: MeasuredTable, first: date) -> pa.Table:
-        which = int(table.at_cap)
-        begin, end = days[which].searchsorted(
-            [first, first + timedelta(LEVEL_DAYS[table.time])]  # type: ignore[arg-type]
-        )
-        return numbered[which].slice(int(begin), int(end - begin))
+    def load(table: MeasuredTable, unit: Unit) -> pa.Table:
+        which, end = int(table.at_cap), unit.start + timedelta(LEVEL_DAYS[table.time])
+        begin, end = days[which].searchsorted([unit.start, unit.start if unit.late else end])  # type: ignore[arg-type]
+        return numbered[which].slice(int(begin), int(end - begin))  # nobody is late here
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from audit_sampler import draw_many
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
+from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, City
 from assets.contract.codes import LOS_BINS, OUTCOMES
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
@@ -32,7 +32,7 @@ from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.counting import count
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Committed
-from assets.privacy.measure import measurement_id
+from assets.privacy.measure import Unit, measurement_id
 from assets.privacy.mechanism import draw
 from assets.privacy.plan import PricedPlan, level_of, price, product_of, published_levels
 from assets.publication.indicators import build
@@ -130,9 +130,11 @@ def exact_counts(city: City, plan: PricedPlan, events: pa.Table, left_out: pa.Ta
         days, size = counted.column("event_day").to_numpy(), LEVEL_DAYS[priced.table.time]
         for first in range(0, WINDOW_DAYS, size):
             begin, end = days.searchsorted([first, first + size])
-            start = city.budget.epoch + timedelta(first)
+            unit = Unit(city.budget.epoch + timedelta(first))
             counts = count(counted.slice(int(begin), int(end - begin)), priced.table, city)
-            found[measurement_id(priced.table, start)] = counts, priced, start
+            found[measurement_id(priced.table, unit)] = counts, priced, unit.start
+            if size == 1 and first % WEEK_DAYS == 0:  # nobody is late here
+                found[measurement_id(priced.table, unit._replace(late=True))] = 0 * counts, priced, unit.start
     return found
 
 

@@ -76,7 +76,7 @@ def _input(city: City, engine: Engine, with_canary: bool) -> pa.Table:
     columns = {name: [value] * len(who) for name, value in fixed.items()}
     return pa.table({
         "decided_on": pa.array(day, pa.date32()), "event_day": pa.array(day, pa.date32()), "person_key": [p for p, _, _ in who],
-        "case_key": [f"{p}-{d}" for p, d, _ in who], "clinic": ["k"] * len(who), "area": [a for _, _, a in who], **columns,
+        "case_key": [f"{p}-{d}" for p, d, _ in who], "clinic": ["k"] * len(who), "late": [False] * len(who), "area": [a for _, _, a in who], **columns,
     })  # fmt: skip
 
 

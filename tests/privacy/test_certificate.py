@@ -25,7 +25,8 @@ SAFE_DAYS = st.lists(st.integers(0, 12), max_size=4, unique=True)
 
 def persons_with(city: City, days: dict[str, list[int]]) -> pa.Table:
     rows = [(p, city.budget.epoch + timedelta(d)) for p, own in days.items() for d in own]
-    return pa.table({"person_key": [p for p, _ in rows], "event_day": pa.array([d for _, d in rows], pa.date32())})
+    return pa.table({"person_key": [p for p, _ in rows], "event_day": pa.array([d for _, d in rows], pa.date32()),
+                     "late": pa.array([False] * len(rows))})  # fmt: skip
 
 
 def naive(city: City, days: dict[str, list[int]]) -> int:
@@ -82,7 +83,7 @@ def test_a_million_events_take_seconds(city: City):
     day = np.concatenate([first + 28 * k for k in range(4)]) // 28 * 28
     events = pa.table({
         "person_key": pa.array(pd.Series(np.tile(np.arange(n), 4)).astype(str)),
-        "event_day": pa.array(np.datetime64(city.budget.epoch) + day),
+        "event_day": pa.array(np.datetime64(city.budget.epoch) + day), "late": np.zeros(4 * n, dtype=bool),
     })  # fmt: skip
     began = time.perf_counter()
     assert 0 < certificate(events, city, price(city)) <= price(city).spent_units

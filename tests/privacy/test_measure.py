@@ -17,11 +17,12 @@ from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
 from assets.privacy import measure as measuring
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger
+from assets.privacy.measure import Unit
 from assets.privacy.plan import price
 
 LATER = date(2027, 1, 1)
 DIMENSIONS = ("area", "age_group", "sex", "chapter", "admission", "los", "outcome")
-Load = Callable[[MeasuredTable, date], pa.Table]
+Load = Callable[[MeasuredTable, Unit], pa.Table]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def events(city: City) -> pa.Table:
             "case_key": [f"c{i:05}" for i in range(n)],
             "clinic": ["k"] * n,
             **{name: pick(name) for name in ("care", *DIMENSIONS)},
+            "late": day % 7 == 6,
         }
     )
 
@@ -47,10 +49,12 @@ def events(city: City) -> pa.Table:
 def load(events: pa.Table) -> Load:
     days = events.column("event_day").to_numpy().astype("datetime64[D]")
 
-    def between(table: MeasuredTable, first: date) -> pa.Table:
-        last = first + timedelta(LEVEL_DAYS[table.time] - 1)
-        begin, end = days.searchsorted(np.datetime64(first)), days.searchsorted(np.datetime64(last), "right")
-        return events.slice(int(begin), int(end - begin))
+    def between(table: MeasuredTable, unit: Unit) -> pa.Table:
+        """Cases of Sundays are the late ones."""
+        inside = measuring.unit_days(table, unit)
+        begin, end = days.searchsorted(np.datetime64(inside[0])), days.searchsorted(np.datetime64(inside[-1]), "right")
+        found = events.slice(int(begin), int(end - begin))
+        return found.filter(pc.equal(found.column("late"), unit.late)) if table.time == "day" else found
 
     return between
 
@@ -78,6 +82,8 @@ def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: L
     assert set(result.column("status").to_pylist()) == {"final"}
     frame = result.to_pandas().query("dimensions not in ['patients_at_cap', 'area+standard_age']")
     frame = frame[~frame["time_level"].isin(["month", "quarter"])]
+    # late cases belong to no day, but to the days' week
+    frame["time_level"] = frame["time_level"].replace("late", "day")
     sums = frame.groupby(["care", "time_level", "dimensions"])["value"].sum().groupby("care")
     assert (sums.max() - sums.min()).max() < 1e-6
 
@@ -97,10 +103,12 @@ def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledge
     assert ("los" in sums.columns) == (through >= 27 + 3 + 28), "lagging levels appear with their table, not before"
     for level in ("window", "period", "week"):  # the days of each longer unit that is published add up to it
         for (care, _, start), total in sums["total"][sums.index.get_level_values("time_level") == level].items():
-            inside = sums["total"].loc[care, "day"]
-            inside = inside[(inside.index >= start) & (inside.index < start + pd.Timedelta(days=LEVEL_DAYS[level]))]
+            leaves = sums["total"].loc[care]
+            leaves = leaves[leaves.index.get_level_values("time_level").isin(["day", "late"])]
+            when = leaves.index.get_level_values("unit_start")
+            inside = leaves[(when >= start) & (when < start + pd.Timedelta(days=LEVEL_DAYS[level]))]
             assert inside.sum() == pytest.approx(total, rel=1e-9)
-            assert len(inside) == LEVEL_DAYS[level]
+            assert len(inside) == LEVEL_DAYS[level] // 7 * 8
 
 
 def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger: Ledger, load: Load):

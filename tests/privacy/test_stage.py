@@ -173,12 +173,82 @@ def test_versions_of_one_day_are_taken_in_one_order(city: City, make_case: Any, 
     assert seen[0] == seen[1] and seen[0].num_rows == 1
 
 
+@pytest.fixture(scope="module")
+def patient_city(city: City) -> City:
+    """A city whose weeks wait three more days for late cases."""
+    return city.model_copy(update={"late_days": 3})
+
+
+def exact(lake: Lake, name: str) -> int:
+    return sum(Ledger(lake.ledger_path).committed()[name].values)
+
+
+def test_late_cases_count_in_their_week_and_longer_but_in_no_day(
+    patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
+):
+    """Monday, 6 January 2025; the week closes on day 13 + 3 + 3 = 19 after the epoch."""
+    city, lake = patient_city, new_lake("late")
+    rows = [make_case("a", "on time", 7, 3), make_case("b", "late", 7, 4), make_case("c", "latest", 13, 6)]
+    rows += [
+        make_case("d", "too late", 13, 7),
+        make_case("e", "cancelled", 8, 5),
+        make_case("e", "cancelled", 8, 6, care="other"),
+    ]
+    run(lake, city, case_table(rows), 0, 40)
+    monday, sunday, week = "2025-01-06", "2025-01-12", "2025-01-06"
+    assert [exact(lake, f"day:{d}:1") for d in (monday, sunday)] == [1, 0]
+    assert exact(lake, f"day:{week}+late:1") == exact(lake, f"day_area:{week}+late:1") == 2
+    assert exact(lake, f"week_area:{week}:1") == exact(lake, f"week_chapter:{week}:1") == 3
+    assert exact(lake, "period_age_sex:2024-12-30:1") == 3
+    decided = lake.read("bounding", BOUNDING_DECISIONS)
+    assert "too late" not in decided.column("case_key").to_pylist()
+
+
+def test_late_cases_are_bounded_in_order_of_arrival(
+    patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
+):
+    lake = new_lake("bounded")
+    rows = [
+        make_case("a", "late Monday", 7, 6),
+        make_case("a", "Sunday in time", 13, 1),
+        make_case("b", "only late", 7, 8),
+    ]
+    run(lake, patient_city, case_table(rows), 0, 20)
+    kept = {r["case_key"]: r["kept"] for r in lake.read("bounding", BOUNDING_DECISIONS).to_pylist()}
+    assert kept == {"late Monday": True, "Sunday in time": False, "only late": True}
+    assert exact(lake, "day:2025-01-06+late:1") == exact(lake, "week_area:2025-01-06:1") == 2
+
+
+def test_a_case_of_a_day_that_was_measured_without_its_export_is_late(
+    patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """An outage: the run of the arrival day is missing and is caught up when its day is measured already."""
+    lake, rows = new_lake("outage"), [make_case("a", "missed", 7, 2), make_case("b", "later day", 9, 3)]
+    run(lake, patient_city, case_table([]), 0, 8)
+    run(lake, patient_city, case_table([]), 10, 11)  # day 9 failed; day 8 is now frozen
+    run(lake, patient_city, case_table(rows), 9, 9)
+    run(lake, patient_city, case_table(rows), 12, 25)
+    decided = {r["case_key"]: r["decided_on"] for r in lake.read("bounding", BOUNDING_DECISIONS).to_pylist()}
+    assert decided == {"missed": arrival(11), "later day": arrival(12)}
+    assert exact(lake, "day:2025-01-06:1") == 0 and exact(lake, "day:2025-01-06+late:1") == 1
+    assert exact(lake, "week_area:2025-01-06:1") == 2 and Ledger(lake.ledger_path).verify() == []
+
+
+def test_the_late_leaf_costs_nothing(patient_city: City, history: pa.Table, new_lake: Any, no_noise: None):
+    lake = new_lake("free")
+    run(lake, patient_city, history, 0, 30)
+    charged = {name: rho for name, (_, rho, _) in snapshots(lake).items() if "+late" in name}
+    assert len(charged) == 2 * 3 and set(charged.values()) == {0}
+
+
 def without_patient(lake: Lake, person: str) -> None:
     """As erasure does after a withdrawal: gone from every table of identity and privacy, the counters remain."""
-    for table, schema, column in (("cases", PSEUDONYMISED_CASES, "arrival_day"), ("events", EVENTS, "event_day")):
+    for table, schema, column in (
+        ("cases", PSEUDONYMISED_CASES, "arrival_day"), ("events", EVENTS, "event_day"), ("late_events", EVENTS, "event_day")
+    ):  # fmt: skip
         rows = lake.read(table, schema)
         kept = rows.filter(pa.compute.not_equal(rows.column("person_key"), person))
-        lake.write_days(table, lake.days(table), kept, column, keep_empty=table == "events")
+        lake.write_days(table, lake.days(table), kept, column, keep_empty=table != "cases")
         if table == "cases":
             record_erasure(lake, table, lake.days("cases"), kept)
 
@@ -211,7 +281,7 @@ def test_a_withdrawal_between_a_crash_and_its_resume_needs_nobody(
     superseded = {m for m, _ in rows}
     assert superseded and superseded <= waiting and {rho for _, rho in rows} == {0}
     assert ledger.windows()[window].spent_units == sum(c.rho_units for c in committed.values()) >= spent
-    days = lake.read("events", EVENTS).column("event_day").to_pylist()
+    days = stage.counted_events(lake).column("event_day").to_pylist()
     weeks = [m for m in superseded if m.startswith("week_area:")]
     for name in weeks:
         first = date.fromisoformat(name.split(":")[1])

@@ -57,12 +57,12 @@ def noisy(city: City) -> Noisy:
     def make(days: int) -> dict[str, Committed]:
         measured = {}
         frozen = [EPOCH + timedelta(n) for n in range(days)]
-        for table, start in due(city, frozen, EPOCH + timedelta(9999), ()):
+        for table, unit in due(city, frozen, EPOCH + timedelta(9999), ()):
             variance = next(p.variance for p in plan.tables if p.table.name == table.name)
             cells = 2 * int(np.prod([len(city.categories(d)) for d in table.axes], dtype=int))
             values = np.rint(rng.normal(0, float(variance) ** 0.5, cells)).astype(int).tolist()
-            about: dict[str, Any] = {"unit_start": start.isoformat(), "table": table.name}
-            measured[measurement_id(table, start)] = Committed("w", 0, about, values)
+            about: dict[str, Any] = {"unit_start": unit.start.isoformat(), "table": table.name}
+            measured[measurement_id(table, unit)] = Committed("w", 0, about, values)
         return measured
 
     return make
@@ -78,9 +78,20 @@ def test_a_month_is_the_sum_of_its_days_and_only_whole_months_are_there(city: Ci
     assert set(months["unit_start"]) == {pd.Timestamp("2025-01-01"), pd.Timestamp("2025-02-01")}
     assert len(months) == 2 * 2 * (1 + len(city.areas)) and set(months["status"]) == {"provisional"}
     days = frame[(frame["time_level"] == "day") & (frame["dimensions"] == "area") & (frame["area"] == "64283")]
-    february = days[days["unit_start"].dt.month == 2].groupby("care")["value"].sum()
+    late = frame[(frame["time_level"] == "late") & (frame["dimensions"] == "area") & (frame["area"] == "64283")]
+    of_february = late["unit_start"].isin(pd.to_datetime(["2025-02-03", "2025-02-10", "2025-02-17", "2025-02-24"]))
+    inside = pd.concat([days[days["unit_start"].dt.month == 2], late[of_february]])  # weeks by their Thursday
+    assert of_february.sum() == 2 * 4
+    february = inside.groupby("care")["value"].sum()
     mine = months[(months["area"] == "64283") & (months["unit_start"].dt.month == 2)].set_index("care")["value"]
     assert mine.to_dict() == pytest.approx(february.to_dict())
+
+
+def test_a_month_waits_until_its_last_week_takes_no_more_late_cases(city: City, noisy: Noisy):
+    measured = noisy(7 * 10)
+    without = {name: c for name, c in measured.items() if "2025-02-24+late" not in name}
+    found = [set(frame_of(city, m).query("time_level == 'month'")["unit_start"]) for m in (measured, without)]
+    assert found[0] - found[1] == {pd.Timestamp("2025-02-01")} and found[1] == {pd.Timestamp("2025-01-01")}
 
 
 def test_a_quarter_is_the_sum_of_its_weeks(city: City, noisy: Noisy):

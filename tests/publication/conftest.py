@@ -29,13 +29,16 @@ CHROMIUM = (
 LOS_WEIGHTS = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
 
 
-def _months(days: pd.DataFrame) -> pd.DataFrame:
-    """Whole calendar months of day-level rows."""
+def _months(days: pd.DataFrame, late: pd.DataFrame) -> pd.DataFrame:
+    """Whole calendar months of day-level rows, with the late cases of the weeks whose Thursday they hold."""
     keys = ["unit_start", "care", *(n for n in ("area",) if n in days)]
     sums = days.assign(unit_start=days["unit_start"].map(lambda d: d.replace(day=1))).groupby(keys, as_index=False)
     found = sums[["value", "variance"]].sum()
-    whole = sums.size()["size"] == [monthrange(d.year, d.month)[1] for d in found["unit_start"]]
-    return found[whole].assign(time_level="month", dimensions=days["dimensions"].iloc[0])
+    found = found[sums.size()["size"] == [monthrange(d.year, d.month)[1] for d in found["unit_start"]]]
+    of_month = late.assign(unit_start=late["unit_start"].map(lambda d: (d + timedelta(3)).replace(day=1)))
+    there = of_month[of_month["unit_start"].isin(set(found["unit_start"]))]
+    found = pd.concat([found, there[[*keys, "value", "variance"]]]).groupby(keys, as_index=False).sum()
+    return found.assign(time_level="month", dimensions=days["dimensions"].iloc[0])
 
 
 def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
@@ -62,6 +65,10 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
 
     area_day = level("day", ("area",), 20, 9.0)
     parts = [area_day]
+    if days >= 7:
+        late = level("week", ("area",), 2, 9.0)
+        of_city = late.groupby(["unit_start", "care"], as_index=False)[["value", "variance"]].sum()
+        parts += [late.assign(time_level="late"), of_city.assign(time_level="late", dimensions="total")]
     for time, size in DAYS.items():
         if days < size:
             continue
@@ -70,6 +77,12 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
         )
         whole = block.map(lambda d, size=size: d + timedelta(size) <= city.budget.epoch + timedelta(days))
         work = area_day.assign(unit_start=block)[whole]
+        if time != "day":  # longer units hold their late cases too
+            of_late = late["unit_start"].map(
+                lambda d, size=size: city.budget.epoch + timedelta((d - city.budget.epoch).days // size * size)
+            )
+            there = of_late.map(lambda d, size=size: d + timedelta(size) <= city.budget.epoch + timedelta(days))
+            work = pd.concat([work, late.assign(unit_start=of_late)[there]])
         by_area = work.groupby(["unit_start", "care", "area"], as_index=False)[["value", "variance"]].sum()
         total = work.groupby(["unit_start", "care"], as_index=False)[["value", "variance"]].sum()
         if time != "day":
@@ -88,7 +101,9 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
         parts.append(outcome.assign(value=outcome["value"].where(outcome["outcome"] == "other", 900.0)))
         parts.append(level("window", ("area", "age_group", "sex"), 300, 900.0))
     totals = [p for p in parts if (p["time_level"] == "day").all() and set(p["dimensions"]) <= {"total", "area"}]
-    parts += [_months(p) for p in totals]
+    for p in totals:
+        same = [x for x in parts if (x["time_level"] == "late").all() and set(x["dimensions"]) == set(p["dimensions"])]
+        parts.append(_months(p, *same or [p.head(0)]))
     if days >= 364:
         rates = level("window", ("area",), 20_000, 40_000.0).assign(dimensions="area+standard_age")
         parts.append(rates[~rates["area"].isin(["elsewhere"])])
@@ -105,7 +120,7 @@ def _frame(city: City, days: int, seed: int) -> pd.DataFrame:
         at_cap["value"] = rng.normal(200, 33, len(at_cap))
         parts.append(at_cap.assign(time_level="quarter", dimensions="patients_at_cap", variance=1081.0))
     frame = pd.concat(parts, ignore_index=True)
-    size = frame["time_level"].map(DAYS | {"quarter": 91})
+    size = frame["time_level"].map(DAYS | {"quarter": 91, "late": 7})
     size = size.where(frame["time_level"] != "month", [monthrange(s.year, s.month)[1] for s in frame["unit_start"]])
     frame["unit_end"] = [s + timedelta(int(n) - 1) for s, n in zip(frame["unit_start"], size, strict=True)]
     return frame.assign(status="provisional")

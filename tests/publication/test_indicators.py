@@ -43,9 +43,11 @@ def test_areas_add_up_and_days_add_up(frames: dict[str, pd.DataFrame]) -> None:
     counts = frames["cases_by_area"].query("measure == 'count'")
     totals = counts[counts["area_key"].isna()].set_index(UNIT)["value"]
     parts = counts[counts["area_key"].notna()].groupby(UNIT)["value"].sum()
-    assert len(totals) == 2 * (364 + 52 + 11 + 13 + 1)
+    assert len(totals) == 2 * (364 + 52 + 52 + 11 + 13 + 1)
     np.testing.assert_allclose(parts.reindex(totals.index), totals, rtol=1e-12)
-    days = counts.query("time_level == 'day'").groupby(["care", counts["area_key"].fillna("all")])["value"].sum()
+    days = (
+        counts.query("time_level in ('day', 'late')").groupby(["care", counts["area_key"].fillna("all")])["value"].sum()
+    )
     window = counts.query("time_level == 'window'").groupby(["care", counts["area_key"].fillna("all")])["value"].sum()
     np.testing.assert_allclose(days, window, rtol=1e-12)
 
@@ -91,7 +93,9 @@ def test_names_and_weeks(frames: dict[str, pd.DataFrame]) -> None:
     area = frames["cases_by_area"]
     weeks = area.query("time_level == 'week'")
     assert weeks["iso_week"].min() == "2025-W01" and weeks["iso_week"].max() == "2025-W52"
-    assert area.query("time_level != 'week'")["iso_week"].isna().all()
+    late = area.query("time_level == 'late'")
+    assert set(late["iso_week"]) == set(weeks["iso_week"])
+    assert area.query("time_level not in ('week', 'late')")["iso_week"].isna().all()
     assert set(area.loc[area["area_key"].isna(), "area_name_en"]) == {"All areas"}
     assert set(area["region_key"]) == {"064110000000"}
     chapter = frames["cases_by_chapter"]
@@ -163,7 +167,7 @@ def test_noisy_denominators_drop_rows_and_nothing_else_does(estimates: pa.Table,
     built = build(pa.Table.from_pandas(frame, schema=estimates.schema, preserve_index=False), city)
     assert built["emergency_share"].empty and built["length_of_stay"].empty
     counts = built["cases_by_area"].query("measure == 'count'")
-    assert len(counts) == 2 * 11 * (364 + 52 + 11 + 13 + 1)
+    assert len(counts) == 2 * 11 * (364 + 52 + 52 + 11 + 13 + 1)
     negative = counts[counts["area_key"].notna() & (counts["time_level"] != "month")]
     assert (negative["value"] == -3.0).all() and (negative["value_display"] == 0).all()
     assert set(negative["quality"]) == {"D"}
