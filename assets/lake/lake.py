@@ -1,7 +1,8 @@
 """The zones of the data root and the tables inside the confidential one.
 
-Confidential tables are encrypted Parquet, one file for each table and arrival or event day, so that a day
-can be rewritten or erased without touching another. Not here: what a table holds (`contract.schemas`).
+Confidential tables are encrypted Parquet, one file for each table and month, in which days follow each other: a
+day is written, read or erased by its place, which the file itself remembers. Few files, because opening one costs
+more than the rows of a day. Not here: what a table holds (`contract.schemas`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -26,11 +28,22 @@ from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
+_PLACES: Final = b"days"
+"""In the (encrypted) footer of each file: how many rows each of its days has, in the order of the rows."""
 
 
 def default_data_root() -> Path:
     """`$DIGITALSTADT_DATA`, else `data/` below the current folder."""
     return Path(os.environ.get(DATA_VARIABLE) or "data")
+
+
+def _places(file: pq.ParquetFile) -> dict[date, tuple[int, int]]:
+    """Where the rows of each day lie: first row and number."""
+    places, first = {}, 0
+    for day, number in json.loads((file.schema_arrow.metadata or {})[_PLACES]).items():
+        places[date.fromisoformat(day)] = (first, number)
+        first += number
+    return places
 
 
 @dataclass(frozen=True)
@@ -71,58 +84,105 @@ class Lake:
         make_directory(self.confidential)
         return self.confidential / "ledger.sqlite"
 
-    def _file(self, table: str, day: date) -> Path:
-        return self.confidential / table / f"{day.isoformat()}.parquet"
+    def _file(self, table: str, month: date) -> Path:
+        return self.confidential / table / f"{month:%Y-%m}.parquet"
+
+    def _months(self, table: str) -> list[Path]:
+        return sorted((self.confidential / table).glob("[0-9]*.parquet"))
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            path, decryption_properties=pe.create_decryption_properties(footer_key=self.keys.encryption)
+        )
 
     def days(self, table: str) -> list[date]:
-        """Days for which `table` has a file, ascending."""
-        return sorted(date.fromisoformat(p.stem) for p in (self.confidential / table).glob("[0-9]*.parquet"))
+        """Days that `table` holds, ascending; with or without rows."""
+        found: list[date] = []
+        for path in self._months(table):
+            with self._open(path) as file:
+                found += _places(file)
+        return found
 
-    def write(self, table: str, day: date, rows: pa.Table) -> None:
-        """Replace the file of one day."""
-        make_directory(self.confidential / table)
+    def read_month(self, table: str, month: date) -> dict[date, pa.Table]:
+        """All days of one month with all columns, as they are stored."""
+        path = self._file(table, month)
+        if not path.exists():
+            return {}
+        with self._open(path) as file:
+            rows = file.read(use_threads=False).replace_schema_metadata()
+            return {day: rows.slice(*place) for day, place in _places(file).items()}
+
+    def write_month(self, table: str, month: date, days: Mapping[date, pa.Table]) -> None:
+        """Let one month hold exactly `days`."""
+        path = self._file(table, month)
+        if days:
+            make_directory(path.parent)
+            atomic_write(path, self._encrypted(dict(sorted(days.items()))))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _replace(self, table: str, month: date, new: Mapping[date, pa.Table | None]) -> None:
+        """Replace days of one month (None: remove); the others keep their rows."""
+        former: dict[date, pa.Table | None] = {**self.read_month(table, month)}
+        if any(rows is not None or day in former for day, rows in new.items()):
+            self.write_month(table, month, {d: r for d, r in {**former, **new}.items() if r is not None})
+
+    def _encrypted(self, days: Mapping[date, pa.Table]) -> bytes:
+        rows = pa.concat_tables(days.values(), promote_options="default")
+        places = json.dumps({day.isoformat(): part.num_rows for day, part in days.items()})
         buffer = io.BytesIO()
         pq.write_table(
-            rows,
+            rows.replace_schema_metadata({_PLACES: places}),
             buffer,
             compression="zstd",
             encryption_properties=pe.create_encryption_properties(footer_key=self.keys.encryption),
         )
-        atomic_write(self._file(table, day), buffer.getvalue())
+        return buffer.getvalue()
+
+    def write(self, table: str, day: date, rows: pa.Table) -> None:
+        """Replace one day, which stays there without rows too."""
+        self._replace(table, day, {day: rows})
 
     def write_days(
         self, table: str, days: Iterable[date], rows: pa.Table, column: str, keep_empty: bool = False
     ) -> None:
-        """Replace the files of `days` with the rows whose `column` is that day.
+        """Replace `days` with the rows whose `column` is that day.
 
-        A day without rows has no file, or an empty one with `keep_empty`, where its existence means something.
+        A day without rows is removed, or stays with `keep_empty`, where its existence means something.
         """
         rows = rows.take(pc.sort_indices(rows, sort_keys=[(column, "ascending")]))
         values = rows.column(column).to_numpy().astype("datetime64[D]")
+        months: dict[date, dict[date, pa.Table | None]] = defaultdict(dict)
         for day in days:
-            first, last = (
-                values.searchsorted(np.datetime64(day), "left"),
-                values.searchsorted(np.datetime64(day), "right"),
-            )
-            if last > first or keep_empty:
-                self.write(table, day, rows.slice(int(first), int(last - first)))
-            else:
-                self.erase(table, [day])
+            first, last = (int(values.searchsorted(np.datetime64(day), side)) for side in ("left", "right"))
+            kept = rows.slice(first, last - first) if last > first or keep_empty else None
+            months[day.replace(day=1)][day] = kept
+        for month, new in sorted(months.items()):
+            self._replace(table, month, new)
 
     def read(self, table: str, schema: pa.Schema, days: Iterable[date] | None = None) -> pa.Table:
-        """All rows of `table`, or those of `days`; days without a file count as empty.
+        """The columns of `schema` of all rows of `table`, or of those of `days`; a day that it lacks counts as empty.
 
         Arrow reads what Arrow wrote: DuckDB 1.5.5 fails to decrypt column chunks of more than one page.
         """
-        files = [f for f in (self._file(table, d) for d in (self.days(table) if days is None else days)) if f.exists()]
-        key = pe.create_decryption_properties(footer_key=self.keys.encryption)
-        parts = [pq.ParquetFile(f, decryption_properties=key).read(schema.names) for f in files]
-        return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+        asked = None if days is None else set(days)
+        paths = self._months(table) if asked is None else sorted({self._file(table, day) for day in asked})
+        parts = [schema.empty_table()]
+        for path in paths if asked is None else filter(Path.exists, paths):
+            with self._open(path) as file:
+                rows = file.read(schema.names, use_threads=False).replace_schema_metadata().cast(schema)
+                places = _places(file)
+            if asked is None or places.keys() <= asked:
+                parts.append(rows)
+            else:
+                parts += [rows.slice(*place) for day, place in places.items() if day in asked]
+        return pa.concat_tables(parts)
 
     def erase(self, table: str, days: Iterable[date]) -> None:
-        """Remove the files of `days`; missing ones are fine."""
-        for day in days:
-            self._file(table, day).unlink(missing_ok=True)
+        """Remove `days`; missing ones are fine."""
+        gone = set(days)
+        for month in sorted({day.replace(day=1) for day in gone}):
+            self._replace(table, month, {day: None for day in gone if day.replace(day=1) == month})
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Write a small value-free JSON record below the confidential zone."""

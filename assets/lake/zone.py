@@ -9,16 +9,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 
 from assets.lake.keys import fingerprint
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
 
 RECORD: Final = "zone"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of what lies in the confidential zone. Raise it with a step in `STEPS`, and a stored data root as test."""
 
 
@@ -35,16 +40,40 @@ class Zone:
     keys: dict[str, str]
 
 
+def _day_files(folder: Path) -> list[Path]:
+    """Files of before format 2: one a day, named after it; oldest first."""
+    return sorted(folder.glob("[0-9]*-[0-9]*-[0-9]*.parquet"))
+
+
+def _rows(lake: Lake, path: Path) -> pa.Table:
+    key = pe.create_decryption_properties(footer_key=lake.keys.encryption)
+    with pq.ParquetFile(path, decryption_properties=key) as file:
+        return file.read()
+
+
 def _from_0(lake: Lake) -> dict[str, Any]:
     """The first data roots kept no record, and their pseudonyms have no cover."""
-    bare = pa.schema([("key_id", pa.string())])
-    made_with = lake.read("cases", bare, lake.days("cases")[-1:]).column("key_id").unique().to_pylist()
+    made_with = {key for path in _day_files(lake.confidential / "cases")[-1:]
+                 for key in _rows(lake, path).column("key_id").unique().to_pylist()}  # fmt: skip
     if lake.keys.period and fingerprint(lake.keys.pseudonym) in made_with:
         raise ZoneError(f"{lake.root} was made without a period key: take period.key out of the key folder")
     return {"format": 1, "id": secrets.token_hex(8), "keys": lake.keys.fingerprints()}
 
 
-STEPS: Final[dict[int, Callable[[Lake], dict[str, Any]]]] = {0: _from_0}
+def _from_1(lake: Lake) -> dict[str, Any]:
+    """A file for each day became one for each month. A day whose file is still there counts as that file says."""
+    for folder in sorted(p for p in lake.confidential.rglob("*") if p.is_dir()):
+        table = folder.relative_to(lake.confidential).as_posix()
+        for month, paths in groupby(_day_files(folder), key=lambda p: date.fromisoformat(p.stem).replace(day=1)):
+            days = list(paths)
+            rows = {date.fromisoformat(path.stem): _rows(lake, path) for path in days}
+            lake.write_month(table, month, lake.read_month(table, month) | rows)
+            for path in days:
+                path.unlink()
+    return {**(lake.read_record(RECORD) or {}), "format": 2}
+
+
+STEPS: Final[dict[int, Callable[[Lake], dict[str, Any]]]] = {0: _from_0, 1: _from_1}
 """From version → the function that brings the zone to the next one and returns its record."""
 
 

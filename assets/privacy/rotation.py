@@ -75,29 +75,29 @@ def _converted(table: str, rows: pa.Table, old: Keyring, new: Keyring) -> pa.Tab
     return rows
 
 
-def _open(path: Path, key: bytes) -> pa.Table | None:
-    """The rows of `path`, or None where `key` does not open it."""
+def _opens(path: Path, key: bytes) -> bool:
     try:
-        with pq.ParquetFile(path, decryption_properties=pe.create_decryption_properties(footer_key=key)) as file:
-            return file.read()
+        with pq.ParquetFile(path, decryption_properties=pe.create_decryption_properties(footer_key=key)):
+            return True
     except OSError:
-        return None
+        return False
 
 
 def _tables(lake: Lake, old: Keyring, new: Keyring) -> int:
     """Give every file the new keys; number of files."""
-    target, number = Lake(lake.root, new), 0
+    source, target, number = Lake(lake.root, old), Lake(lake.root, new), 0
     for path in sorted(lake.confidential.rglob("[0-9]*.parquet")):
         table = path.parent.relative_to(lake.confidential).as_posix()
         if table.split("/")[0] in LEFT_OUT:
             continue
         number += 1
-        if _open(path, new.encryption) is not None:
+        if _opens(path, new.encryption):
             continue
-        rows = _open(path, old.encryption)
-        if rows is None:
+        if not _opens(path, old.encryption):
             raise RotationError(f"{table} of {path.stem} opens with neither key: restore it, then rotate again")
-        target.write(table, date.fromisoformat(path.stem), _converted(table, rows, old, new))
+        month = date.fromisoformat(f"{path.stem}-01")
+        days = source.read_month(table, month)
+        target.write_month(table, month, {day: _converted(table, rows, old, new) for day, rows in days.items()})
     return number
 
 

@@ -1,6 +1,7 @@
 """The lake keeps secrets: encrypted files, strict modes, keys refused when unsafe, atomic writes."""
 
-from datetime import date
+import random
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
@@ -21,7 +22,7 @@ def test_a_confidential_table_comes_back_and_is_unreadable_without_the_key(lake:
     rows = pa.table({"day": [DAY], "name": ["CANARY-NAME"]}, schema=SCHEMA)
     lake.write("cases", DAY, rows)
     assert lake.read("cases", SCHEMA).equals(rows)
-    file = lake.confidential / "cases" / "2025-01-01.parquet"
+    file = lake.confidential / "cases" / "2025-01.parquet"
     assert b"CANARY" not in file.read_bytes()
     with pytest.raises(Exception, match=r"(?i)encrypt|decrypt"):
         pq.read_table(file)
@@ -41,7 +42,7 @@ def test_a_large_day_comes_back(lake: Lake, rows: int, width: int):
 
 def test_modes_are_strict(lake: Lake):
     lake.write("cases", DAY, SCHEMA.empty_table())
-    assert (lake.confidential / "cases" / "2025-01-01.parquet").stat().st_mode & 0o777 == 0o600
+    assert (lake.confidential / "cases" / "2025-01.parquet").stat().st_mode & 0o777 == 0o600
     assert lake.confidential.stat().st_mode & 0o777 == 0o700
 
 
@@ -52,6 +53,30 @@ def test_days_are_replaced_one_by_one(lake: Lake):
     assert lake.days("t") == [days[0], days[2]]
     lake.write_days("t", [days[0]], SCHEMA.empty_table(), "day")
     assert lake.read("t", SCHEMA).column("name").to_pylist() == ["c"]
+
+
+def test_days_of_a_month_are_read_written_and_erased_apart_from_each_other(lake: Lake):
+    """Against a plain dictionary of days, over random writes."""
+    draw, kept = random.Random(7), dict[date, list[str]]()
+    days = [date(2025, 1, 25) + timedelta(n) for n in range(14)]  # over the end of a month
+    for step in range(60):
+        some = sorted(draw.sample(days, draw.randint(1, 5)))
+        names = {day: [f"{step}-{n}" for n in range(draw.choice([0, 0, 1, 3]))] for day in some}
+        rows = [(day, name) for day in draw.sample(some, len(some)) for name in names[day]]
+        table = pa.table({"day": [d for d, _ in rows], "name": [n for _, n in rows]}, schema=SCHEMA)
+        empty = draw.random() < 0.3
+        if draw.random() < 0.2:
+            lake.erase("t", some)
+            names, empty = {key: [] for key in some}, False
+        else:
+            lake.write_days("t", some, table, "day", keep_empty=empty)
+        kept = {d: n for d, n in sorted((kept | names).items()) if n or (empty if d in names else True)}
+        assert lake.days("t") == list(kept)
+        assert lake.read("t", SCHEMA).column("name").to_pylist() == [n for names in kept.values() for n in names]
+        asked = draw.sample(days, 4)
+        wanted = [n for d, names in kept.items() if d in asked for n in names]
+        assert lake.read("t", SCHEMA, asked).column("name").to_pylist() == wanted
+    assert {p.name for p in (lake.confidential / "t").iterdir()} <= {"2025-01.parquet", "2025-02.parquet"}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 import pytest
 
 from assets.lake import zone
+from assets.lake.files import make_directory
 from assets.lake.keys import KeyFileError, Keyring, create_keys
 from assets.lake.lake import Lake
-from assets.lake.zone import ZoneError, open_zone
+from assets.lake.zone import Zone, ZoneError, open_zone
 
 DAY = date(2025, 1, 1)
 
@@ -34,11 +37,37 @@ def test_a_data_root_of_a_newer_version_is_left_alone(lake: Lake):
         open_zone(lake)
 
 
+def day_file(lake: Lake, table: str, day: date, rows: pa.Table) -> None:
+    """A file as it was before format 2."""
+    make_directory(lake.confidential / table)
+    key = pe.create_encryption_properties(footer_key=lake.keys.encryption)
+    pq.write_table(rows, lake.confidential / table / f"{day}.parquet", encryption_properties=key)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_files_of_days_become_files_of_months(lake: Lake, monkeypatch: pytest.MonkeyPatch, interrupted: bool):
+    schema = pa.schema([("day", pa.date32())])
+    days = [date(2025, 1, 31), date(2025, 2, 1), date(2025, 2, 3)]
+    for day in days:
+        day_file(lake, "quarantine/cases", day, pa.table({"day": [day, day]}, schema=schema))
+    day_file(lake, "events", days[0], schema.empty_table())
+    lake.write_record("zone", {"format": 1, "id": "0" * 16, "keys": lake.keys.fingerprints()})
+    if interrupted:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+            patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError("power cut")))
+            open_zone(lake)
+    assert open_zone(lake) == Zone("0" * 16, zone.FORMAT, lake.keys.fingerprints())
+    assert lake.read("quarantine/cases", schema).column("day").to_pylist() == [d for d in days for _ in range(2)]
+    assert lake.days("quarantine/cases") == days and lake.days("events") == days[:1]
+    left = sorted(p.relative_to(lake.confidential).as_posix() for p in lake.confidential.rglob("*.parquet"))
+    assert left == ["events/2025-01.parquet", "quarantine/cases/2025-01.parquet", "quarantine/cases/2025-02.parquet"]
+
+
 def test_a_data_root_without_record_is_upgraded_without_a_cover(tmp_path: Path):
     create_keys(tmp_path / "keys")
     (tmp_path / "keys" / "period.key").unlink()
     lake = Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
-    lake.write("cases", DAY, pa.table({"key_id": [lake.keys.key_id]}))
+    day_file(lake, "cases", DAY, pa.table({"key_id": [lake.keys.key_id]}))
     assert not create_keys(tmp_path / "keys"), "an old folder gets no period key after the fact"
     assert open_zone(lake).keys["period"] == "none"
     with pytest.raises(ZoneError, match="other keys"):
@@ -47,7 +76,7 @@ def test_a_data_root_without_record_is_upgraded_without_a_cover(tmp_path: Path):
 
 def test_a_period_key_made_after_the_fact_is_refused(lake: Lake):
     old = replace(lake.keys, period=None)
-    lake.write("cases", DAY, pa.table({"key_id": [old.key_id]}))
+    day_file(lake, "cases", DAY, pa.table({"key_id": [old.key_id]}))
     with pytest.raises(ZoneError, match="without a period key"):
         open_zone(lake)
 
