@@ -8,7 +8,7 @@
     de: {
       care: "Versorgung", measure: "Maß", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
       inside: "im Rauschen", outside: "größer als das Rauschen",
-      latest: (unit, value, low, high) => `Neuester Wert, ${unit}: ${value}. Ohne Rauschen liegt er mit 95 % Sicherheit zwischen ${low} und ${high}.`,
+      latest: (unit, value, low, high) => `Neuester Wert, ${unit}: ${value}. Ohne Rauschen liegt er mit 95\u00a0% Sicherheit zwischen ${low} und ${high}.`,
       everybody: (value, low, high) => `Geschätzt für alle Patientinnen und Patienten der beteiligten Kliniken, auch ohne Einwilligung: ${value} (${low} bis ${high}), falls Einwilligung und Erkrankung nichts miteinander zu tun haben.`,
       change: (by, half) => `Veränderung zur Zeiteinheit davor: ${by} (± ${half}) `,
       time: (measure, group, cut) => `${measure}, ${group}: Verlauf mit 95-%-Band${cut ? " (Achse beginnt nicht bei null)" : ""}`,
@@ -48,7 +48,7 @@
     const percent = isShare(measure);
     const shown = percent ? value * 100 : value;
     const digits = percent ? 1 : measure.decimals;
-    return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(shown) + (percent ? " %" : "");
+    return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(shown) + (percent ? (language === "de" ? "\u00a0%" : "%") : "");
   }
   const named = (m) => say(m.name).charAt(0).toUpperCase() + say(m.name).slice(1) + (isShare(m) ? " (%)" : m.key.endsWith("_days") ? (language === "de" ? " (Tage)" : " (days)") : "");
   const signed = (value, measure) => (value < 0 ? "−" : "+") + number(Math.abs(value), measure);
@@ -148,7 +148,7 @@
       if (!series.length) { box.textContent = w.none; return; }
       const now = series[series.length - 1];
       const [value, low, high] = [COLUMN.value, COLUMN.low, COLUMN.high].map((i) => number(floor(now[i], m), m));
-      let html = esc(w.latest(unitText(unit, now[COLUMN.start]), "\u0001", low, high)).replace("\u0001", `<strong class="value">${esc(value)}</strong> ${isShare(m) ? "" : esc(say(m.unit))}`);
+      let html = esc(w.latest(unitText(unit, now[COLUMN.start]), "\u0001", low, high)).replace("\u0001", `<strong class="value">${esc(value)}</strong>${isShare(m) ? "" : ` ${esc(say(m.unit))}`}`);
       const before = series[series.length - 2];
       const gap = before ? now[COLUMN.start] - before[COLUMN.start] : 0;
       if (unit === "month" ? gap >= 28 && gap <= 31 : gap && gap === data.days[unit]) {
