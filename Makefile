@@ -71,7 +71,7 @@ dist: sbom ## what a release consists of: wheel and bill of materials, with chec
 
 vulnerabilities: $(BIN)/.installed ## known weaknesses of the locked dependencies; needs a registry that answers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --disable-pip --no-deps -r constraints.txt
+	$(BIN)/pip-audit --disable-pip --no-deps --strict -r constraints.txt
 
 clean:
 	rm -rf data .dagster

@@ -75,9 +75,14 @@ def build_definitions(
             cron_schedule=f"5 {city.operation.overdue_hour} * * *",
             execution_timezone=city.time_zone,
             default_status=on,
+            description="Every morning: looks for arrival days that are not done; the check on open_data shows them.",
         ),
         dg.ScheduleDefinition(
-            job=pruning, cron_schedule="0 2 1 * *", execution_timezone=city.time_zone, default_status=on
+            job=pruning,
+            cron_schedule="0 2 1 * *",
+            execution_timezone=city.time_zone,
+            default_status=on,
+            description="Every month: runs older than 400 days leave Dagster's history.",
         ),
     ]
     sensors = [

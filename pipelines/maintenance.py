@@ -8,7 +8,7 @@ import dagster as dg
 from assets.contract.city import City
 from assets.lake.progress import finished_days, stretches
 from pipelines.environments import Environment
-from pipelines.operation import local_now, overdue
+from pipelines.operation import demo_end, local_now, overdue
 
 KEEP_DAYS: Final = 400
 """A budget window and a month."""
@@ -47,11 +47,13 @@ def freshness_check(environment: Environment, city: City) -> dg.AssetChecksDefin
     )
     def every_day_is_done() -> dg.AssetCheckResult:
         done = finished_days(environment.data_root)
-        late = list(overdue(done, city, local_now(city)))
+        demo = demo_end(environment.data_root, city)
+        late = list(overdue(done, city, local_now(city), demo))
+        ends = f"; a demonstration, its synthetic exports end on {demo}" if demo else ""
         return dg.AssetCheckResult(
             passed=not late,
             severity=dg.AssetCheckSeverity.ERROR,
-            description=late[0].what if late else f"done up to {max(done, default='no day')}",
+            description=late[0].what if late else f"done up to {max(done, default='no day')}{ends}",
             metadata={
                 "days_done": len(done),
                 "stretches": "; ".join(f"{first} to {last}" for first, last in stretches(done)) or "none",

@@ -5,6 +5,7 @@ Not here: printing (`operation_cli`), sending (`alerts`), runs that failed (`wat
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -44,9 +45,21 @@ def last_deliveries(lake: Lake, city: City) -> dict[str, date | None]:
     return found
 
 
-def overdue(done: set[date], city: City, now: datetime) -> Iterator[Alert]:
-    """Arrival days that should be done by `now`: all before yesterday, and yesterday from the city's hour on."""
+def demo_end(root: Path, city: City) -> date | None:
+    """Last day of the exports of a demo city; None for any real one, whatever lies in its data root."""
+    summary = root / "truth" / "summary.json"
+    if not city.synthetic or not summary.is_file():
+        return None
+    return city.start + ONE_DAY * (int(json.loads(summary.read_text())["days"]) - 1)
+
+
+def overdue(done: set[date], city: City, now: datetime, demo: date | None = None) -> Iterator[Alert]:
+    """Arrival days that should be done by `now`: all before yesterday, and yesterday from the city's hour on.
+
+    Of a demo city (`demo_end`) no day is asked for after its exports end.
+    """
     last = now.date() - ONE_DAY * (1 if now.hour >= city.operation.overdue_hour else 2)
+    last = min(last, demo or last)
     missing = [
         f"{first} to {end}" if end > first else str(first) for first, end in wanted(done, [], city.first_arrival, last)
     ]
@@ -124,7 +137,12 @@ def problems(
     except (CityFileError, KeyFileError, ZoneError, WitnessError) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]
     now, done = now or local_now(city), finished_days(lake.root)
-    found = [*disk(lake.root, city), *overdue(done, city, now), *silent(lake, city, done), *quarantined(lake, city)]
+    found = [
+        *disk(lake.root, city),
+        *overdue(done, city, now, demo_end(lake.root, city)),
+        *silent(lake, city, done),
+        *quarantined(lake, city),
+    ]
     if lake.root.exists():
         found += money(lake, city)
         waiting = Outbox(lake.root).waiting()
@@ -146,6 +164,7 @@ def state(environment: Environment, city: City, lake: Lake) -> dict[str, Any]:
     return {
         "city": city.key,
         "days_done": [[first, last] for first, last in stretches(done)],
+        "demo_ends": demo_end(lake.root, city),
         "clinics": clinics,
         "windows": [
             {

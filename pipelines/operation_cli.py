@@ -75,6 +75,10 @@ def status(as_json: Json = False) -> None:
     out.print(table)
     done = ", ".join(f"{first} to {last}" for first, last in about["days_done"]) or "none"
     out.print(f"Arrival days done: {done}", highlight=False)
+    if about["demo_ends"]:
+        out.print(
+            f"Demonstration: synthetic exports up to {about['demo_ends']}; no later day is asked for", highlight=False
+        )
     for window in about["windows"]:
         paused = ", paused" if window["paused"] else ""
         out.print(f"Budget of the year from {window['window']}: {window['left']:.1%} left{paused}", highlight=False)

@@ -30,7 +30,7 @@ from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import overdue, problems
+from pipelines.operation import demo_end, overdue, problems
 from pipelines.outbox import Outbox
 from pipelines.watch import watch
 
@@ -234,6 +234,21 @@ def test_days_are_overdue_from_the_hour_of_the_city_on(city: City):
     assert [a.what for a in overdue(done, city, at + timedelta(days=1))] == []
     assert [a.what for a in overdue(done, city, at.replace(day=5) + timedelta(hours=1))] == ["not done: 2025-01-04"]
     assert [a.what for a in overdue(done - {START}, city, at)] == ["not done: 2024-12-30"]
+
+
+def test_a_finished_demo_is_not_late_and_a_real_city_is(city: City, lake: Lake):
+    truth = lake.root / "truth"
+    truth.mkdir(parents=True)
+    (truth / "summary.json").write_text('{"days": 5}')
+    done, now = {START + timedelta(n) for n in range(5)}, datetime(2026, 11, 25, 12)
+    assert list(overdue(done, city, now, demo_end(lake.root, city))) == []
+    missed = overdue(done - {START + timedelta(2)}, city, now, demo_end(lake.root, city))
+    assert [a.what for a in missed] == ["not done: 2025-01-01"]
+    real = city.model_copy(update={"synthetic": False})
+    assert demo_end(lake.root, real) is None
+    assert [a.kind for a in overdue(done, real, now, demo_end(lake.root, real))] == ["day_overdue"]
+    (truth / "summary.json").unlink()
+    assert demo_end(lake.root, city) is None
 
 
 def test_status_and_health_say_what_is_wrong_by_exit_code(

@@ -47,8 +47,14 @@ def _day_files(folder: Path) -> list[Path]:
 
 def _rows(lake: Lake, path: Path) -> pa.Table:
     key = pe.create_decryption_properties(footer_key=lake.keys.encryption)
-    with pq.ParquetFile(path, decryption_properties=key) as file:
-        return file.read()
+    try:
+        with pq.ParquetFile(path, decryption_properties=key) as file:
+            return file.read()
+    except (pa.ArrowException, OSError):
+        raise ZoneError(
+            f"{path} cannot be read: it is damaged or was written under another key; put it back from a backup, "
+            "then start again. Nothing was changed"
+        ) from None
 
 
 def _from_0(lake: Lake) -> dict[str, Any]:

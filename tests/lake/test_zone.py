@@ -96,3 +96,14 @@ def test_an_unfinished_rotation_stops_everything(tmp_path: Path):
     (tmp_path / "period.key.next").write_bytes(bytes(range(32)))
     with pytest.raises(KeyFileError, match="rotation of keys is not done"):
         Keyring.load(tmp_path)
+
+
+def test_a_damaged_file_stops_the_upgrade_with_its_name(lake: Lake):
+    open_zone(lake)
+    lake.write_record(zone.RECORD, {**(lake.read_record(zone.RECORD) or {}), "format": 1})
+    damaged = lake.confidential / "cases" / "2025-01-01.parquet"
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(b"PAR1 half")
+    with pytest.raises(ZoneError, match=r"2025-01-01\.parquet cannot be read"):
+        open_zone(lake)
+    assert damaged.exists()

@@ -200,7 +200,9 @@ def test_print_shows_charts_and_no_controls(browser: Any, served: str) -> None:
         assert visit.page.locator(".chart svg").first.is_visible()
         assert not visit.page.locator("#sql").is_visible()
         assert visit.page.locator(".address").first.is_visible()
-        paper = visit.page.locator(".inside, .outside").first  # a printer leaves backgrounds out: white text would vanish
+        paper = visit.page.locator(
+            ".inside, .outside"
+        ).first  # a printer leaves backgrounds out: white text would vanish
         assert paper.evaluate("e => getComputedStyle(e).color") == "rgb(26, 35, 48)"
 
 
