@@ -37,6 +37,8 @@ REMEDIES: Final[dict[str, str]] = {
     "ZoneError": "Use the software version and the keys that the message names; they belong to this data root.",
     "DataRootBusy": "Another process works on the data root. Wait until it is done, then run the same days again.",
     "DatabaseLost": "The ledger's database does not answer. Mend it or the network, then run the same days again.",
+    "EngineMissing": "Install what the message names, or set `engine: duckdb`; then run the same days again.",
+    "ShardFailed": "Give Spark's workers more memory or run fewer days; the same days with `engine: duckdb` give the same.",
     "DiskFull": "Make room on the disk of the data root, then run the same days again.",
     "NotWritable": "Give the service's user write access to the data root, then run the same days again.",
     "MemoryError": "Run fewer days at once, or give the machine more memory.",

@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.contract.city import City, load_city
+from assets.lake.distribute import Engine, choose
 from assets.lake.keys import default_key_folder
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
@@ -34,6 +35,10 @@ class Site(dg.ConfigurableResource):
 
     def city(self) -> City:
         return load_city(Path(self.city_file))
+
+    def engine(self) -> Engine:
+        """Where row-heavy steps are computed. Raises `EngineMissing` where that cannot start."""
+        return choose(self.city().engine, Path(self.data_root) / "confidential" / "spill")
 
     def lake(self) -> Lake:
         """The lake with its keys. Raises `KeyFileError` or `ZoneError` where a key is missing, unsafe or another one."""

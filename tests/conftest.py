@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from assets.contract.city import City, load_city
+from assets.lake.distribute import split
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
@@ -126,6 +127,23 @@ def _stages() -> dict[str, Callable[[Lake, City, list[date]], Any]]:
 @pytest.fixture(scope="session")
 def stages() -> dict[str, Callable[[Lake, City, list[date]], Any]]:
     return _stages()
+
+
+class Shards:
+    """An engine that deals out like Spark's, into `number` shards, and computes them in this process."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.used = number, 0
+
+    def each(self, kernel: Any, tables: Any, keys: Any, /, **settings: Any) -> list[Any]:
+        parts = split(tables, keys(), self.number)
+        self.used += len(parts) > 1
+        return [kernel(part, **settings) for part in parts]
+
+
+@pytest.fixture(scope="session")
+def shards() -> Callable[[int], Shards]:
+    return Shards
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def consented_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("consent"):
-            summary = stage.run(site.lake(), site.city(), days_of(context))
+            summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
         named = {f"{code}: {REASONS[code][1]}": n for code, n in summary["reasons"].items()}
         return dg.MaterializeResult(
             metadata={

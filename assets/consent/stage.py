@@ -9,15 +9,17 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent import kernel
 from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.reasons import REASONS
-from assets.consent.rule import FULL_EXPORTS, evaluate, keep_permitted
+from assets.consent.rule import FULL_EXPORTS, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
+from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
@@ -67,10 +69,11 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
         return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
 
 
-def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stages consented tables and the standing of every patient; returns counts by reason."""
     tables = staged(lake, "canonical", days)
-    lake.write_days("consent_register", days, _with_owners(lake, tables["consent_provisions"]), "arrival_day")
+    provisions = in_order(_with_owners(lake, tables["consent_provisions"]))
+    lake.write_days("consent_register", days, provisions, "arrival_day")
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
     register, erased_before = register_of(lake, live)
@@ -78,7 +81,8 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     if age := city.consent.guardian_consent_ends_at:
         delivered = coming_of_age(tables["persons"], tables["cases"], register, age)
         lake.write_days("majority", days, delivered, "arrival_day")
-    decisions, stands = evaluate(tables["cases"], register, city.consent, day, full, majority(lake, city))
+    of_age = majority(lake, city)
+    decisions, stands = kernel.evaluate(engine, tables["cases"], register, city.consent, day, full, of_age)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
     for name, table in keep_permitted(tables, decisions).items():
         lake.write(f"staging/consented/{name}", days[-1], table)

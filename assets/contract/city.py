@@ -309,6 +309,8 @@ class City(_Model):
     ledger: Annotated[str, Field(pattern=r"^postgresql://[^:@/]*(@[^:@]*)?(:[0-9]+)?(/.*)?$")] | None = None
     """Database of the ledger where several machines release; None: a file in the confidential zone. Its password
     never stands here: libpq takes it from PGPASSFILE or PGPASSWORD."""
+    engine: Annotated[str, Field(pattern=r"^(duckdb|spark|local(\[[0-9*]+\])?|yarn|(spark|k8s)://[^@\s]+)$")] = "duckdb"
+    """Where row-heavy steps are computed: `duckdb`, `spark` on this machine, or the URL of a Spark master."""
     plan: ReleasePlan
     publication: Publication
     operation: Operation = Operation()

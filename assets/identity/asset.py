@@ -35,7 +35,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def pseudonymised_cases(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("identity"):
-            summary = stage.run(site.lake(), site.city(), days_of(context))
+            summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
         return dg.MaterializeResult(metadata=summary | lineage("validated_records", UNCHANGED, MADE_OF))
 
     return [pseudonymised_cases]

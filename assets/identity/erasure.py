@@ -39,6 +39,7 @@ from assets.identity.record import RECORDED, record_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
+from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
@@ -167,7 +168,7 @@ def _erase_original(
                 raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
-    tombstones = pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([])
+    tombstones = in_order(pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([]))
     lake.write_days(
         TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones.cast(CONSENT_PROVISIONS), "arrival_day"
     )

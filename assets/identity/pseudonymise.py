@@ -28,6 +28,10 @@ from assets.lake.keys import Keyring
 LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
 
 
+_TIES = ", ".join(n for n in PSEUDONYMISED_CASES.names if n not in ("arrival_day", "case_key"))
+"""Versions of a case that arrived on one day: the order of rows is total."""
+
+
 def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
     """(clinic, id, key) of patients given as (clinic, patient_id)."""
     return _keyed(patients, "patient_id", keys, "patient")
@@ -79,13 +83,14 @@ def pseudonymise(
         )
         con.execute("""
             CREATE TEMP TABLE latest_person AS SELECT * FROM persons
-            QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day ORDER BY source_line DESC) = 1;
+            QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day
+              ORDER BY source_line DESC, source_file DESC, export_id DESC) = 1;
             CREATE TEMP TABLE links AS
-            SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked, p.arrival_day) AS person_key
+            SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked, (p.arrival_day, p.linked)) AS person_key
             FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
             WHERE p.linked IS NOT NULL GROUP BY k.key;
             CREATE TEMP TABLE resolved AS
-            SELECT patient_key, arg_min(person_key, arrival_day) AS person_key
+            SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS person_key
             FROM (SELECT * FROM known_links UNION ALL BY NAME SELECT * FROM links) GROUP BY ALL;
             CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
             FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
@@ -117,7 +122,7 @@ def pseudonymise(
               {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
               {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
             FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)
-            ORDER BY arrival_day, case_key""",
+            ORDER BY arrival_day, case_key, {_TIES}""",
             {"key_id": keys.key_id},
         ).to_arrow_table()
         diagnoses = con.execute(

@@ -12,10 +12,12 @@ from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
-from assets.identity.pseudonymise import LINKS, patient_keys, pseudonymise
+from assets.identity.kernel import pseudonymise
+from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.identity.record import record_days
 from assets.identity.tombstones import LINK_TOMBSTONES, open_links
 from assets.intake.stage import staged
+from assets.lake.distribute import LOCAL, Engine
 from assets.lake.lake import Lake
 from assets.quality.certificate import verify_certificate
 from assets.quality.stage import certified
@@ -30,7 +32,7 @@ def _known_links(lake: Lake, cases: pa.Table) -> pa.Table:
     return pa.concat_tables([lake.read("links", LINKS), back])
 
 
-def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Write pseudonymised tables of `days`, erase what must go and everything staged; returns counts.
 
     Raises `CertificateMismatch` unless the staged rows are those that quality certified for these days.
@@ -40,7 +42,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     cert = certified(lake, days)
     verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
-    result = pseudonymise(valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
+    result = pseudonymise(engine, valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
     for name, table in result.items():

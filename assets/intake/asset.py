@@ -103,7 +103,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def canonical_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("intake"):
-            summary = stage.read(site.lake(), site.city(), days_of(context))
+            summary = stage.read(site.lake(), site.city(), days_of(context), site.engine())
         return dg.MaterializeResult(
             metadata={
                 "rows": counts_table("table", summary["rows"]),

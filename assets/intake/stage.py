@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL
-from assets.intake import connector
+from assets.intake import connector, kernel
 from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
-from assets.intake.read import read_exports
 from assets.lake import audit
+from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
 from assets.lake.progress import reopen
@@ -52,17 +52,17 @@ def refusal(folder: Path, today: date) -> str | None:
     return connector._refusal(folder, files, today, today)
 
 
-def read(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Read every landed export of `days` and stage the canonical tables; returns value-free counts.
 
     Raises `RawFilesErased` where a raw file that this needs is gone.
     """
     exports = landed(lake, city, days)
     require_raw_files(exports)
-    tables, rejected = read_exports(exports, city, built_upon(lake, city, exports))
+    tables, rejected = kernel.read(engine, exports, city, built_upon(lake, city, exports))
     for name, table in tables.items():
         lake.write(f"staging/canonical/{name}", days[-1], table)
-    lake.write_days("findings", days, tables["findings"], "arrival_day")
+    lake.write_days("findings", days, in_order(tables["findings"]), "arrival_day")
     usable = [e for e in exports if e.export_id not in rejected]
     lake.write_days("consent_deliveries", days, _consent_deliveries(usable), "arrival_day")
     accepted = {(e.clinic.key, e.arrival_day) for e in usable}

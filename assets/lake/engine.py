@@ -45,10 +45,15 @@ def _runs(process: int) -> bool:
     return True
 
 
+def spill_folder(folder: Path) -> Path:
+    """The folder of this process below the `folder` into which all spill."""
+    return folder / f"{socket.gethostname()}-{os.getpid()}"
+
+
 def spill_into(folder: Path) -> None:
     """Let connections that are opened from now on spill into `folder`, encrypted; remove what dead processes left."""
     global _spill  # noqa: PLW0603 - a process has one lake, and a stage's functions do not know it
-    _spill = folder / f"{socket.gethostname()}-{os.getpid()}"
+    _spill = spill_folder(folder)
     for left in folder.glob(f"{socket.gethostname()}-[0-9]*"):
         if not _runs(int(left.name.rpartition("-")[2])):
             shutil.rmtree(left, ignore_errors=True)

@@ -15,7 +15,7 @@ import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -116,6 +116,11 @@ class Keyring:
     encryption: bytes = field(repr=False)
     period: bytes | None = field(default=None, repr=False)
     witness: Path | None = field(default=None, compare=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> NoReturn:
+        """Refused: keys never travel. A process that needs them reads the key folder itself."""
+        raise TypeError("a keyring stays in its process; send its folder")
 
     @classmethod
     def load(cls, folder: Path) -> Keyring:
@@ -124,7 +129,7 @@ class Keyring:
             raise KeyFileError(f"{folder}: a rotation of keys is not done; finish it with `digitalstadt keys rotate`")
         pseudonym, encryption = read_key(folder / PSEUDONYM_KEY), read_key(folder / ENCRYPTION_KEY)
         period = read_key(folder / PERIOD_KEY) if (folder / PERIOD_KEY).exists() else None
-        return cls(pseudonym, encryption, period, witness_path(folder))
+        return cls(pseudonym, encryption, period, witness_path(folder), folder.absolute())
 
     @property
     def key_id(self) -> str:

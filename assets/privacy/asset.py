@@ -36,7 +36,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("privacy"):
-            summary = stage.run(site.lake(), site.city(), days_of(context))
+            summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
         rows = [
             f"| {scope} | {w['epsilon']:.3f} | {w['rho']:.5f} | {w['share_of_budget']:.1%} |"
             for scope, w in summary["windows"].items()

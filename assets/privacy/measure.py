@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
@@ -39,6 +40,7 @@ class Unit(NamedTuple):
 
 Due = tuple[MeasuredTable, Unit]
 Load = Callable[[MeasuredTable, Unit], pa.Table]
+Count = Callable[[pa.Table, MeasuredTable, City], np.ndarray]
 
 
 class PlanChanged(RuntimeError):
@@ -108,11 +110,13 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
     return hmac.new(key, sink.getvalue().to_pybytes(), hashlib.sha256).hexdigest()
 
 
-def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes) -> int:
+def measure(
+    city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes, by: Count | None = None
+) -> int:
     """Reserve, draw and commit what the budget allows of `wanted`; returns how many.
 
     `load(table, unit)`: frozen `EVENTS` of that unit of time, with `los` and `outcome` as of `known_by` for a
-    table that has them; for the table of patients at their cap, the first left-out case of each. Each entry is charged what a person
+    table that has them; for the table of patients at their cap, the first left-out case of each. `by` counts them. Each entry is charged what a person
     can lose more than before it, so that the sum is exact at every moment and never above the plan's.
     """
     costs = {p.table.name: p for p in plan.tables}
@@ -133,7 +137,7 @@ def measure(city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], loa
         spent = [released_sensitivity(table.time, r, city.caps, city.budget.epoch) for r in (before, before | {start})]
         before.add(start)
         events = load(table, unit)
-        counts = count(events, table, city)
+        counts = (by or count)(events, table, city)
         priced = costs[table.name]
         parameters: dict[str, Any] = {
             "table": table.name, "time": table.time, "unit_start": start.isoformat(), "shape": list(counts.shape),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +20,13 @@ from assets.identity.pseudonymise import LINKS
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
+from assets.lake.distribute import LOCAL, Engine
 from assets.lake.engine import connect
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
+from assets.privacy import kernel
 from assets.privacy.accounting import epsilon_of
 from assets.privacy.at_cap import first_left_out
-from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
@@ -47,7 +49,7 @@ def _known(city: City, days: Sequence[date]) -> pa.Table:
     return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
 
 
-def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
+def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
     """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
 
     A case is decided under the day its first version arrived, however days are grouped into runs; where its day was
@@ -85,7 +87,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date) -> pa.Table:
             .to_arrow_table()
             .cast(BOUNDING_DECISIONS)
         )
-    fresh = decide(new, linked, city.caps, city.budget.epoch)
+    fresh = kernel.decide(engine, new, linked, city.caps, city.budget.epoch)
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")
@@ -165,13 +167,13 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
         ).to_arrow_table()
 
 
-def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget and counts of measurements (no count of persons)."""
     plan = price(city)
     through = days[-1]
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
-    decisions = bound(lake, city, cases, through)
+    decisions = bound(lake, city, cases, through, engine)
     freeze(lake, city, cases, decisions, closing_days(lake, city, days), late=False)
     freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
     left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
@@ -191,7 +193,7 @@ def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
     require_newest(lake, city, ledger)
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
-    measured = measure(city, plan, ledger, wanted, load, key)
+    measured = measure(city, plan, ledger, wanted, load, key, partial(kernel.count, engine))
     head = remember(lake, ledger)
     audit.record(lake, "measurement", through=through, measurements=measured, entries=head.entries, head=head.hash)
     problems = ledger.verify()

@@ -64,7 +64,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     def validated_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("quality"):
             city = site.city()
-            summary = stage.run(site.lake(), city, days_of(context))
+            summary = stage.run(site.lake(), city, days_of(context), site.engine())
         clinic, worst = summary["worst"]
         too_many = worst > city.operation.max_quarantined_share
         trend = _trend(summary["shares"], [c.key for c in city.clinics])

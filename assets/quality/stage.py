@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.intake.stage import staged
+from assets.lake.distribute import LOCAL, Engine
 from assets.lake.lake import Lake
-from assets.quality import history
+from assets.quality import history, kernel
 from assets.quality.certificate import CertificateMismatch, certificate
 from assets.quality.report import report_markdown
 from assets.quality.rules import FAMILIES
-from assets.quality.validate import validate
 
 CERTIFICATE: Final = "quality_certificate"
 """Record of the newest certificate; every one is kept as `quality_certificates/<sha256>`."""
@@ -30,10 +30,10 @@ def certified(lake: Lake, days: Sequence[date]) -> dict[str, Any]:
     return cert
 
 
-def run(lake: Lake, city: City, days: Sequence[date]) -> dict[str, Any]:
+def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stages valid tables, writes quarantine and the certificate; returns value-free results."""
     tables = staged(lake, "consented", days)
-    result = validate(tables, city)
+    result = kernel.run(engine, tables, city)
     for name, table in result.valid.items():
         lake.write(f"staging/valid/{name}", days[-1], table)
     for name, table in result.quarantined.items():
