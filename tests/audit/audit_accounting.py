@@ -54,7 +54,7 @@ def committed_year(city: City, events: pa.Table, left_out: pa.Table) -> tuple[li
     def load(table: MeasuredTable, unit: Unit) -> pa.Table:
         which, end = int(table.at_cap), unit.start + timedelta(LEVEL_DAYS[table.time])
         begin, end = days[which].searchsorted([unit.start, unit.start if unit.late else end])  # type: ignore[arg-type]
-        return numbered[which].slice(int(begin), int(end - begin))  # nobody is late here
+        return numbered[which].slice(int(begin), int(end - begin))  # late cases count in their day: only ρ matters
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from audit_sampler import draw_many
 
 from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, City
@@ -112,12 +113,25 @@ def demo_year(city: City, patients: int, seed: int = 1) -> tuple[pa.Table, pa.Ta
     edges = [up for _, _, up in LOS_BINS if up is not None]
     good["los"] = np.array([key for key, *_ in LOS_BINS], dtype=object)[np.searchsorted(edges, good["los_days"])]
     good["outcome"] = np.where(good["died"], *OUTCOMES)
-    columns = ["event_day", "person_key", "care", "area", "age_group", "sex", "chapter", "admission", "los", "outcome"]
+    columns = [
+        "event_day",
+        "late",
+        "person_key",
+        "care",
+        "area",
+        "age_group",
+        "sex",
+        "chapter",
+        "admission",
+        "los",
+        "outcome",
+    ]
     quarter = good["event_day"] // LEVEL_DAYS["quarter"]
     left_out = good[~good["kept"]].assign(quarter=quarter).drop_duplicates(["person_key", "quarter"])
 
     def arrow(frame: pd.DataFrame) -> pa.Table:
-        return pa.table({n: pa.array(frame[n], pa.int64() if n == "event_day" else pa.string()) for n in columns})
+        types = {"event_day": pa.int64(), "late": pa.bool_()}
+        return pa.table({n: pa.array(frame[n], types.get(n, pa.string())) for n in columns})
 
     return arrow(good[good["kept"]]), arrow(left_out)
 
@@ -131,10 +145,15 @@ def exact_counts(city: City, plan: PricedPlan, events: pa.Table, left_out: pa.Ta
         for first in range(0, WINDOW_DAYS, size):
             begin, end = days.searchsorted([first, first + size])
             unit = Unit(city.budget.epoch + timedelta(first))
-            counts = count(counted.slice(int(begin), int(end - begin)), priced.table, city)
-            found[measurement_id(priced.table, unit)] = counts, priced, unit.start
-            if size == 1 and first % WEEK_DAYS == 0:  # nobody is late here
-                found[measurement_id(priced.table, unit._replace(late=True))] = 0 * counts, priced, unit.start
+            seen = counted.slice(int(begin), int(end - begin))
+            if size == 1:
+                seen = seen.filter(pc.invert(seen.column("late")))
+            found[measurement_id(priced.table, unit)] = count(seen, priced.table, city), priced, unit.start
+        for first in range(0, WINDOW_DAYS if size == 1 else 0, WEEK_DAYS):
+            begin, end = days.searchsorted([first, first + WEEK_DAYS])
+            late = counted.slice(int(begin), int(end - begin)).filter(pc.field("late"))
+            unit = Unit(city.budget.epoch + timedelta(first), late=True)
+            found[measurement_id(priced.table, unit)] = count(late, priced.table, city), priced, unit.start
     return found
 
 
