@@ -1,9 +1,10 @@
-"""`digitalstadt ledger`: what was spent, and whether the ledger is as it was written. Printing only."""
+"""`digitalstadt ledger`: what was spent, and whether the ledger is as it was written. Corrections on request."""
 
 from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,18 @@ from rich.table import Table
 from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
+from assets.lake.lease import DataRootBusy
 from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
-from assets.privacy.evidence import gaps
-from assets.privacy.ledger import Ledger, Window, open_ledger
+from assets.privacy.certificate import LossAboveBudget
+from assets.privacy.correction import CorrectionRefused, correct
+from assets.privacy.evidence import LedgerBehind, gaps
+from assets.privacy.ledger import BudgetExceeded, Ledger, Window, open_ledger
+from assets.privacy.plan import PlanRefused
 from pipelines.environments import current, key_folder
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
 out = Console()
+_REFUSED = (BudgetExceeded, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -85,6 +91,32 @@ def show(as_json: Json = False) -> None:
         out.print(table)
     if not reports:
         out.print("nothing was spent yet")
+
+
+@ledger_app.command(name="correct")
+def correct_week(
+    day: Annotated[datetime, typer.Argument(formats=["%Y-%m-%d"], help="Any day of the week that was wrong.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Spend it without asking.")] = False,
+) -> None:
+    """Measure a week again whose data were wrong, paid from the reserve for corrections. Published with the next run."""
+    city, lake, _ = _open()
+    monday = city.unit_start("week", day.date())
+    if not yes:
+        typer.confirm(
+            f"Measure the week of {monday} again, with the data as they are now? It costs one of "
+            f"{city.plan.corrections_per_window} parts of the reserve and cannot be undone",
+            abort=True,
+        )
+    try:
+        done = correct(lake, city, day.date())
+    except _REFUSED as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    rho = Fraction(done["rho_units"], UNITS_PER_RHO)
+    out.print(
+        f"correction {done['version'] - 1} of the week of {done['week']}: {done['measurements']} measurements for ρ {rho}",
+        highlight=False,
+    )
 
 
 @ledger_app.command()

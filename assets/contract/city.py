@@ -229,6 +229,8 @@ class ReleasePlan(_Model):
     """Public expectation for each `care`, used for expected relative errors only."""
     corrections_share: Annotated[float, Field(ge=0, le=0.05)] = 0.0
     """Share of the budget that is set aside for declared corrections of what was measured."""
+    corrections_per_window: Annotated[int, Field(ge=1, le=52)] = 2
+    """How many weeks of a window can be corrected: each takes an equal part of what is set aside."""
     expected_patients_at_cap_per_quarter: dict[str, int] | None = None
     """The same for the table of patients at their cap."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
+from fractions import Fraction
 from math import prod
 from typing import Final
 
@@ -27,7 +28,7 @@ from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import Unit, measurement_id, units_of
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
-from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised
+from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised, with_corrections
 
 LATE: Final = "late"
 """Time level of a week's late leaf in `ESTIMATES`."""
@@ -55,6 +56,17 @@ def _blocks(city: City, committed: Mapping[str, Committed], tables: Sequence[Mea
     return blocks
 
 
+def _corrections(committed: Mapping[str, Committed]) -> dict[date, int]:
+    """The newest correction of each corrected week, by its Monday. All tables of one are committed at once."""
+    newest: dict[date, int] = {}
+    for name in committed:
+        _, label, version = name.split(":")
+        monday = date.fromisoformat(label.partition("+")[0])
+        if version != "1" and monday.weekday() == 0:
+            newest[monday] = max(int(version), newest.get(monday, 1))
+    return newest
+
+
 def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> bool:
     """Whether every table of the window is in, those with extra lag included: later ones would move the estimates."""
     return block[0] == "window" and all(
@@ -63,9 +75,13 @@ def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> b
 
 
 def _solve(
-    city: City, plan: PricedPlan, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal]
-) -> SolvedBlock:
-    """Least squares over one block, for those marginals of `wanted` that its tables determine."""
+    city: City, plan: PricedPlan, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal],
+    version: int = 1,
+) -> SolvedBlock:  # fmt: skip
+    """Least squares over one block, for those marginals of `wanted` that its tables determine.
+
+    `version`: 1, or that of a correction, which has a noise of its own.
+    """
     top = block[0]
     product = product_of(city, top)
     variances: dict[Level, float] = {}
@@ -75,10 +91,10 @@ def _solve(
         if LEVEL_DAYS[table.time] > LEVEL_DAYS[top]:
             continue
         units = units_of(*block, table.time)
-        found = [c for c in (committed.get(measurement_id(table, u)) for u in units) if c]
+        found = [c for c in (committed.get(measurement_id(table, u, version)) for u in units) if c]
         if len(found) == len(units):
             level = level_of(table.time, table.dimensions, top)
-            variances[level] = float(priced.variance)
+            variances[level] = float(priced.variance if version == 1 else Fraction(found[0].parameters["variance"]))
             order = sorted(range(len(table.dimensions)), key=lambda i: DIMENSIONS.index(table.dimensions[i]))
             values = np.array([c.values for c in found], dtype=float)
             values = values.reshape(len(units), len(CARE), *(len(city.categories(d)) for d in table.dimensions))
@@ -93,6 +109,7 @@ def _solve(
         spreads = np.full(product.time[query[0]], spread, dtype=float)
         solved[queries[query]] = Solved(np.stack([r[query] for r in results]), spreads)
     status = "final" if _is_final(city, committed, block) else "provisional"
+    status = status if version == 1 else "corrected"
     return SolvedBlock(*block, status, product, variances, solved)
 
 
@@ -139,7 +156,9 @@ def _rows(city: City, block: Block, marginal: Marginal, solved: Solved, status: 
         "care": np.array(CARE, dtype=object)[grid[0]],
         "value": solved.values.ravel(),
         "variance": solved.variance[grid[1]],
-        "status": [status] * n,
+        "status": [status] * n
+        if solved.corrected is None
+        else np.where(solved.corrected[grid[1]], "corrected", status),
     }
     for axis, name in enumerate(names, start=2):
         columns[name] = np.array(city.categories(name), dtype=object)[grid[axis]]
@@ -195,7 +214,9 @@ def estimates(
 
     Months, quarters, age-standardised rates (dimension `standard_age`) and patients at their cap are rows of their own.
     `status` is final once every table of the window is in, `provisional` before, and `paused` where no more will come:
-    `paused` names the windows whose budget is used up. What was measured in them is published on.
+    `paused` names the windows whose budget is used up. What was measured in them is published on. It is `corrected`
+    where a week was measured again; levels that no weekly table gives hold the first measurement on, and so do
+    tables with extra lag: they do not add up to corrected totals.
     """
     of_cases = [t for t in city.plan.tables if not t.at_cap]
     lagging: set[str] = {d for t in city.plan.tables if t.extra_lag_days for d in t.dimensions}
@@ -205,11 +226,17 @@ def estimates(
     published: dict[Marginal, dict[Unit, tuple[np.ndarray, float]]] = {m: {} for m in margins}
     parts: list[pa.Table] = []
     whole: list[SolvedBlock] = []
+    again = {
+        monday: _solve(city, plan, committed, ("week", monday), prompt, version)
+        for monday, version in _corrections(committed).items()
+    }
     for block in _blocks(city, committed, [t for t in of_cases if not t.extra_lag_days]):
-        whole.append(_solve(city, plan, committed, block, [*prompt, *margins]))
+        first = _solve(city, plan, committed, block, [*prompt, *margins])
+        whole.append(with_corrections(first, again))
         for marginal, solved in whole[-1].solved.items():
             if marginal in prompt:
                 parts.append(_rows(city, block, marginal, solved, whole[-1].status))
+        for marginal, solved in first.solved.items():
             for i, unit in enumerate(units_of(*block, marginal[0])):
                 published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
     late = [x for x in levels if lagging & set(x[1])]

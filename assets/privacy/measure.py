@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import date, timedelta
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -52,9 +52,9 @@ def _terms(parameters: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in parameters.items() if k not in ("unit_start", "late")}
 
 
-def measurement_id(table: MeasuredTable, unit: Unit) -> str:
+def measurement_id(table: MeasuredTable, unit: Unit, version: int = 1) -> str:
     """The one name under which a table of one unit of time is ever drawn (version 1; corrections count up)."""
-    return f"{table.name}:{unit.label}:1"
+    return f"{table.name}:{unit.label}:{version}"
 
 
 def unit_days(table: MeasuredTable, unit: Unit) -> list[date]:
@@ -110,6 +110,47 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
     return hmac.new(key, sink.getvalue().to_pybytes(), hashlib.sha256).hexdigest()
 
 
+Asked = tuple[Reservation, np.ndarray, Fraction]
+"""What is to be drawn: its reservation, exact counts (in memory only) and σ²."""
+
+
+def ask(
+    city: City, table: MeasuredTable, unit: Unit, rho: int, variance: Fraction, events: pa.Table, key: bytes,
+    by: Count | None = None, correction: tuple[int, date] | None = None,
+) -> Asked:  # fmt: skip
+    """A measurement of `events`, counted `by`, charged with `rho` units; `correction`: its version and as of which day its data are."""
+    counts = (by or count)(events, table, city)
+    parameters: dict[str, Any] = {
+        "table": table.name, "time": table.time, "unit_start": unit.start.isoformat(), "shape": list(counts.shape),
+        "dimensions": list(table.dimensions), "mechanism": "discrete gaussian", "caps": city.caps.model_dump(),
+        "variance": f"{variance.numerator}/{variance.denominator}",
+    }  # fmt: skip
+    if unit.late:
+        parameters["late"] = True
+    if correction:
+        parameters["correction"] = correction[1].isoformat()
+    name = measurement_id(table, unit, correction[0] if correction else 1)
+    scope, snapshot = city.window_start(unit.start).isoformat(), _snapshot(events, table, key)
+    text = json.dumps(parameters, sort_keys=True)
+    return Reservation(name, scope, rho, snapshot, text, "correct" if correction else "reserve"), counts, variance
+
+
+def book(ledger: Ledger, asked: Sequence[Asked]) -> int:
+    """Reserve, draw and commit what the budget allows; returns how many."""
+    exact = {reservation.measurement: (counts, variance) for reservation, counts, variance in asked}
+    drawn = {}
+    for reservation in ledger.reserve([reservation for reservation, *_ in asked]):
+        counts, variance = exact[reservation.measurement]
+        drawn[reservation] = draw(counts.ravel().tolist(), variance)
+    ledger.commit(drawn)
+    return len(drawn)
+
+
+def set_aside(city: City, plan: PricedPlan) -> int:
+    """ρ units of a window that are for corrections and nothing else."""
+    return int(Fraction(city.plan.corrections_share) * plan.budget_units)
+
+
 def measure(
     city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes, by: Count | None = None
 ) -> int:
@@ -123,43 +164,27 @@ def measure(
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
     agreed: dict[tuple[str, str], dict[str, Any]] = {}
     for known, earlier in ledger.reserved().items():
+        if "correction" in earlier:
+            continue
         table_name, label, _ = known.split(":")
         first = date.fromisoformat(label.partition("+")[0])
         window = city.window_start(first).isoformat()
         released[table_name, window].add(first)
         agreed[table_name, window] = _terms(earlier)
-    reservations, exact = [], {}
+    asked = []
     for table, unit in wanted:
         start = unit.start
         scope = city.window_start(start).isoformat()
-        ledger.open_scope(scope, plan.budget_units, int(Fraction(city.plan.corrections_share) * plan.budget_units))
+        ledger.open_scope(scope, plan.budget_units, set_aside(city, plan))
         before = released[table.name, scope]
         spent = [released_sensitivity(table.time, r, city.caps, city.budget.epoch) for r in (before, before | {start})]
         before.add(start)
-        events = load(table, unit)
-        counts = (by or count)(events, table, city)
         priced = costs[table.name]
-        parameters: dict[str, Any] = {
-            "table": table.name, "time": table.time, "unit_start": start.isoformat(), "shape": list(counts.shape),
-            "dimensions": list(table.dimensions), "mechanism": "discrete gaussian", "caps": city.caps.model_dump(),
-            "variance": f"{priced.variance.numerator}/{priced.variance.denominator}",
-        }  # fmt: skip
-        if unit.late:
-            parameters["late"] = True
-        if agreed.setdefault((table.name, scope), _terms(parameters)) != _terms(parameters):
+        rho = (spent[1] - spent[0]) * priced.cost_units
+        asked.append(ask(city, table, unit, rho, priced.variance, load(table, unit), key, by))
+        terms = _terms(json.loads(asked[-1][0].parameters))
+        if agreed.setdefault((table.name, scope), terms) != terms:
             raise PlanChanged(
                 f"{table.name}: share, dimensions or caps changed inside window {scope}; wait for the next"
             )
-        name = measurement_id(table, unit)
-        exact[name] = (counts, priced.variance)
-        rho = (spent[1] - spent[0]) * priced.cost_units
-        reservations.append(
-            Reservation(name, scope, rho, _snapshot(events, table, key), json.dumps(parameters, sort_keys=True))
-        )
-    granted = ledger.reserve(reservations)
-    drawn = {}
-    for reservation in granted:
-        counts, variance = exact[reservation.measurement]
-        drawn[reservation] = draw(counts.ravel().tolist(), variance)
-    ledger.commit(drawn)
-    return len(granted)
+    return book(ledger, asked)

@@ -32,6 +32,7 @@ from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
 from assets.lake.lake import Lake
 from assets.privacy.accounting import epsilon_of
 from assets.privacy.at_cap import first_left_out
+from assets.privacy.correction import corrected_events
 from assets.privacy.ledger import Committed, open_ledger
 from assets.privacy.stage import counted_events
 
@@ -58,7 +59,8 @@ def contributions(
 
     A discrete Gaussian of variance σ² loses Σ(events in a cell)²/(2σ²) about them (CKS 2020, Theorem 4).
     Without `cells_known` all events of a unit of time count as one cell, which is never less. Events with `left_out`
-    are cases that the caps left out: they count in the table of patients at their cap, there once, and nowhere else.
+    are cases that the caps left out: they count in the table of patients at their cap, there once, and nowhere else;
+    events with `correction` are those that a correction as of that day holds.
     """
     rows = []
     for name, measured in committed.items():
@@ -70,7 +72,7 @@ def contributions(
         mine = [
             e for e in events
             if first <= e["event_day"] <= last and e.get("left_out", False) == at_cap
-            and (about["time"] != "day" or e["late"] == late)
+            and e.get("correction") == about.get("correction") and (about["time"] != "day" or e["late"] == late)
         ]  # fmt: skip
         mine = mine[:1] if at_cap else mine
         cells = Counter(tuple(e.get(c) for c in columns) for e in mine)
@@ -79,6 +81,15 @@ def contributions(
             rows.append({"measurement": name, "table": about["table"], "window": measured.scope,
                          "first_day": first, "last_day": last, "events": sum(cells.values()), "rho": rho})  # fmt: skip
     return sorted(rows, key=lambda r: (r["first_day"], r["measurement"]))
+
+
+def _corrections(city: City, committed: dict[str, Committed]) -> set[tuple[str, date]]:
+    """Day as of which, and Monday, of each correction."""
+    return {
+        (c.parameters["correction"], city.unit_start("week", date.fromisoformat(c.parameters["unit_start"])))
+        for c in committed.values()
+        if "correction" in c.parameters
+    }
 
 
 def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
@@ -139,9 +150,14 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
     mine = {r["case_key"] for r in own}
-    decided = [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]]
+    decided = pa.Table.from_pylist(
+        [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]], schema=BOUNDING_DECISIONS
+    )
     links = lake.read("links", LINKS)
-    dropped = first_left_out(pa.Table.from_pylist(decided, schema=BOUNDING_DECISIONS), cases, links, city)
+    dropped = first_left_out(decided, cases, links, city)
+    for on, monday in _corrections(city, committed):
+        again = corrected_events(cases, decided, monday, date.fromisoformat(on)).to_pylist()
+        events += [e | {"late": False, "correction": on} for e in again]
     events += [e | {"left_out": True} for e in dropped.to_pylist()]
     counted = [
         {
@@ -150,6 +166,12 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
             "late": r["decided_on"] > city.known_on(r["event_day"]),
         }
         for r in counters
+    ]
+    counted += [
+        {"event_day": r["event_day"], "late": False, "correction": on}
+        for on in {on for on, _ in _corrections(city, committed)}
+        for r in counters
+        if r["kept"]
     ]
     bounded = contributions(committed, counted, False)
     releases = contributions(committed, [e for e in events if e["case_key"] in mine])

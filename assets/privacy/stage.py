@@ -21,7 +21,7 @@ from assets.identity.record import verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine
-from assets.lake.engine import connect
+from assets.lake.engine import connect, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel
@@ -34,7 +34,7 @@ from assets.privacy.ledger import LedgerBroken, open_ledger
 from assets.privacy.measure import Unit, due, known_by, measure, unit_days
 from assets.privacy.plan import price
 
-_TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
+TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
 """Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
 
 
@@ -49,6 +49,21 @@ def _known(city: City, days: Sequence[date]) -> pa.Table:
     return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
 
 
+def linked(lake: Lake, decided: pa.Table) -> pa.Table:
+    """`decided` with each patient as the person that an insured number links them to."""
+    with connect() as con:
+        load(con, decided=decided, links=lake.read("links", LINKS))
+        return (
+            con.execute(
+                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
+                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
+                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
+            )
+            .to_arrow_table()
+            .cast(BOUNDING_DECISIONS)
+        )
+
+
 def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
     """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
 
@@ -61,14 +76,13 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
     with connect() as con:
         con.register("cases", cases)
         con.register("decided", decided)
-        con.register("links", lake.read("links", LINKS))
         con.register("days", _known(city, _days_from(city.start, (through - city.start).days + 1)))
         con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
         con.register("closed", pa.table({"event_day": pa.array(lake.days("late_events"), pa.date32())}))
         new = con.execute(
             f"""WITH first AS (
               SELECT *, admitted_on AS event_day FROM cases c WHERE arrival_day <= $through
-              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {_TIES}) = 1),
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {TIES}) = 1),
             placed AS (
               SELECT f.*, week_known_on, CASE WHEN event_day IN (FROM frozen) THEN greatest(arrival_day, known_on + 1)
                 ELSE arrival_day END AS decided_on
@@ -78,16 +92,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
             WHERE care <> 'other' AND decided_on <= week_known_on ORDER BY ALL""",
             {"through": through},
         ).to_arrow_table()
-        linked = (
-            con.execute(
-                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
-                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
-                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
-            )
-            .to_arrow_table()
-            .cast(BOUNDING_DECISIONS)
-        )
-    fresh = kernel.decide(engine, new, linked, city.caps, city.budget.epoch)
+    fresh = kernel.decide(engine, new, linked(lake, decided), city.caps, city.budget.epoch)
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")
@@ -134,7 +139,7 @@ def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing
               JOIN cases c ON c.case_key = d.case_key
                 AND c.arrival_day <= CASE WHEN $late THEN k.week_known_on ELSE k.known_on END
               WHERE d.kept AND (d.decided_on > k.known_on) = $late
-              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {_TIES}) = 1)
+              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {TIES}) = 1)
             FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
                 {"late": late},
             )
@@ -180,11 +185,11 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     events = counted_events(lake)
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
         end = start + timedelta(WINDOW_DAYS - 1)
-        certificate(_between(events, start, end), city, plan, _between(left_out, start, end))
+        certificate(between(events, start, end), city, plan, between(left_out, start, end))
 
     def load(table: MeasuredTable, unit: Unit) -> pa.Table:
         days = unit_days(table, unit)
-        seen = _between(left_out if table.at_cap else events, days[0], days[-1])
+        seen = between(left_out if table.at_cap else events, days[0], days[-1])
         if table.time == "day":
             seen = seen.filter(pc.equal(seen.column("late"), unit.late))
         return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen
@@ -213,7 +218,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     }
 
 
-def _between(events: pa.Table, first: date, last: date) -> pa.Table:
+def between(events: pa.Table, first: date, last: date) -> pa.Table:
     """Events of the days `first` to `last`; the table is sorted by day."""
     import numpy as np
 

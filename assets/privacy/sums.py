@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Final
 
@@ -29,10 +29,14 @@ Marginal = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Solved:
-    """Estimates of a marginal in a block: (care, unit of time, *dimensions), and the variance in each unit."""
+    """Estimates of a marginal in a block: (care, unit of time, *dimensions), and the variance in each unit.
+
+    `corrected`: which units of time hold a week that was measured again; none where it is None.
+    """
 
     values: np.ndarray
     variance: np.ndarray
+    corrected: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,27 @@ class SolvedBlock:
     product: Product
     variances: Mapping[Level, float]
     solved: Mapping[Marginal, Solved]
+    corrections: Mapping[int, SolvedBlock] = field(default_factory=dict)
+    """Weeks of this block, by their number in it, that were measured again over corrected data."""
 
     def variance(self, marginal: Marginal, time: np.ndarray, weights: Mapping[str, np.ndarray]) -> float:
-        """Exact variance of a weighted sum of a solved marginal of this block."""
+        """Exact variance of a weighted sum of a solved marginal of this block.
+
+        A week that was measured again is independent of the rest: its part has the variance of that measurement.
+        """
+        again, time = 0.0, time.copy()
+        size = {"week": 1, "day": WEEK_DAYS + 1}.get(marginal[0], 0)
+        for number, week in self.corrections.items() if size else ():
+            if marginal in week.solved:
+                part = slice(number * size, (number + 1) * size)
+                again += week.variance(marginal, time[part], weights)
+                time[part] = 0
         level = TIME_LEVELS.index(marginal[0]) - TIME_LEVELS.index(self.top)
         query = level, tuple(sorted(DIMENSIONS.index(d) for d in marginal[1]))
         by_index = {DIMENSIONS.index(d): w for d, w in weights.items()}
         found = variance_of_sum(self.product, query, self.variances, time, by_index)
         assert found is not None, "a marginal that was solved is determined"
-        return found
+        return found + again
 
 
 @dataclass
@@ -71,7 +87,51 @@ class Sum:
 
     @property
     def status(self) -> str:
+        if "corrected" in self.statuses:
+            return "corrected"
         return "final" if self.statuses == {"final"} else "provisional"
+
+
+def with_corrections(block: SolvedBlock, weeks: Mapping[date, SolvedBlock]) -> SolvedBlock:
+    """`block` with the weeks of `weeks` (by their Monday) in the place of what was measured of them first.
+
+    The first measurement q̂ of a longer unit counts the wrong data, as do its weeks ŵ: with ŵ' of the corrected data,
+    q̂ − ŵ + ŵ' is an unbiased estimate of the corrected unit and adds up. q̂ − ŵ is the sum of the other weeks, so its
+    variance is that of a sum of estimates; ŵ' is independent of it.
+    """
+    length = LEVEL_DAYS[block.top] // WEEK_DAYS
+    inside = {(monday - block.start).days // WEEK_DAYS: week for monday, week in weeks.items()
+              if block.start <= monday < block.start + timedelta(LEVEL_DAYS[block.top])}  # fmt: skip
+    if not inside or not length:
+        return block
+    changed = replace(block, corrections=inside)
+    solved = {m: _corrected(changed, m, own, length) for m, own in block.solved.items()}
+    return replace(changed, solved=solved)
+
+
+def _corrected(block: SolvedBlock, marginal: Marginal, own: Solved, length: int) -> Solved:
+    """One marginal of `with_corrections`; as it was where the weeks that were measured again do not determine it."""
+    time, dimensions = marginal
+    of_weeks = block.solved.get(("week", dimensions))
+    if of_weeks is None or any(("week", dimensions) not in week.solved for week in block.corrections.values()):
+        return own
+    values, spread = own.values.copy(), own.variance.copy()
+    corrected = np.zeros(values.shape[1], dtype=bool)
+    for number, week in block.corrections.items():
+        if time in ("day", "week"):
+            size = values.shape[1] // length
+            part = slice(number * size, (number + 1) * size)
+            values[:, part], spread[part] = week.solved[marginal].values, week.solved[marginal].variance
+            corrected[part] = True
+        else:
+            unit = number * values.shape[1] // length
+            values[:, unit] += week.solved["week", dimensions].values[:, 0] - of_weeks.values[:, number]
+            corrected[unit] = True
+    one = {d: np.eye(block.product.dimensions[DIMENSIONS.index(d)])[0] for d in dimensions}
+    for unit in np.flatnonzero(corrected) if time not in ("day", "week") else ():
+        weights = (np.arange(length) * values.shape[1] // length == unit).astype(float)
+        spread[unit] = block.variance(("week", dimensions), weights, one)
+    return Solved(values, spread, corrected)
 
 
 def _month(day: date) -> tuple[date, date]:
@@ -118,7 +178,8 @@ def _longer_units(city: City, blocks: Sequence[SolvedBlock], marginal: Marginal,
             late = sum(units[n].late for n in mine)
             total.days += size * (len(mine) - late)
             total.late_weeks += late
-            total.statuses.add(block.status)
+            touched = solved.corrected is not None and bool(solved.corrected[mine].any())
+            total.statuses.add("corrected" if touched else block.status)
     return (s for s in found.values() if _whole(s, marginal))
 
 

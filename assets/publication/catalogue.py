@@ -212,6 +212,10 @@ CODES: Final[dict[str, dict[str, Text]]] = {
         "provisional": Text(de="vorläufig, wird noch genauer", en="provisional, will become more accurate"),
         "final": Text(de="endgültig", en="final"),
         "paused": Text(de="pausiert: das Budget ist aufgebraucht", en="paused: the budget is used up"),
+        "corrected": Text(
+            de="berichtigt: enthält eine Woche, deren Daten falsch waren und die neu gemessen wurde",
+            en="corrected: holds a week whose data were wrong and that was measured again",
+        ),
     },
 }
 """Codes of the columns whose meaning is not a public list of its own."""
@@ -407,9 +411,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "status",
         _TEXT,
-        "vorläufig, solange das Budgetfenster offen ist; endgültig; pausiert",
-        "provisional while the budget window is open, then final; paused when the budget is used up",
-        ("provisional", "final", "paused"),
+        "vorläufig, solange das Budgetfenster offen ist; endgültig; pausiert; berichtigt",
+        "provisional while the budget window is open, then final; paused when the budget is used up; corrected",
+        ("provisional", "final", "paused", "corrected"),
     ),
     _column(
         "coverage",

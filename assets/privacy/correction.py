@@ -1,0 +1,157 @@
+"""Declared corrections: a week whose data were wrong is measured again, paid from the reserve for corrections.
+
+Here: which data the second measurement sees, what it costs, when it is refused. Not here: how its values take the place
+of the first (`sums.with_corrections`), what the ledger lets through (`ledger`).
+
+Every table by day or week is drawn again for the whole week, at one factor f of its planned cost, so least squares of
+that week is as ever, with wider intervals. A person has at most `caps.week` cases in a week, hence in its eight leaves
+together: Δ² = caps.week² for each table, and a correction costs Σ caps.week² · f · c_m, which f makes an equal part of
+the reserve (`corrections_per_window` of them). It is charged in full, beside all that was measured before.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.contract.city import WEEK_DAYS, City
+from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.record import verify_cases
+from assets.identity.tombstones import recognise
+from assets.lake import audit
+from assets.lake.engine import connect, load
+from assets.lake.keys import derive
+from assets.lake.lake import Lake
+from assets.lake.lease import lease
+from assets.privacy.accounting import variance_of
+from assets.privacy.bounding import decide
+from assets.privacy.certificate import LossAboveBudget
+from assets.privacy.evidence import remember, require_newest
+from assets.privacy.ledger import Ledger, open_ledger
+from assets.privacy.measure import Asked, ask, book, measurement_id, set_aside, units_of
+from assets.privacy.plan import PricedPlan, PricedTable, price
+from assets.privacy.stage import TIES, between, counted_events, linked
+
+
+class CorrectionRefused(ValueError):
+    """The week cannot or need not be measured again; nothing was spent. Names days and tables only."""
+
+
+def costs(city: City, plan: PricedPlan) -> dict[str, int]:
+    """Table → ρ units of a correction for one unit of squared sensitivity: f times the planned cost, rounded down."""
+    tables = [p for p in plan.of_cases if p.table.time in ("day", "week") and not p.table.extra_lag_days]
+    whole = city.caps.week**2 * sum(p.cost_units for p in tables)
+    part = set_aside(city, plan) // city.plan.corrections_per_window
+    return {p.table.name: p.cost_units * part // whole for p in tables} if whole else {}
+
+
+def _version(ledger: Ledger, tables: list[PricedTable], monday: date, today: date) -> tuple[int, date]:
+    """Number of the correction that is due, and the day whose data it sees: those of one that was interrupted."""
+    first = units_of("week", monday, tables[0].table.time)[0]
+    reserved, committed, version = ledger.reserved(), ledger.committed(), 2
+    while (name := measurement_id(tables[0].table, first, version)) in committed:
+        version += 1
+    return version, date.fromisoformat(reserved[name]["correction"]) if name in reserved else today
+
+
+def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> pa.Table:
+    """Decide the cases of the week that came too late for it, after all that was decided before; all decisions."""
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
+    with connect() as con:
+        load(con, cases=cases, decided=decided)
+        new = con.execute(
+            f"""WITH last AS (SELECT * FROM cases c WHERE arrival_day <= $on
+              QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC, {TIES}) = 1)
+            SELECT CAST($on AS DATE) AS decided_on, person_key, case_key, clinic, admitted_on AS event_day
+            FROM last ANTI JOIN decided USING (case_key)
+            WHERE care <> 'other' AND admitted_on BETWEEN $monday AND $sunday ORDER BY ALL""",
+            {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
+        ).to_arrow_table()
+    fresh = decide(new, linked(lake, decided), city.caps, city.budget.epoch)
+    everything = pa.concat_tables([decided, fresh])
+    if fresh.num_rows:
+        lake.write_days("bounding", [on], everything, "decided_on")
+    return everything
+
+
+def corrected_events(cases: pa.Table, decisions: pa.Table, monday: date, on: date) -> pa.Table:
+    """`EVENTS` of the week as known on arrival day `on`: every case that the caps let count, each on its own day."""
+    own = ("event_day", "person_key", "case_key", "clinic")
+    columns = ", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)
+    with connect() as con:
+        load(con, cases=cases, decisions=decisions)
+        return (
+            con.execute(
+                f"""WITH known AS (
+              SELECT {columns} FROM decisions d JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= $on
+              WHERE d.kept AND d.decided_on <= $on AND d.event_day BETWEEN $monday AND $sunday
+              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {TIES}) = 1)
+            FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
+                {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
+            )
+            .to_arrow_table()
+            .cast(EVENTS)
+        )
+
+
+def _certify(events: pa.Table, city: City) -> None:
+    """Count again, as the certificate does: nobody above `caps.week` cases in the week."""
+    counts = pc.value_counts(events.column("person_key")).field("counts")
+    if len(counts) and pc.max(counts).as_py() > city.caps.week:
+        raise LossAboveBudget("a person's contribution to a corrected week is above its bound: nothing was measured")
+
+
+def _asked(
+    city: City, tables: list[PricedTable], cost: dict[str, int], events: pa.Table, key: bytes, about: tuple[date, int, date]
+) -> list[Asked]:  # fmt: skip
+    """Every measurement of the week; the first of each table carries what the table costs."""
+    monday, version, on = about
+    asked = []
+    for priced in tables:
+        for n, unit in enumerate(units_of("week", monday, priced.table.time)):
+            seen = events if priced.table.time == "week" else events.filter(
+                pc.equal(events.column("event_day"), pa.scalar(unit.start, pa.date32())) if not unit.late
+                else pa.array([False] * events.num_rows, pa.bool_())
+            )  # fmt: skip
+            units = cost[priced.table.name]
+            rho = city.caps.week**2 * units if n == 0 else 0
+            asked.append(ask(city, priced.table, unit, rho, variance_of(units), seen, key, correction=(version, on)))
+    return asked
+
+
+def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
+    """Measure the week of `day` again over the cases as known now. Returns counts and ρ units, no value.
+
+    Raises `CorrectionRefused` where the week is not measured yet, where nothing changed or where the plan sets nothing
+    aside, and `BudgetExceeded` where the reserve does not suffice: then nothing was drawn and nothing was spent.
+    """
+    with lease(lake.root, "correction", wait_seconds=10):
+        plan, ledger, monday = price(city), open_ledger(lake, city), city.unit_start("week", day)
+        require_newest(lake, city, ledger)
+        cost, committed = costs(city, plan), ledger.committed()
+        tables = [p for p in plan.tables if p.table.name in cost]
+        if not tables or not all(cost.values()):
+            raise CorrectionRefused("the plan sets nothing aside for corrections (corrections_share)")
+        units = ((p.table, u) for p in tables for u in units_of("week", monday, p.table.time))
+        if not all(measurement_id(t, u) in committed for t, u in units):
+            raise CorrectionRefused(
+                f"the week of {monday} is not measured yet: what clinics deliver up to {city.week_known_on(monday)} "
+                "counts without a correction"
+            )
+        cases = lake.read("cases", PSEUDONYMISED_CASES)
+        verify_cases(lake, cases)
+        version, on = _version(ledger, tables, monday, max(lake.days("cases")))
+        events = corrected_events(cases, _admit(lake, city, cases, monday, on), monday, on)
+        _certify(events, city)
+        before = between(counted_events(lake), monday, monday + timedelta(WEEK_DAYS - 1)).select(EVENTS.names)
+        if version == 2 and before.equals(events):
+            raise CorrectionRefused(f"the data of the week of {monday} are as they were: nothing to correct")
+        key = derive(lake.keys.pseudonym, "ledger", "snapshot")
+        asked = _asked(city, tables, cost, events, key, (monday, version, on))
+        measured = book(ledger, asked)
+        head = remember(lake, ledger)
+        audit.record(lake, "correction", week=monday, version=version, measurements=measured, entries=head.entries, head=head.hash)  # fmt: skip
+        return {"week": monday, "version": version, "measurements": measured, "rho_units": sum(r.rho_units for r, *_ in asked)}  # fmt: skip
