@@ -17,8 +17,10 @@ from typing import Final
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.consent.majority import MAJORITY
+from assets.consent.numbers import load_numbered
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
@@ -30,103 +32,97 @@ FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
 """Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
 
 _VERSIONS: Final = """
-CREATE TEMP TABLE documents AS
-SELECT *, coalesce(consent_id, concat_ws('|', export_id, source_file, source_line)) AS document FROM register;
 CREATE TEMP TABLE versions AS
-SELECT *, dense_rank() OVER (PARTITION BY clinic, document
-  ORDER BY arrival_day DESC, export_id DESC, source_file DESC) = 1 AS newest FROM documents;
-CREATE TEMP TABLE current_documents AS
-WITH revoked AS (
-  SELECT clinic, document, max(coalesce(declared_at, CAST(arrival_day AS TIMESTAMP))) AS revoked_at FROM versions
-  WHERE status IN ('inactive', 'rejected', 'entered-in-error') GROUP BY ALL)
-SELECT v.*, coalesce(v.status = 'active', false) AND coalesce(v.declared_at > r.revoked_at, r.clinic IS NULL)
-    AND coalesce(v.arrival_day >= f.day, true) AS effective
-FROM versions v LEFT JOIN revoked r ON r.clinic = v.clinic AND r.document = v.document
-LEFT JOIN full_exports f ON f.clinic = v.clinic WHERE v.newest"""
+WITH documents AS (
+  SELECT document, max(delivery) AS newest, max(delivery) FILTER (status = 'active') AS newest_active,
+    max(coalesce(declared_at, CAST(arrival_day AS TIMESTAMP)))
+      FILTER (status IN ('inactive', 'rejected', 'entered-in-error')) AS revoked_at
+  FROM register GROUP BY ALL)
+SELECT r.person, r.status, r.declared_at, r.policy_uri, r.code, r.decision, r.valid_from, r.valid_to, r.period_readable,
+  r.delivery = d.newest AS newest, coalesce(d.newest = d.newest_active, false) AS still_active,
+  coalesce(r.status = 'active', false) AND coalesce(r.declared_at > d.revoked_at, d.revoked_at IS NULL)
+    AND coalesce(r.arrival_day >= f.day, true) AS effective
+FROM register r JOIN documents d ON d.document = r.document LEFT JOIN full_exports f ON f.clinic = r.clinic"""
 
 _PERMITS: Final = """
 CREATE TEMP TABLE permits AS
-SELECT clinic, patient_id, code, coalesce(declared_at, TIMESTAMP '0001-01-01') AS declared_at, valid_from,
+SELECT person, code, coalesce(declared_at, TIMESTAMP '0001-01-01') AS declared_at, valid_from,
   coalesce(valid_to, $evaluation_day) AS valid_to
-FROM current_documents WHERE effective AND decision = 'permit' AND period_readable AND code <> '*'"""
+FROM versions WHERE newest AND effective AND decision = 'permit' AND period_readable AND code <> '*'"""
 
 # A document that vanished or was set inactive grants nothing any more. What an active one denies stays denied
 # until it is permitted anew by a later declaration: an old version that is delivered again takes nothing back.
 _DENIES: Final = f"""
 CREATE TEMP TABLE denies AS
-WITH active AS (
-  SELECT * FROM versions
-  QUALIFY bool_or(newest AND status IS NOT DISTINCT FROM 'active') OVER (PARTITION BY clinic, document)),
-stated AS (
-  SELECT clinic, patient_id, CASE WHEN period_readable THEN code ELSE '*' END AS code,
+WITH stated AS (
+  SELECT person, CASE WHEN period_readable THEN code ELSE '*' END AS code,
     coalesce(declared_at, TIMESTAMP '9999-01-01') AS declared_at,
     CASE WHEN period_readable THEN valid_from ELSE DATE '0001-01-01' END AS valid_from,
     CASE WHEN period_readable THEN coalesce(valid_to, DATE '9999-12-31') ELSE DATE '9999-12-31' END AS valid_to
-  FROM active WHERE status = 'active' AND decision IS DISTINCT FROM 'permit' AND decision IS DISTINCT FROM 'none'
+  FROM versions WHERE still_active AND status = 'active' AND decision IS DISTINCT FROM 'permit' AND decision IS DISTINCT FROM 'none'
   UNION ALL
-  SELECT clinic, patient_id, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
+  SELECT person, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
     coalesce(CAST(declared_at AS DATE), DATE '0001-01-01'), DATE '9999-12-31'
-  FROM active
-  WHERE status = 'active' AND decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
+  FROM versions
+  WHERE still_active AND status = 'active' AND decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
   UNION ALL
-  SELECT clinic, patient_id, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
+  SELECT person, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
 SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, '*')"""
 
-# For `points` (clinic, patient_id, code, day): when permitting and denying statements that hold the day were
+# For `points` (person, code, day): when permitting and denying statements that hold the day were
 # last declared. Two hash joins and two aggregates, where nested EXISTS would be a join of a join.
 _STATED: Final = """
   SELECT n.*, p.permitted_at, d.denied_at,
     p.permitted_at IS NOT NULL AND (d.denied_at IS NULL OR p.permitted_at > d.denied_at) AS ok
   FROM {points} n
   LEFT JOIN (
-    SELECT n.clinic, n.patient_id, n.code, n.day, max(p.declared_at) AS permitted_at FROM {points} n
-    JOIN permits p ON p.clinic = n.clinic AND p.patient_id = n.patient_id AND p.code = n.code
-      AND n.day BETWEEN p.valid_from AND p.valid_to GROUP BY ALL) p USING (clinic, patient_id, code, day)
+    SELECT n.person, n.code, n.day, max(p.declared_at) AS permitted_at FROM {points} n
+    JOIN permits p ON p.person = n.person AND p.code = n.code
+      AND n.day BETWEEN p.valid_from AND p.valid_to GROUP BY ALL) p USING (person, code, day)
   LEFT JOIN (
-    SELECT n.clinic, n.patient_id, n.code, n.day, max(d.declared_at) AS denied_at FROM {points} n
-    JOIN denies d ON d.clinic = n.clinic AND d.patient_id = n.patient_id AND d.code = n.code
-      AND n.day BETWEEN d.valid_from AND d.valid_to GROUP BY ALL) d USING (clinic, patient_id, code, day)
+    SELECT n.person, n.code, n.day, max(d.declared_at) AS denied_at FROM {points} n
+    JOIN denies d ON d.person = n.person AND d.code = n.code
+      AND n.day BETWEEN d.valid_from AND d.valid_to GROUP BY ALL) d USING (person, code, day)
 """
 
 # `erase`: withdrawn, ended, or without any document in force; one who only lacks a code may still deliver it.
 _PATIENTS: Final = f"""
 CREATE TEMP TABLE needed AS
-SELECT DISTINCT r.clinic, r.patient_id, c.code, CAST($day AS DATE) AS day
-FROM register r, (SELECT unnest(CAST($codes AS VARCHAR[])) AS code) c WHERE r.patient_id IS NOT NULL;
+SELECT p.person, c.code, CAST($day AS DATE) AS day
+FROM people p, (SELECT unnest(CAST($codes AS VARCHAR[])) AS code) c;
 CREATE TEMP TABLE patients AS
 WITH stated AS ({_STATED.format(points="needed")}),
-lasting AS (SELECT clinic, patient_id, code, max(valid_to) AS last FROM permits GROUP BY ALL),
+lasting AS (SELECT person, code, max(valid_to) AS last FROM permits GROUP BY ALL),
 by_patient AS (
-  SELECT s.clinic, s.patient_id, bool_and(s.ok) AS ok,
+  SELECT s.person, bool_and(s.ok) AS ok,
     bool_or(s.denied_at IS NOT NULL AND NOT s.ok) AS denied, bool_or(l.last < CAST($day AS DATE)) AS ended,
     bool_and(s.ok OR coalesce(s.permitted_at IS NOT NULL AND s.denied_at = m.of_age_by, false)) AS of_age
-  FROM stated s LEFT JOIN lasting l USING (clinic, patient_id, code)
-  LEFT JOIN majority m ON m.clinic = s.clinic AND m.patient_id = s.patient_id GROUP BY ALL),
-granting AS (SELECT DISTINCT clinic, patient_id FROM permits),
-ineffective AS (SELECT DISTINCT clinic, patient_id FROM current_documents WHERE NOT effective)
-SELECT b.clinic, b.patient_id, b.ok,
+  FROM stated s LEFT JOIN lasting l USING (person, code)
+  LEFT JOIN majority m ON m.person = s.person GROUP BY ALL),
+granting AS (SELECT DISTINCT person FROM permits),
+ineffective AS (SELECT DISTINCT person FROM versions WHERE newest AND NOT effective)
+SELECT b.person, b.ok,
   CASE WHEN b.ok THEN 'permitted' WHEN b.of_age THEN 'guardian_consent_ended' WHEN b.denied THEN 'withdrawn'
-    WHEN g.clinic IS NULL AND i.clinic IS NOT NULL THEN 'document_not_active' WHEN g.clinic IS NULL THEN 'no_consent'
+    WHEN g.person IS NULL AND i.person IS NOT NULL THEN 'document_not_active' WHEN g.person IS NULL THEN 'no_consent'
     WHEN b.ended THEN 'consent_ended' ELSE 'not_permitted_on_evaluation_day' END AS reason,
-  NOT b.ok AND (b.denied OR coalesce(b.ended, false) OR g.clinic IS NULL) AS erase
-FROM by_patient b LEFT JOIN granting g ON g.clinic = b.clinic AND g.patient_id = b.patient_id
-LEFT JOIN ineffective i ON i.clinic = b.clinic AND i.patient_id = b.patient_id
+  NOT b.ok AND (b.denied OR coalesce(b.ended, false) OR g.person IS NULL) AS erase
+FROM by_patient b LEFT JOIN granting g ON g.person = b.person LEFT JOIN ineffective i ON i.person = b.person
 """
 
 # A consent signed during a case reaches back to that case's first day (MII: "Erhebung im laufenden Fall").
 _REACH_BACK: Final = """
 INSERT INTO permits
-SELECT DISTINCT p.clinic, p.patient_id, p.code, p.declared_at, c.admitted_on, p.valid_to
-FROM permits p JOIN cases c ON c.clinic = p.clinic AND c.patient_id = p.patient_id
+SELECT DISTINCT p.person, p.code, p.declared_at, c.admitted_on, p.valid_to
+FROM permits p JOIN cases c ON c.person = p.person
 WHERE list_contains(CAST($codes AS VARCHAR[]), p.code) AND c.admitted_on < p.valid_from
   AND CAST(p.declared_at AS DATE) BETWEEN c.admitted_on AND coalesce(c.discharged_on, CAST($day AS DATE))"""
 
 # With the retrospective module in force on the evaluation day, collecting reaches back without limit.
 _RETROSPECTIVE: Final = f"""
 CREATE TEMP TABLE looking_back AS
-SELECT DISTINCT clinic, patient_id, '{CONSENT_RETROSPECTIVE}' AS code, CAST($day AS DATE) AS day FROM register;
+SELECT person, '{CONSENT_RETROSPECTIVE}' AS code, CAST($day AS DATE) AS day FROM people;
 INSERT INTO permits
-SELECT s.clinic, s.patient_id, '{CONSENT_COLLECT}', s.permitted_at, DATE '0001-01-01', CAST($day AS DATE)
+SELECT s.person, '{CONSENT_COLLECT}', s.permitted_at, DATE '0001-01-01', CAST($day AS DATE)
 FROM ({_STATED.format(points="looking_back")}) s WHERE s.ok"""
 
 # Coverage can only break on the first day, the day after a permit ends, or the day a deny starts: if those
@@ -134,37 +130,35 @@ FROM ({_STATED.format(points="looking_back")}) s WHERE s.ok"""
 _OUTSIDE: Final = f"""
 CREATE TEMP TABLE points AS
 WITH spans AS (
-  SELECT DISTINCT clinic, patient_id, admitted_on AS first,
+  SELECT DISTINCT person, admitted_on AS first,
     greatest(admitted_on, coalesce(discharged_on, CAST($day AS DATE))) AS last
-  FROM cases SEMI JOIN (SELECT * FROM patients WHERE ok) USING (clinic, patient_id) WHERE admitted_on IS NOT NULL),
+  FROM cases SEMI JOIN (SELECT * FROM patients WHERE ok) USING (person) WHERE admitted_on IS NOT NULL),
 codes AS (SELECT unnest(CAST($codes AS VARCHAR[])) AS code)
 SELECT s.*, c.code, s.first AS day FROM spans s, codes c
 UNION SELECT s.*, c.code, p.valid_to + 1 FROM spans s CROSS JOIN codes c JOIN permits p
-  ON p.clinic = s.clinic AND p.patient_id = s.patient_id AND p.code = c.code
+  ON p.person = s.person AND p.code = c.code
   AND p.valid_to + 1 BETWEEN s.first AND s.last
 UNION SELECT s.*, c.code, d.valid_from FROM spans s CROSS JOIN codes c JOIN denies d
-  ON d.clinic = s.clinic AND d.patient_id = s.patient_id AND d.code = c.code
+  ON d.person = s.person AND d.code = c.code
   AND d.valid_from BETWEEN s.first AND s.last;
-CREATE TEMP TABLE asked AS SELECT DISTINCT clinic, patient_id, code, day FROM points;
+CREATE TEMP TABLE asked AS SELECT DISTINCT person, code, day FROM points;
 CREATE TEMP TABLE outside AS
-SELECT DISTINCT p.clinic, p.patient_id, p.first, p.last
-FROM points p JOIN ({_STATED.format(points="asked")}) s USING (clinic, patient_id, code, day) WHERE NOT s.ok"""
+SELECT DISTINCT p.person, p.first, p.last
+FROM points p JOIN ({_STATED.format(points="asked")}) s USING (person, code, day) WHERE NOT s.ok"""
 
 
-_DECISIONS: Final = """
-WITH reasoned AS (
-  SELECT c.*, CASE WHEN NOT coalesce(p.ok, false) THEN coalesce(p.reason, 'no_consent')
-    WHEN c.admitted_on IS NULL THEN 'dates_unreadable'
-    WHEN o.patient_id IS NOT NULL THEN 'case_outside_collection_window'
-    ELSE 'permitted' END AS why
-  FROM cases c LEFT JOIN patients p USING (clinic, patient_id)
-  LEFT JOIN outside o ON o.clinic = c.clinic AND o.patient_id = c.patient_id AND o.first = c.admitted_on
-    AND o.last = greatest(c.admitted_on, coalesce(c.discharged_on, CAST($day AS DATE))))
-SELECT clinic, arrival_day, export_id, source_file, source_line, case_id, patient_id,
-  why = 'permitted' AS permitted, why AS reason, CAST($day AS DATE) AS evaluated_on
-FROM reasoned
-ORDER BY ALL"""
-_STANDING: Final = "SELECT clinic, patient_id, ok, reason, erase FROM patients ORDER BY ALL"
+_REASONS: Final = """
+SELECT CASE WHEN NOT coalesce(p.ok, false) THEN coalesce(p.reason, 'no_consent')
+  WHEN c.admitted_on IS NULL THEN 'dates_unreadable'
+  WHEN o.person IS NOT NULL THEN 'case_outside_collection_window'
+  ELSE 'permitted' END AS reason
+FROM cases c LEFT JOIN patients p USING (person)
+LEFT JOIN outside o ON o.person = c.person AND o.first = c.admitted_on
+  AND o.last = greatest(c.admitted_on, coalesce(c.discharged_on, CAST($day AS DATE)))
+ORDER BY c.n"""
+_STANDING: Final = (
+    "SELECT clinic, patient_id, ok, reason, erase FROM patients JOIN people USING (person) ORDER BY clinic, patient_id"
+)
 
 
 def _codes(codes: tuple[str, ...]) -> list[str]:
@@ -189,13 +183,16 @@ def _prepare(
     """Tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
     on_day, over_case = _codes(rule.required_on_evaluation_day), _codes(rule.required_over_case)
     needed = list(dict.fromkeys([*on_day, *over_case, CONSENT_RETROSPECTIVE]))
+    load_numbered(
+        con,
+        register,
+        CASES.empty_table() if cases is None else cases,
+        MAJORITY.empty_table() if majority is None else majority,
+    )
     load(
         con,
-        register=register,
         needed_codes=pa.table({"code": needed}),
         full_exports=FULL_EXPORTS.empty_table() if full_exports is None else full_exports,
-        majority=MAJORITY.empty_table() if majority is None else majority,
-        cases=CASES.empty_table() if cases is None else cases,
     )
     _run(con, ";".join((_VERSIONS, _PERMITS, _DENIES)), evaluation_day=day)
     if rule.reach_back_to_case_of_signature:
@@ -217,8 +214,14 @@ def evaluate(
     with connect() as con:
         _prepare(con, register, rule, evaluation_day, full_exports, majority, cases)
         _run(con, _OUTSIDE, codes=_codes(rule.required_over_case), day=evaluation_day)
-        decisions = con.execute(_DECISIONS, {"day": evaluation_day}).to_arrow_table().cast(CONSENT_DECISIONS)
-        return decisions, con.execute(_STANDING).to_arrow_table()
+        reasons = con.execute(_REASONS, {"day": evaluation_day}).to_arrow_table().column("reason")
+        decisions = {
+            "permitted": pc.equal(reasons, "permitted"),
+            "reason": reasons,
+            "evaluated_on": pa.repeat(pa.scalar(evaluation_day, pa.date32()), cases.num_rows),
+        }
+        columns = [decisions[name] if name in decisions else cases.column(name) for name in CONSENT_DECISIONS.names]
+        return pa.table(columns, schema=CONSENT_DECISIONS), con.execute(_STANDING).to_arrow_table()
 
 
 def decide(
@@ -229,7 +232,7 @@ def decide(
     full_exports: pa.Table | None = None,
     majority: pa.Table | None = None,
 ) -> pa.Table:
-    """One decision for each row of `cases` (canonical), as `CONSENT_DECISIONS`.
+    """One decision for each row of `cases` (canonical), in their order, as `CONSENT_DECISIONS`.
 
     `register`: every consent provision ever received (`CONSENT_PROVISIONS`); of a document delivered several
     times the newest version counts, and one that is missing from its clinic's newest full export

@@ -86,10 +86,14 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
     for name, table in keep_permitted(tables, decisions).items():
         lake.write(f"staging/consented/{name}", days[-1], table)
-    before = set(zip(*(erased_before.column(c).to_pylist() for c in PATIENTS.names), strict=True))
-    pairs = zip(*(stands.column(c).to_pylist() for c in PATIENTS.names), strict=True)
-    stands = stands.append_column("erased_before", pa.array([p in before for p in pairs], pa.bool_()))
-    lake.write("staging/standing", days[-1], stands.cast(STANDING))
+    again = erased_before.append_column("erased_before", pa.repeat(True, erased_before.num_rows))
+    stands = stands.join(again, PATIENTS.names).select(STANDING.names)
+    erased = stands.column("erased_before").fill_null(False)
+    lake.write(
+        "staging/standing",
+        days[-1],
+        stands.set_column(STANDING.get_field_index("erased_before"), "erased_before", erased).cast(STANDING),
+    )
     reasons = {v["values"]: v["counts"] for v in pc.value_counts(decisions.column("reason")).to_pylist()}
     lake.write_record(f"consent/{days[-1]}", decision_table(decisions, days, day))
     audit.record(lake, "decisions", first=days[0], last=days[-1], evaluation_day=day, cases_by_reason=reasons)

@@ -1,4 +1,4 @@
-"""FHIR files to one table of parsed resources for each type: lines, Bundles, versions, deletions.
+"""FHIR files to one flat table for each resource type: lines, Bundles, versions, deletions.
 
 A line that is no usable resource becomes a row of `bad_lines`, never an exception. Not here: what a resource
 means for a case (`fhir`).
@@ -19,8 +19,13 @@ from assets.intake.lines import Lines, read_text
 
 MAX_BUNDLE_BYTES: Final = 64 * 2**20
 """A Bundle is one document and must be held in memory; more than that belongs into NDJSON."""
-ID: Final = "[A-Za-z0-9._-]{1,256}"
-"""FHIR allows 64 characters and no underscore; real systems exceed it a little."""
+
+
+def allowed_id(column: str) -> str:
+    """SQL: whether `column` may be an id. FHIR allows 64 characters and no underscore; real systems exceed it a little."""
+    return f"(strlen({column}) BETWEEN 1 AND 256 AND regexp_full_match({column}, '[A-Za-z0-9._-]+'))"
+
+
 _CODING: Final = '{"coding":[{"system":"VARCHAR","code":"VARCHAR"}]}'
 _REFERENCE: Final = '{"reference":"VARCHAR"}'
 _NESTED_EXTENSION: Final = '[{"url":"VARCHAR","extension":[{"url":"VARCHAR","valueCoding":{"code":"VARCHAR"}}]}]'
@@ -31,7 +36,7 @@ _HEAD: Final = '"resourceType":"VARCHAR","id":"VARCHAR","meta":{"lastUpdated":"V
 STRUCTURES: Final = {
     "Patient": f"""{{{_HEAD},"birthDate":"VARCHAR","gender":"VARCHAR",
         "deceasedDateTime":"VARCHAR","address":[{{"postalCode":"VARCHAR"}}],
-        "identifier":[{{"system":"VARCHAR","value":"VARCHAR","type":{_CODING}}}]}}""",
+        "identifier":[{{"system":"VARCHAR","value":"VARCHAR"}}]}}""",
     "Encounter": f"""{{{_HEAD},"status":"VARCHAR","class":{{"code":"VARCHAR"}},
         "type":[{_CODING}],"partOf":{_REFERENCE},"subject":{_REFERENCE},"period":{_PERIOD},
         "serviceType":{_CODING},"extension":{_NESTED_EXTENSION},
@@ -66,8 +71,16 @@ def kind_of(path: Path) -> str | None:
     return next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
 
 
+def _columns(kind: str, fields: str) -> str:
+    """SQL: what is kept of a parsed resource `r`; `problem` says why it cannot be used."""
+    return f"""id, CASE WHEN r.resourceType IS NULL THEN 'json_unreadable'
+        WHEN r.resourceType <> '{kind}' THEN 'wrong_resource_type' WHEN coalesce(id, '') = '' THEN 'id_missing'
+        WHEN NOT {allowed_id("id")} THEN 'id_not_allowed' END AS problem,
+      try_cast(r.meta.lastUpdated AS TIMESTAMPTZ) AS updated_at, try_cast(r.meta.versionId AS BIGINT) AS version, {fields}"""
+
+
 class Loader:
-    """The files of `exports` in `con`: tables `sources`, `bad_lines`, `deleted`, and on demand one for each type."""
+    """The files of `exports`, all of one clinic, in `con`: `sources`, `bad_lines`, `deleted`, on demand one for each type."""
 
     def __init__(
         self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
@@ -112,54 +125,57 @@ class Loader:
             self._con.execute("INSERT INTO bad_lines VALUES (?, ?, 'line_too_long')", [numbers[number], line])
         self._con.unregister("batches_of_kind")
 
-    def load(self, kind: str) -> None:
-        """Create `<kind>`: provenance, `id` and structure `r` of every resource of that type that counts today.
+    def load(self, kind: str, fields: str) -> None:
+        """Create `<kind>`: provenance, `id` and `fields` of every resource of that type that counts today.
 
-        Of versions of one resource that arrived on one day the newest by `meta` counts, else the last line;
-        a resource that was deleted on its day of arrival or later is left out.
+        `fields`: SQL over the parsed resource `r`, which itself is never stored: what is nested costs more to keep
+        than to read. Of versions of one resource that arrived on one day the newest by `meta` counts, else the last
+        line; a resource that was deleted on its day of arrival or later is left out.
         """
         self._con.execute(
-            f"""CREATE TEMP TABLE "{kind}_rows" AS
-            SELECT file, source_line, id, TRY(from_json(resource, $structure)) AS r FROM entries WHERE kind = '{kind}'""",
+            f"""CREATE TEMP TABLE "{kind}_rows" AS SELECT file, source_line, {_columns(kind, fields)} FROM (
+              SELECT file, source_line, id, TRY(from_json(resource, $structure)) AS r FROM entries WHERE kind = '{kind}')""",
             {"structure": STRUCTURES[kind]},
         )
         if any(k == kind for _, _, k in self._files):
             self._from_lines(
                 kind,
-                f"""INSERT INTO "{kind}_rows" SELECT f, source_line, r.id, r FROM (
-                  SELECT file, source_line, TRY(from_json(line, $structure)) AS r FROM batches_of_kind) b
-                JOIN numbers ON n = b.file""",
+                f"""INSERT INTO "{kind}_rows" SELECT f, source_line, {_columns(kind, fields)} FROM (
+                  SELECT f, source_line, r.id AS id, r FROM (
+                    SELECT file, source_line, TRY(from_json(line, $structure)) AS r FROM batches_of_kind) b
+                  JOIN numbers ON n = b.file)""",
                 {"structure": STRUCTURES[kind]},
             )
-        usable = f"r.resourceType IS NOT DISTINCT FROM '{kind}' AND regexp_full_match(id, '{ID}')"
         self._con.execute(
-            f"""INSERT INTO bad_lines SELECT file, source_line, CASE
-              WHEN r.resourceType IS NULL THEN 'json_unreadable'
-              WHEN r.resourceType <> '{kind}' THEN 'wrong_resource_type'
-              WHEN coalesce(id, '') = '' THEN 'id_missing' ELSE 'id_not_allowed' END
-            FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
-            DELETE FROM "{kind}_rows" WHERE ({usable}) IS NOT TRUE;
+            f"""INSERT INTO bad_lines SELECT file, source_line, problem FROM "{kind}_rows" WHERE problem IS NOT NULL;
+            DELETE FROM "{kind}_rows" WHERE problem IS NOT NULL;
             DELETE FROM "{kind}_rows" WHERE rowid IN (
               SELECT r.rowid FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
                 SELECT clinic, id, max(arrival_day) AS until FROM deleted JOIN sources USING (file)
                 WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until);
-            CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file, source_line, id, r
-            FROM "{kind}_rows" JOIN sources s USING (file)"""
+            CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file,
+              r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
-        several = self._con.execute(
-            f'SELECT count(*) > count(DISTINCT (clinic, arrival_day, id)) FROM "{kind}"'
-        ).fetchone()
-        if several and several[0]:
-            self._con.execute(
-                f"""DELETE FROM "{kind}_rows" WHERE rowid IN (
-                SELECT rowid FROM (
-                  SELECT t.rowid AS rowid, s.*, t.id, t.source_line, t.r.meta AS meta FROM "{kind}_rows" t
-                  JOIN sources s USING (file))
-                QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, id
-                  ORDER BY try_cast(meta.lastUpdated AS TIMESTAMPTZ) DESC NULLS LAST,
-                    try_cast(meta.versionId AS BIGINT) DESC NULLS LAST,
-                    export_id DESC, source_file DESC, source_line DESC) > 1)"""
-            )
+        self._keep_newest(kind, "clinic, arrival_day, id")
+
+    def keep_newest(self, kind: str) -> None:
+        """Of one resource that arrived on several days keep the newest only."""
+        self._keep_newest(kind, "clinic, id")
+
+    def _keep_newest(self, kind: str, key: str) -> None:
+        repeated = f'SELECT count(*) > count(DISTINCT %s) FROM "{kind}"'
+        # One string is counted much faster than a key of several columns, and mostly settles it.
+        for of in ("id", f"({key})"):
+            several = self._con.execute(repeated % of).fetchone()
+            if not several or not several[0]:
+                return
+        self._con.execute(
+            f"""DELETE FROM "{kind}_rows" WHERE rowid IN (
+              SELECT r.rowid FROM "{kind}_rows" r JOIN sources USING (file)
+              QUALIFY row_number() OVER (PARTITION BY {key}
+                ORDER BY arrival_day DESC, updated_at DESC NULLS LAST, version DESC NULLS LAST, export_id DESC, source_file DESC,
+                  source_line DESC) > 1)"""
+        )
 
     def drop(self, kind: str) -> None:
         self._con.execute(f'DROP VIEW IF EXISTS "{kind}"; DROP TABLE IF EXISTS "{kind}_rows"')

@@ -1,0 +1,78 @@
+"""Patients, documents and deliveries of a register as numbers, for the rule: joins over them cost a fraction of ids.
+
+Every patient of the register is a `person`; one whom it does not know has no number. Deliveries are numbered in
+the order in which they came, so that the newest version of a document has the highest. Not here: the rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.lake.engine import load
+
+_SAID: Final = (
+    "clinic", "arrival_day", "status", "declared_at", "policy_uri", "code", "decision", "valid_from", "valid_to",
+    "period_readable",
+)  # fmt: skip
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[Numbers, pa.Array]:
+    """Place of each value among the distinct values in order, from 1 (0: null), and those values."""
+    encoded = column.combine_chunks().dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    place = np.empty(len(order) + 1, dtype=np.int64)
+    place[order] = np.arange(1, len(order) + 1)
+    place[-1] = 0
+    return place[encoded.indices.fill_null(-1).to_numpy()], encoded.dictionary.take(pa.array(order))
+
+
+def _joined(*parts: Numbers) -> Numbers:
+    """One number for each combination, in the order of the first part, then the second, and so on."""
+    whole = np.zeros(len(parts[0]), dtype=np.int64)
+    for part in parts:
+        whole = whole * (int(part.max(initial=0)) + 1) + part
+    return whole
+
+
+def load_numbered(con: duckdb.DuckDBPyConnection, register: pa.Table, cases: pa.Table, majority: pa.Table) -> None:
+    """Tables `people` (person, clinic, patient_id), `register`, `cases` (`n`: place in `cases`) and `majority`."""
+    clinic, clinics = _coded(register.column("clinic"))
+    patient, patients = _coded(register.column("patient_id"))
+    known = _joined(clinic, patient)
+    numbers, first = np.unique(known, return_index=True)
+    numbers, first = numbers[patient[first] > 0], first[patient[first] > 0]
+    people = register.select(["clinic", "patient_id"]).take(pa.array(first)).append_column("person", pa.array(numbers))
+
+    def person_of(rows: pa.Table) -> pa.Array:
+        """Numbers of the patients of `rows`; null where the register has no such patient."""
+        at, who = (
+            pc.fill_null(pc.index_in(rows.column(name), value_set=values), -1).to_numpy() + 1
+            for name, values in (("clinic", clinics), ("patient_id", patients))
+        )
+        number = at.astype(np.int64) * (int(patient.max(initial=0)) + 1) + who
+        return pa.array(number, mask=(at == 0) | (who == 0))
+
+    day, export, file, document = (
+        _coded(register.column(c))[0] for c in ("arrival_day", "export_id", "source_file", "consent_id")
+    )
+    # A document without an id is the line in which it stands.
+    line = _joined(export, file, register.column("source_line").fill_null(0).to_numpy())
+    document = np.where(document > 0, document, int(document.max(initial=0)) + 1 + line)
+    load(
+        con,
+        people=people,
+        register=register.select(_SAID)
+        .append_column("person", pa.array(known, mask=patient == 0))
+        .append_column("document", pa.array(_joined(clinic, document)))
+        .append_column("delivery", pa.array(_joined(day, export, file))),
+        cases=cases.select(["admitted_on", "discharged_on"])
+        .append_column("person", person_of(cases))
+        .append_column("n", pa.array(np.arange(cases.num_rows))),
+        majority=majority.select(["of_age_from", "of_age_by"]).append_column("person", person_of(majority)),
+    )
