@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from assets.intake.connector import Export
-from assets.intake.findings import Findings, RejectedExport
+from assets.intake.findings import Findings, RejectedExport, raise_all
 from assets.intake.text import detect_encoding
 
 MAX_FIELDS: Final = 200
@@ -140,12 +140,15 @@ def read_all(
     exports: list[Export], file_name: str, columns: dict[str, tuple[str, ...]], required: set[str], findings: Findings
 ) -> pa.Table:
     """`read_delimited` of that file (name in any case) in every export that has it, concatenated."""
-    parts = [
-        read_delimited(export, path, columns, required, findings)
-        for export in exports
-        for path in export.files()
-        if path.name.lower() == file_name
-    ]
+    parts: list[pa.Table] = []
+    problems: list[RejectedExport] = []
+    for export in exports:
+        for path in (p for p in export.files() if p.name.lower() == file_name):
+            try:
+                parts.append(read_delimited(export, path, columns, required, findings))
+            except RejectedExport as problem:
+                problems.append(problem)
+    raise_all(problems)
     schema = pa.schema(
         [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string()),
          ("source_file", pa.string()), ("source_line", pa.int64()), *((name, pa.string()) for name in columns)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.findings import Findings
+from assets.intake.findings import Findings, raise_all
 from assets.intake.lines import Lines, read_text
 
 MAX_BUNDLE_BYTES: Final = 64 * 2**20
@@ -119,8 +119,7 @@ class Loader:
             "numbers", pa.table({"n": pa.array(range(len(numbers)), pa.int32()), "f": pa.array(numbers, pa.int32())})
         )
         self._con.execute(query, parameters)
-        if lines.problem:
-            raise lines.problem
+        raise_all(lines.problems)
         for number, line in lines.too_long:
             self._con.execute("INSERT INTO bad_lines VALUES (?, ?, 'line_too_long')", [numbers[number], line])
         self._con.unregister("batches_of_kind")

@@ -14,14 +14,23 @@ from assets.intake.connector import Export
 class RejectedExport(Exception):
     """The export cannot be used at all. Message: value-free reason; `path`: the file of it that is at fault.
 
-    `folder` tells which of several exports that are read together.
+    `folder` tells which of several exports that are read together, `others` what else was wrong in the same pass:
+    to read a year again for each broken export in it would never end.
     """
 
     def __init__(self, rule: str, path: Path | None = None) -> None:
         super().__init__(rule)
+        self.others: list[RejectedExport] = []
         self.rule = rule
         self.file = path.name if path else None
         self.folder = path.parent if path else None
+
+
+def raise_all(problems: list[RejectedExport]) -> None:
+    """Raise the first of `problems`, which holds the others; nothing where there is none."""
+    if problems:
+        problems[0].others = problems[1:]
+        raise problems[0]
 
 
 @dataclass

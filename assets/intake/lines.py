@@ -67,13 +67,13 @@ def read_text(path: Path, most_bytes: int) -> str | None:
 class Lines:
     """The lines of `files` as batches of `SCHEMA`; `file` is the position in the list.
 
-    After the batches are used up: `too_long` holds (file, line) of what was left out, `problem` why reading
-    ended early. An exception cannot pass through the engine that pulls the batches, so it waits there.
+    After the batches are used up: `too_long` holds (file, line) of what was left out, `problems` the
+    files that cannot be read. An exception cannot pass through the engine that pulls the batches, so it waits there.
     """
 
     files: list[Path]
     too_long: list[tuple[int, int]] = field(default_factory=list)
-    problem: RejectedExport | None = None
+    problems: list[RejectedExport] = field(default_factory=list)
 
     def reader(self) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_batches(SCHEMA, self._all())
@@ -83,8 +83,7 @@ class Lines:
             try:
                 yield from self._of(number, path)
             except RejectedExport as problem:
-                self.problem = problem
-                return
+                self.problems.append(problem)
 
     def _of(self, number: int, path: Path) -> Iterator[pa.RecordBatch]:
         # Each block is read into a buffer of its own behind what is left of the last line, so nothing is copied

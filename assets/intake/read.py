@@ -40,7 +40,7 @@ def read_exports(
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Canonical tables of all exports, and rejected exports with their rule. Other exports go on.
 
-    All exports of a clinic are read at once; one that turns out broken is left out, and the others are read again.
+    All exports of a clinic are read at once; what turns out broken is left out, and the others are read again.
     """
     findings, rejected = Findings(), {}
     parts: list[dict[str, pa.Table]] = []
@@ -65,12 +65,13 @@ def read_exports(
                 break
             except RejectedExport as error:
                 del findings.rows[mark:]
-                if any(e.folder == error.folder for e in before):
-                    before = [e for e in before if e.folder != error.folder]
-                    continue
-                broken = next(e for e in good if e.folder == error.folder)
-                reject(broken, error)
-                good.remove(broken)
+                broken = {problem.folder: problem for problem in reversed((error, *error.others))}
+                for export in (e for e in good if e.folder in broken):
+                    reject(export, broken[export.folder])
+                if not any(e.folder in broken for e in (*good, *before)):
+                    raise
+                good = [e for e in good if e.folder not in broken]
+                before = [e for e in before if e.folder not in broken]
     tables: dict[str, Any] = {
         name: pa.concat_tables([empty, *(p[name] for p in parts if name in p)])
         for name, empty in empty_canonical().items()

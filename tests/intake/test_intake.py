@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from assets.contract.city import City, CityFileError, load_city
+from assets.intake import read
 from assets.intake.connector import landed, pull
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -95,6 +96,28 @@ def test_a_broken_export_is_rejected_as_a_whole_and_the_others_go_on(
     tables, rejected = read_exports(landed(lake, city, [DAY]), city)
     assert list(rejected.values()) == [rule]
     assert tables["cases"].num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("clinic", "name", "good", "bad"),
+    [
+        ("klinik-nord", "Encounter.ndjson", b"\n", b'{"id":"\xff"}\n'),
+        ("praxisnetz", "practice.csv", b"case_id;patient_id;sex;visited_on;visit_type\n", b"case_id\n"),
+    ],
+)
+def test_however_many_exports_are_broken_the_good_ones_are_read_twice_at_most(
+    lake: Lake, city: City, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, clinic, name, good, bad
+):
+    days = [date(2025, 1, 1 + n) for n in range(20)]
+    for n, day in enumerate(days):
+        deliver(clinic, day, {name: bad if n % 2 else good})
+    pull(lake, city, days, TODAY)
+    passes = []
+    together = read._read_together
+    monkeypatch.setattr(read, "_read_together", lambda *a: passes.append(len(a[0])) or together(*a))
+    tables, rejected = read_exports(landed(lake, city, days), city)
+    assert passes == [20, 10] and len(rejected) == 10
+    assert len([f for f in tables["findings"].to_pylist() if f["severity"] == "rejected"]) == 10
 
 
 def test_what_a_spreadsheet_damaged_is_repaired_and_said(lake: Lake, city: City, deliver: Deliver):
