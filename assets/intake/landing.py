@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
+from assets.intake.needles import Sieve, split_lines
 from assets.intake.text import detect_encoding
 from assets.lake.engine import connect, load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
@@ -122,44 +123,51 @@ def _form_of(path: Path) -> _Form:
     return _Form("csv", encoding, len(header), patient, case)
 
 
-def _batches(path: Path) -> Iterator[list[bytes]]:
-    """Lines with their ends, some megabytes at a time."""
+def _batches(path: Path) -> Iterator[bytes]:
+    """Whole lines, some megabytes at a time."""
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        while lines := file.readlines(BATCH_BYTES):
-            yield lines
+        while content := file.read(BATCH_BYTES):
+            yield content + file.readline()
 
 
-def _hits(con: duckdb.DuckDBPyConnection, batch: list[tuple[Path, int, list[bytes]]]) -> list[tuple[Path, int, bool]]:
-    """Lines of `batch` (file, first number, lines) that name one of `ids`: file, number from 0, whether a Bundle."""
-    forms = {path: _form_of(path) for path, _, _ in batch}
-    text, file, number = [], [], []
-    for place, (path, first, lines) in enumerate(batch):
-        text += [line.rstrip(b"\n").decode(forms[path].encoding, "replace") for line in lines]
-        file.append(np.full(len(lines), place))
-        number.append(np.arange(first, first + len(lines)))
-    about = [forms[path] for path, _, _ in batch]
+@dataclass(frozen=True)
+class _Line:
+    path: Path
+    number: int
+    """From 0."""
+    content: bytes
+
+
+def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[Path, int, bool]]:
+    """Lines of `batch` that name one of `ids`: file, number from 0, whether a Bundle."""
+    paths = {line.path: place for place, line in enumerate({line.path: line for line in batch}.values())}
+    about = [_form_of(path) for path in paths]
+    file = [paths[line.path] for line in batch]
+    text = [
+        line.content.rstrip(b"\n").decode(about[f].encoding, "replace") for f, line in zip(file, batch, strict=True)
+    ]
     files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
              "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip
     load(
         con,
-        lines=pa.table({"n": np.arange(len(text)), "file": np.concatenate(file), "line": pa.array(text, pa.string())}),
+        lines=pa.table({"n": np.arange(len(text)), "file": pa.array(file), "line": pa.array(text, pa.string())}),
         files=pa.table({k: pa.array(v) for k, v in files.items()}),
     )
     found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
     con.execute("DROP TABLE lines; DROP TABLE files")
-    where, which = np.concatenate(file), np.concatenate(number)
-    return [(batch[where[n]][0], int(which[n]), '"Bundle"' in text[n]) for n in np.sort(np.concatenate(found))]
+    return [(batch[n].path, batch[n].number, '"Bundle"' in text[n]) for n in np.sort(np.concatenate(found))]
 
 
 def _search(
-    con: duckdb.DuckDBPyConnection, paths: Iterable[Path]
+    con: duckdb.DuckDBPyConnection, paths: Iterable[Path], ids: Sequence[str]
 ) -> tuple[dict[Path, list[int]], list[Path], set[Path]]:
     """Lines to erase of each file, files that cannot be read to their end, and files of which a Bundle goes.
 
-    Small files are looked at together.
+    Lines that could name one of `ids` are looked at together, from many files at once.
     """
     hits: dict[Path, list[int]] = defaultdict(list)
-    broken, shared, batch, size = [], set[Path](), list[tuple[Path, int, list[bytes]]](), 0
+    broken, shared, batch, size = [], set[Path](), list[_Line](), 0
+    sieve = Sieve(ids)
 
     def flush() -> None:
         nonlocal size
@@ -172,10 +180,11 @@ def _search(
     for path in paths:
         first = 0
         try:
-            for lines in _batches(path):
-                batch.append((path, first, lines))
-                first += len(lines)
-                size += sum(map(len, lines))
+            for content in _batches(path):
+                named = sieve.lines(content)
+                batch += [_Line(path, first + number, line) for number, line in named]
+                first += content.count(b"\n")
+                size += sum(len(line) for _, line in named)
                 if size >= BATCH_BYTES:
                     flush()
         except (OSError, EOFError, zlib.error):
@@ -192,7 +201,8 @@ def _without(path: Path, gone: Sequence[int]) -> None:
         with os.fdopen(handle, "wb") as raw:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb") if packed else contextlib.nullcontext(raw) as out:
-                for lines in _batches(path):
+                for content in _batches(path):
+                    lines = split_lines(content)
                     keep = ~np.isin(np.arange(first, first + len(lines)), numbers)
                     out.writelines(compress(lines, keep.tolist()))
                     first += len(lines)
@@ -248,7 +258,7 @@ def erase_patients(
     names = [*ids, *cases, *consents]
     with connect() as con:
         load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array(names, pa.string())}))
-        hits, whole, shared = _search(con, by_line)
+        hits, whole, shared = _search(con, by_line, names)
     known = set(by_line)
     whole += [p for p in paths if p not in known and _may_hold(p, {*ids, *cases})]
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
