@@ -36,6 +36,7 @@ REMEDIES: Final[dict[str, str]] = {
     "WitnessError": "Make the witness file readable and writable, or put back its newest copy. Never an empty one.",
     "ZoneError": "Use the software version and the keys that the message names; they belong to this data root.",
     "DataRootBusy": "Another process works on the data root. Wait until it is done, then run the same days again.",
+    "LeaseLost": "The ledger's database was out of reach during the run. Mend it, then run the same days again.",
     "DatabaseLost": "The ledger's database does not answer. Mend it or the network, then run the same days again.",
     "EngineMissing": "Install what the message names, or set `engine: duckdb`; then run the same days again.",
     "ShardFailed": "Give Spark's workers more memory or run fewer days; the same days with `engine: duckdb` give the same.",

@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.contract.city import City, load_city
+from assets.lake.database_lock import require
 from assets.lake.distribute import Engine, choose
 from assets.lake.keys import default_key_folder
 from assets.lake.lake import Lake
@@ -30,7 +31,8 @@ class Site(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Site]:
         """The site for a whole run, which holds the data root alone."""
-        with lease(Path(self.data_root), f"run {context.run_id}", self.wait_seconds):
+        database = self.city().ledger
+        with lease(Path(self.data_root), f"run {context.run_id}", self.wait_seconds, database):
             yield self
 
     def city(self) -> City:
@@ -41,7 +43,11 @@ class Site(dg.ConfigurableResource):
         return choose(self.city().engine, Path(self.data_root) / "confidential" / "spill")
 
     def lake(self) -> Lake:
-        """The lake with its keys. Raises `KeyFileError` or `ZoneError` where a key is missing, unsafe or another one."""
+        """The lake with its keys. Raises `KeyFileError` or `ZoneError` where a key is missing, unsafe or another one,
+        and `LeaseLost` where this run held the ledger's database and does so no more.
+        """
+        if database := self.city().ledger:
+            require(database)
         folder = Path(self.key_folder) if self.key_folder else default_key_folder(self.city().key)
         lake = Lake.open(Path(self.data_root), folder)
         open_zone(lake)

@@ -16,6 +16,7 @@ import dagster as dg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from assets.contract.city import load_city
 from assets.lake.lease import lease
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
@@ -84,7 +85,8 @@ def execute(environment: Environment, first: date, last: date, console: Console)
             "dagster/asset_partition_range_start": first.isoformat(),
             "dagster/asset_partition_range_end": last.isoformat(),
         }
-        with _instance() as instance, lease(environment.data_root, f"digitalstadt run {first} to {last}"):
+        database = load_city(environment.city_file).ledger
+        with _instance() as instance, lease(environment.data_root, f"digitalstadt run {first} to {last}", 0, database):
             result = job.execute_in_process(
                 instance=instance, tags=tags, run_config={"loggers": {"progress": {}}}, raise_on_error=False
             )

@@ -211,6 +211,7 @@ def test_a_worker_reads_the_keys_itself_and_nothing_of_a_person_or_key_lies_arou
     done = SparkEngine(spark.session).each(echoes, rows, lambda: by_clinic(rows), keys=keys)
     assert {part["id"].column("key_id")[0].as_py() for part in done} == {keys.key_id} and len(done) > 1
     # what Spark keeps: rows that do not fit lie on disk, here all of them do
+    spark.session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 10_000)
     frame = spark.session.createDataFrame(rows["rows"]).repartition(3)
     frame.persist(_disk_only(spark.session)).count()
     with pytest.raises(ShardFailed, match="ValueError in a worker") as failure:

@@ -64,8 +64,11 @@ def _acquire(root: Path, purpose: str, wait_seconds: float) -> int:
 
 
 @contextmanager
-def lease(root: Path, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the data root; waits at most `wait_seconds`, then raises `DataRootBusy`. A process may nest it."""
+def lease(root: Path, purpose: str, wait_seconds: float = 0, database: str | None = None) -> Iterator[None]:
+    """Hold the data root; waits at most `wait_seconds`, then raises `DataRootBusy`. A process may nest it.
+
+    `database`: URL of the ledger where it lies in PostgreSQL; its lease is held too.
+    """
     key = root.absolute()
     with _guard:
         _held[key] = _held.get(key, 0) + 1
@@ -74,7 +77,13 @@ def lease(root: Path, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
     try:
         if not nested:
             handle = _acquire(root, purpose, wait_seconds)
-        yield
+        if database:
+            from assets.lake.database_lock import database_lock
+
+            with database_lock(database, purpose, wait_seconds):
+                yield
+        else:
+            yield
     finally:
         with _guard:
             _held[key] -= 1

@@ -32,7 +32,7 @@ def _entries(ledger: Ledger) -> list[tuple[Any, ...]]:
 
 def make(lake: Lake, city: City, target: Path) -> dict[str, Any]:
     """Write a backup of the data root to `target`; returns counts and hashes, no value."""
-    with lease(lake.root, "backup", wait_seconds=600):
+    with lease(lake.root, "backup", 600, city.ledger):
         ledger = open_ledger(lake, city)
         if problems := [*ledger.verify(), *gaps(lake, city, ledger)]:
             raise BackupError(f"the ledger does not verify, so it is not backed up: {'; '.join(problems)}")
@@ -62,7 +62,7 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
     Raises `BackupError` where it is not whole, of another city or keys, or older than what was measured. An entry of
     the audit log says what was restored; entries that the log lost by it are named there.
     """
-    with lease(lake.root, "restore", wait_seconds=10):
+    with lease(lake.root, "restore", 10, city.ledger):
         found = backup.unpack(lake, source)
         try:
             if found.about["city"] != city.key:

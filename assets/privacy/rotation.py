@@ -139,7 +139,7 @@ def rotate_keys(root: Path, city: City, folder: Path) -> dict[str, int]:
 
     Raises `KeyFileError`, `ZoneError` or `RotationError`; then nothing is lost, and it can be called again.
     """
-    with lease(root, "rotation of keys", wait_seconds=10):
+    with lease(root, "rotation of keys", 10, city.ledger):
         pending = any(folder.glob(f"*{NEXT}"))
         if not pending:
             lake = Lake.open(root, folder)
