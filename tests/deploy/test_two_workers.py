@@ -112,9 +112,9 @@ def test_two_workers_race_for_the_same_days(tmp_path: Path, server: str, small_e
     shutil.copytree(tmp_path / "two" / "keys", tmp_path / "one" / "keys")
     urls = {name: postgres_server.schema_url(server, name) for name in ("one", "two")}
     lakes = {name: _site(tmp_path / name, url, small_export) for name, url in urls.items()}
-    daily = [(day, day) for day in DAYS]
-    _work(tmp_path / "one", [daily])
-    _work(tmp_path / "two", [daily, daily])
+    twice = [(DAYS[0], DAYS[1]), (DAYS[2], DAYS[3])]
+    _work(tmp_path / "one", [twice])
+    _work(tmp_path / "two", [twice, twice])
     books = {name: Ledger(url) for name, url in urls.items()}
     assert [book.verify() for book in books.values()] == [[], []]
     found = {name: {m: c.values for m, c in book.committed().items()} for name, book in books.items()}
