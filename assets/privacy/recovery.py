@@ -43,7 +43,7 @@ def make(lake: Lake, city: City, target: Path) -> dict[str, Any]:
 
 
 def _refuse_older(lake: Lake, zone: str, entries: list[Any], source: Path, lost: bool) -> None:
-    """Raise `BackupError` where something was measured that the backup's ledger does not hold."""
+    """Raise `BackupError` where something was measured that the ledger's `entries` after a restore would not hold."""
     seen = witness.seen(lake.keys.witness, zone, LOG)
     if seen is None or lost:
         return
@@ -68,9 +68,12 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
             if found.about["city"] != city.key:
                 raise BackupError(f"{source}: it is of the city {found.about['city']}, not {city.key}")
             rows = json.loads(found.ledger)
-            _refuse_older(lake, found.about["zone"], rows, source, ledger_lost)
+            will_hold = rows
             if city.ledger:
-                _require_continuation(_entries(open_ledger(lake, city)), rows, source)
+                present = [list(row) for row in _entries(open_ledger(lake, city))]
+                _require_continuation(present, rows, source)
+                will_hold = max(present, rows, key=len)
+            _refuse_older(lake, found.about["zone"], will_hold, source, ledger_lost)
             lost = witness.seen(lake.keys.witness, found.about["zone"], audit.LOG)
             former = backup.install(lake, found)
         finally:
@@ -90,7 +93,7 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
 
 def _require_continuation(present: list[Any], rows: list[Any], source: Path) -> None:
     """A ledger in a database of its own was not lost with the data root: it must go on from the backup."""
-    if present and [list(r) for r in present[: len(rows)]] != rows[: len(present)]:
+    if present[: len(rows)] != rows[: len(present)]:
         raise BackupError(f"{source}: the ledger's database holds other entries than the backup; use the right one")
 
 

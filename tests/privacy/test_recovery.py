@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import postgres_server
 import pyarrow.compute as pc
 import pytest
 
@@ -21,7 +23,7 @@ from assets.lake.keys import KeyFileError, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import recovery, rotation
 from assets.privacy.evidence import LedgerBehind
-from assets.privacy.ledger import Ledger
+from assets.privacy.ledger import Ledger, open_ledger
 from assets.privacy.patient import report
 from assets.privacy.rotation import rotate_keys
 
@@ -82,6 +84,59 @@ def test_a_backup_older_than_what_was_measured_is_refused_and_even_forced_spends
     with pytest.raises(LedgerBehind, match="nothing was measured or published"):
         run_days(site, prompt_city, [SECOND])
     assert Ledger(site.ledger_path).committed() == spent
+
+
+@pytest.fixture
+def apart(prompt_city: City, postgres: str) -> City:
+    """The same city with its ledger in a database of its own."""
+    return prompt_city.model_copy(update={"ledger": postgres_server.schema_url(postgres, f"r{uuid.uuid4().hex}")})
+
+
+def test_a_ledger_in_a_database_outlives_a_lost_zone_and_goes_on_from_the_backup(
+    lake: Lake, apart: City, deliver: Any, small_export: Any, run_days: Any, tmp_path: Path
+):
+    for day, people in ((START, ["CANARY-anna", "CANARY-bert"]), (SECOND, ["CANARY-cora"])):
+        deliver("klinik-nord", day, small_export(day, people))
+    run_days(lake, apart, [START])
+    file = tmp_path / "city.backup"
+    recovery.make(lake, apart, file)
+    run_days(lake, apart, [SECOND])
+    spent, cases = open_ledger(lake, apart).committed(), lake.read("cases", PSEUDONYMISED_CASES)
+    shutil.rmtree(lake.confidential)
+    done = recovery.restore(lake, apart, file)
+    assert done["behind"] == [] and open_ledger(lake, apart).committed() == spent
+    assert not lake.ledger_path.exists()
+    run_days(Lake.open(lake.root, lake.root.parent / "keys"), apart, [SECOND])
+    assert open_ledger(lake, apart).committed() == spent, "nothing is spent twice"
+    assert open_ledger(lake, apart).verify() == [] and lake.read("cases", PSEUDONYMISED_CASES).equals(cases)
+
+
+def test_a_lost_database_comes_back_from_a_new_backup_and_never_from_an_older_or_foreign_one(
+    lake: Lake, apart: City, deliver: Any, small_export: Any, run_days: Any, tmp_path: Path, postgres: str
+):
+    def emptied() -> City:
+        return apart.model_copy(update={"ledger": postgres_server.schema_url(postgres, f"r{uuid.uuid4().hex}")})
+
+    old, new = tmp_path / "old.backup", tmp_path / "new.backup"
+    for day, file in ((START, old), (SECOND, new)):
+        deliver("klinik-nord", day, small_export(day, [f"CANARY-{day}"]))
+        run_days(lake, apart, [day])
+        recovery.make(lake, apart, file)
+    spent = open_ledger(lake, apart).committed()
+    with pytest.raises(LedgerBehind):
+        run_days(lake, emptied(), [SECOND])
+    with pytest.raises(BackupError, match="could be spent twice"):
+        recovery.restore(lake, emptied(), old)
+    fresh = emptied()
+    assert recovery.restore(lake, fresh, new)["behind"] == []
+    assert open_ledger(lake, fresh).committed() == spent and open_ledger(lake, fresh).verify() == []
+    other, another = emptied(), list(recovery._entries(open_ledger(lake, apart))[0])
+    another[-1] = "f" * 64
+    columns, ledger = recovery._COLUMNS, open_ledger(lake, other)
+    with ledger.store.write() as execute:
+        execute(f"INSERT INTO entries ({columns}) VALUES ({', '.join('?' for _ in another)})", another)
+    with pytest.raises(BackupError, match="holds other entries"):
+        recovery.restore(lake, other, new)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other key", "no backup"])
