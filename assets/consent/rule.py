@@ -24,6 +24,7 @@ from assets.consent.numbers import load_numbered
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
+from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
@@ -221,7 +222,7 @@ def evaluate(
             "evaluated_on": pa.repeat(pa.scalar(evaluation_day, pa.date32()), cases.num_rows),
         }
         columns = [decisions[name] if name in decisions else cases.column(name) for name in CONSENT_DECISIONS.names]
-        return pa.table(columns, schema=CONSENT_DECISIONS), con.execute(_STANDING).to_arrow_table()
+        return in_order(pa.table(columns, schema=CONSENT_DECISIONS)), con.execute(_STANDING).to_arrow_table()
 
 
 def decide(
@@ -232,7 +233,7 @@ def decide(
     full_exports: pa.Table | None = None,
     majority: pa.Table | None = None,
 ) -> pa.Table:
-    """One decision for each row of `cases` (canonical), in their order, as `CONSENT_DECISIONS`.
+    """One decision for each row of `cases` (canonical), as `CONSENT_DECISIONS`, in a total order.
 
     `register`: every consent provision ever received (`CONSENT_PROVISIONS`); of a document delivered several
     times the newest version counts, and one that is missing from its clinic's newest full export
