@@ -37,7 +37,11 @@ def _expected(city: City) -> tuple[str, list[Row]]:
         {"level": _level(e), "care": e.care, "mean count": f"{e.mean_count:,.1f}", "expected error": f"{e.mae:.1f}",
          "relative": f"{e.relative:.1%}"} for e in priced.errors
     ]  # fmt: skip
-    return f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five", rows
+    return (
+        f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five; with geometric noise of the same errors "
+        f"{priced.geometric_epsilon_year:.3f} and {5 * priced.geometric_epsilon_year:.2f} (docs/privacy.md)",
+        rows,
+    )
 
 
 def _proposed(city: City) -> tuple[list[Row], list[Row]]:

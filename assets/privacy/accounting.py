@@ -93,6 +93,19 @@ def released_sensitivity(level: str, released: Collection[date], caps: Caps, epo
     return min(caps.window, sum(min(caps.period, len(weeks)) for weeks in weeks_of.values()))
 
 
+def absolute_sensitivity(level: str, caps: Caps) -> int:
+    """The same in Σ |change of a cell|: every event is in one cell, of any level."""
+    return WINDOW_DAYS // QUARTER_DAYS if level == "quarter" else caps.window
+
+
+def geometric_epsilon(variance: float, sensitivity: int) -> float:
+    """Pure ε of two-sided geometric noise of that variance on a table of that L1 sensitivity.
+
+    With α = e^(−ε/Δ₁) the variance is 2α/(1 − α)² (Ghosh, Roughgarden & Sundararajan 2012); solved for ε.
+    """
+    return sensitivity * math.acosh(1 + 1 / variance)
+
+
 def variance_of(cost_units: int) -> Fraction:
     """σ² at which one unit of squared sensitivity costs `cost_units`: σ² = 1/(2ρ)."""
     return Fraction(UNITS_PER_RHO, 2 * cost_units)

@@ -11,7 +11,15 @@ from fractions import Fraction
 from typing import Final
 
 from assets.contract.city import AT_CAP, LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, rho_of, squared_sensitivity, variance_of
+from assets.privacy.accounting import (
+    UNITS_PER_RHO,
+    absolute_sensitivity,
+    epsilon_of,
+    geometric_epsilon,
+    rho_of,
+    squared_sensitivity,
+    variance_of,
+)
 from assets.privacy.consistency import Level, Product, variance
 
 TIME_LEVELS: Final = ("window", "period", "week", "day")
@@ -58,6 +66,8 @@ class PricedPlan:
     epsilon_year: float
     epsilon_five_years: float
     errors: tuple[ExpectedError, ...]
+    geometric_epsilon_year: float
+    """What the same variances would cost a year with geometric noise, pure ε added up over the tables."""
 
     @property
     def of_cases(self) -> tuple[PricedTable, ...]:
@@ -128,9 +138,9 @@ def price(city: City) -> PricedPlan:
     _refuse_misses(city, errors)
     spent = sum(p.cost_units * squared_sensitivity(p.table.time, city.caps) for p in tables)
     rho = spent / UNITS_PER_RHO
-    return PricedPlan(
-        tables, budget, spent, epsilon_of(rho, city.budget.delta), epsilon_of(5 * rho, city.budget.delta), tuple(errors)
-    )
+    year, five = (epsilon_of(n * rho, city.budget.delta) for n in (1, 5))
+    geometric = sum(geometric_epsilon(float(p.variance), absolute_sensitivity(p.table.time, city.caps)) for p in tables)
+    return PricedPlan(tables, budget, spent, year, five, tuple(errors), geometric)
 
 
 def _refuse_misses(city: City, errors: list[ExpectedError]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from datetime import date, timedelta
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,14 @@ from hypothesis import strategies as st
 
 from assets.contract.city import Caps, City
 from assets.contract.schemas import BOUNDING_DECISIONS
-from assets.privacy.accounting import epsilon_of, released_sensitivity, rho_of, squared_sensitivity
+from assets.privacy.accounting import (
+    absolute_sensitivity,
+    epsilon_of,
+    geometric_epsilon,
+    released_sensitivity,
+    rho_of,
+    squared_sensitivity,
+)
 from assets.privacy.bounding import decide
 from assets.privacy.consistency import Product, estimate, variance
 from assets.privacy.mechanism import draw
@@ -122,6 +131,28 @@ def test_the_plan_reproduces_the_measured_errors(city: City, epsilon: float, exp
               ("period", ("age_group", "sex")), ("window", ("area", "chapter")))  # fmt: skip
     for level, figure in zip(levels, expected, strict=True):
         assert mae[level] == pytest.approx(figure, rel=0.1), level
+
+
+def test_geometric_noise_of_the_same_errors_would_cost_the_shipped_plan_more(city: City):
+    plan = price(city)
+    assert plan.epsilon_year < 2.92 and plan.geometric_epsilon_year == pytest.approx(4.056, abs=1e-3)
+    assert plan.epsilon_five_years < 7.21 < 5 * plan.geometric_epsilon_year
+
+
+@pytest.mark.parametrize(
+    ("tables", "gaussian", "geometric"),  # mean absolute error of a cell by day, tables alike, ε 3 a year
+    [(1, 2.6, 1.2), (2, 3.7, 2.6), (3, 4.5, 4.0), (4, 5.2, 5.3), (5, 5.9, 6.6), (11, 8.7, 14.7)],
+)
+def test_the_table_of_both_mechanisms_in_the_documents_is_right(
+    city: City, tables: int, gaussian: float, geometric: float
+):
+    line = f"| {tables} | {gaussian} | {geometric} |"
+    assert line in (Path(__file__).parents[2] / "docs" / "privacy.md").read_text("utf-8")
+    variance = tables * squared_sensitivity("day", city.caps) / (2 * rho_of(3.0, 1e-6))
+    assert math.sqrt(variance * 2 / math.pi) == pytest.approx(gaussian, abs=0.05)
+    a = math.exp(-3.0 / tables / absolute_sensitivity("day", city.caps))
+    assert 2 * a / (1 - a**2) == pytest.approx(geometric, abs=0.05)  # E|X| of P(X = k) ∝ a^|k|
+    assert tables * geometric_epsilon(2 * a / (1 - a) ** 2, 4) == pytest.approx(3.0)
 
 
 def test_a_refused_plan_names_one_that_meets_every_limit(city: City):
