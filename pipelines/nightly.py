@@ -32,8 +32,10 @@ def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
 def not_there_yet(landing: Path, city: City, yesterday: date) -> list[date]:
     """Days of the freeze lag for which a clinic that is asked over the network has delivered nothing so far."""
     recent = days_between(max(city.first_arrival, yesterday - timedelta(city.freeze_lag_days)), yesterday)
-    remote = [c.key for c in city.clinics if c.connector.kind != "folder"]
-    return [d for d in recent if not all((landing / key / d.isoformat()).is_dir() for key in remote)]
+    remote = [c for c in city.clinics if c.connector.kind != "folder"]
+    return [
+        d for d in recent if not all((landing / c.key / d.isoformat()).is_dir() for c in remote if c.delivers_on(d))
+    ]
 
 
 def wanted(done: Iterable[date], again: Iterable[date], first: date, yesterday: date) -> Iterator[Stretch]:

@@ -73,7 +73,10 @@ def silent(lake: Lake, city: City, done: set[date]) -> Iterator[Alert]:
     if not done:
         return
     for clinic, last in last_deliveries(lake, city).items():
-        if (max(done) - (last or city.first_arrival - ONE_DAY)).days >= city.operation.silent_days:
+        began = max(city.first_arrival, city.clinic(clinic).delivers_from or city.first_arrival)
+        if not city.clinic(clinic).delivers_on(max(done)):
+            continue
+        if (max(done) - (last or began - ONE_DAY)).days >= city.operation.silent_days:
             yield Alert("clinic_silent", f"{clinic}: last export of {last or 'no day so far'}")
 
 

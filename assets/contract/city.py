@@ -130,11 +130,20 @@ class Clinic(_Model):
     """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn."""
     linkable: bool = True
     """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
+    delivers_from: date | None = None
+    """First day of which it delivers cases, where it joined later than the city began; None: from the beginning."""
+    delivers_until: date | None = None
+    """Last day of which it delivers cases, where it left."""
+
+    def delivers_on(self, day: date) -> bool:
+        return (self.delivers_from or day) <= day <= (self.delivers_until or day)
 
     @model_validator(mode="after")
     def _channel_fits(self) -> Clinic:
         if self.connector.kind == "fhir_bulk" and self.format != "fhir":
             raise ValueError("the connector fhir_bulk delivers the format fhir only")
+        if self.delivers_from and self.delivers_until and self.delivers_until < self.delivers_from:
+            raise ValueError("delivers_until lies before delivers_from")
         return self
 
 

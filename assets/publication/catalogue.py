@@ -435,6 +435,13 @@ COLUMNS: Final[tuple[Column, ...]] = (
         "95-%-Intervall der Abdeckung (nur Rauschen), oben",
         "upper end of the 95% interval of the coverage (noise alone)",
     ),
+    _column(
+        "clinics_changed",
+        _TEXT,
+        "Kliniken, die innerhalb der Zeiteinheit hinzukamen (from) oder ausschieden (until), mit dem ersten oder letzten "
+        "Tag; leer, wo keine",
+        "clinics that joined (from) or left (until) inside the unit of time, with their first or last day; empty where none",
+    ),
     _column("data_as_of", _DAY, "Datenstand", "day up to which data went into the release"),
     _column("release_version", _TEXT, "Fassung der Veröffentlichung", "version of the release"),
 )
@@ -444,7 +451,16 @@ KEY: Final = ("time_level", "period_start", "care", "area_key", "icd_chapter", "
 
 _MAY_BE_EMPTY: Final = frozenset(
     {"iso_week", "area_key", "icd_chapter", "icd_chapter_name_de", "icd_chapter_name_en", "age_group"}
-    | {"age_lower", "age_upper", "sex", "rolled_up_to", "coverage", "coverage_ci95_lower", "coverage_ci95_upper"}
+    | {
+        "age_lower",
+        "age_upper",
+        "sex",
+        "rolled_up_to",
+        "clinics_changed",
+        "coverage",
+        "coverage_ci95_lower",
+        "coverage_ci95_upper",
+    }
     | {"value_all_patients", "all_patients_ci95_lower", "all_patients_ci95_upper"}
 )
 REQUIRED: Final = frozenset(c.name for c in COLUMNS) - _MAY_BE_EMPTY

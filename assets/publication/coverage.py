@@ -36,6 +36,33 @@ def _start(days: pd.Series, city: City, size: int) -> pd.Series:
     return epoch + pd.to_timedelta((days - epoch).dt.days // size * size, "D")
 
 
+def _expected(blocks: pd.DataFrame, city: City) -> pd.Series:
+    """Cases of all patients in each of `blocks` by the public figures, of each clinic for the days it delivers."""
+    expected = pd.Series(0.0, index=blocks.index)
+    end = blocks["unit_start"] + pd.to_timedelta(blocks["time_level"].map(LEVEL_DAYS), "D")
+    for clinic in city.clinics:
+        cases = clinic.quality_report.cases if clinic.quality_report else dict.fromkeys(CARE, 0)
+        first = pd.Timestamp(clinic.delivers_from or pd.Timestamp.min)
+        after = (
+            pd.Timestamp(clinic.delivers_until) + pd.Timedelta(1, "D") if clinic.delivers_until else pd.Timestamp.max
+        )
+        days = (end.clip(upper=after) - blocks["unit_start"].clip(lower=first)).dt.days.clip(lower=0)
+        expected += days * blocks["care"].map(cases).astype(float) / _DAYS_OF_YEAR
+    return expected
+
+
+def clinics_changed(frame: pd.DataFrame, city: City) -> pd.Series:
+    """For each row (period_start, period_end): clinics that joined or left inside that unit of time; else null."""
+    found = pd.Series("", index=frame.index)
+    for clinic in city.clinics:
+        for day, word, shift in ((clinic.delivers_from, "from", 0), (clinic.delivers_until, "until", 1)):
+            if day:
+                change = pd.Timestamp(day) + pd.Timedelta(shift, "D")
+                inside = (frame["period_start"] < change) & (change <= frame["period_end"])
+                found = found.where(~inside, found + f"; {clinic.key} {word} {day}")
+    return found.str.removeprefix("; ").replace("", None).astype("str")
+
+
 def coverage(cells: pd.DataFrame, city: City) -> pd.DataFrame:
     """Columns care, window, coverage, coverage_variance: counted cases by those that the public figures let expect.
 
@@ -53,10 +80,10 @@ def coverage(cells: pd.DataFrame, city: City) -> pd.DataFrame:
         parts.append(mine)
     blocks = pd.concat(parts, ignore_index=True)
     blocks["window"] = _start(blocks["unit_start"], city, WINDOW_DAYS)
-    blocks["days"] = blocks["time_level"].map(LEVEL_DAYS)
-    found = blocks.groupby(["care", "window"], as_index=False)[["value", "variance", "days"]].sum()
-    public = found["care"].map(figures).to_numpy(float)
-    expected = public * found["days"].to_numpy(float) / _DAYS_OF_YEAR
+    blocks["expected"] = _expected(blocks, city)
+    found = blocks.groupby(["care", "window"], as_index=False)[["value", "variance", "expected"]].sum()
+    found = found[found["expected"] > 0]
+    expected = found["expected"].to_numpy(float)
     return pd.DataFrame(
         {"care": found["care"], "window": found["window"], "coverage": found["value"].to_numpy(float) / expected,
          "coverage_variance": found["variance"].to_numpy(float) / expected**2}

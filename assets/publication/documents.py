@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from assets.contract.city import City
+from assets.contract.city import City, Clinic
 from assets.publication.catalogue import COLUMNS, KEY, MEASURES, REQUIRED, Dataset
 from assets.publication.guarantee import Guarantee
 
@@ -111,12 +111,19 @@ def _accuracy(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
+def membership(clinic: Clinic) -> list[str]:
+    """Since when and until when a clinic delivers, where that is not the whole time."""
+    days = (("delivers from", clinic.delivers_from), ("delivers until", clinic.delivers_until))
+    return [f"{word} {day}" for word, day in days if day]
+
+
 def _coverage(frame: pd.DataFrame, city: City) -> list[str]:
     """Public figures of the clinics with their source, and the share of them that is counted."""
     lines = [
         f"- {c.name}, {c.quality_report.year}: "
         + ", ".join(f"{n:,} {care}" for care, n in c.quality_report.cases.items())
         + f" (source: {c.quality_report.source})"
+        + "".join(f", {text}" for text in membership(c))
         for c in city.clinics
         if c.quality_report
     ]

@@ -26,7 +26,7 @@ from assets.contract.codes import (
     SEXES,
 )
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
-from assets.publication.coverage import coverage, with_coverage
+from assets.publication.coverage import clinics_changed, coverage, with_coverage
 from assets.publication.derived import MONTH, STANDARDISED, corrected
 from assets.publication.ratios import MIN_DENOMINATOR_SD, Z95, Array, covariance, weighted_ratio
 
@@ -198,6 +198,7 @@ def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
         unit=frame["measure"].map({k: m.unit for k, m in MEASURES.items()}),
         quality=quality(value, frame["ci95_lower"].to_numpy(float), frame["ci95_upper"].to_numpy(float)),
         rolled_up_to=None,
+        clinics_changed=clinics_changed(frame, city),
         data_as_of=pd.NaT,
         release_version=None,
     )

@@ -12,6 +12,7 @@ import yaml
 
 from assets.contract.city import City
 from assets.publication.catalogue import Dataset
+from assets.publication.documents import membership
 from assets.publication.guarantee import Guarantee
 
 CFF_VERSION = "1.2.0"
@@ -27,6 +28,12 @@ def _levels(dataset: Dataset, promise: Guarantee) -> list[dict[str, Any]]:
     """Expected errors of the levels this dataset is made from."""
     mine = {(x.time, x.dimensions) for x in dataset.levels}
     return [e for e in promise.errors if (e["time_level"], e["dimensions"]) in mine and e["care"] in dataset.care]
+
+
+def _changes(city: City) -> str:
+    """Clinics that joined or left, in brackets; nothing where none did."""
+    found = [f"{c.key} {text}" for c in city.clinics for text in membership(c)]
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee) -> bytes:
@@ -55,7 +62,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                 "bound_on_output_distance": promise.rho,
                 "data_domain": "hospital cases of consenting patients, in public categories only",
                 "unprotected_quantities": "Public lists of areas, age groups, ICD-10-GM chapters; the city's resident "
-                "figures; which clinics take part. Nothing is tuned or suppressed on true counts.",
+                f"figures; which clinics take part, and when{_changes(city)}. Nothing is tuned or suppressed on true counts.",
             },
             "privacy_loss": {
                 "privacy_unit": "Person-level",

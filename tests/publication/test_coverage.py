@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,38 @@ def test_values_in_the_noise_name_the_unit_that_is_not(estimates: pa.Table, city
     everything = frame.assign(variance=1e12)
     hopeless = build(pa.Table.from_pandas(everything, schema=estimates.schema, preserve_index=False), city)
     assert hopeless["cases_by_area"]["rolled_up_to"].isna().all() and len(hopeless["cases_by_area"]) == len(built)
+
+
+def test_a_clinic_that_joins_or_leaves_is_said_and_counts_for_its_days_only(city: City, estimates: pa.Table) -> None:
+    joined, left = date(2025, 3, 5), date(2025, 9, 30)
+    clinics = (
+        city.clinics[0].model_copy(update={"delivers_from": joined}),
+        city.clinics[1].model_copy(update={"delivers_until": left}),
+        *city.clinics[2:],
+    )
+    changed = city.model_copy(update={"clinics": clinics})
+    before, after = build(estimates, city), build(estimates, changed)
+    area = after["cases_by_area"].query("measure == 'count' and care == 'inpatient' and area_key.isna()")
+    said = area.set_index(["time_level", "period_start"])["clinics_changed"]
+    one, two = f"{clinics[0].key} from 2025-03-05", f"{clinics[1].key} until 2025-09-30"
+    assert said["week", "2025-03-03"] == one and pd.isna(said["month", "2025-09-01"])
+    assert said["week", "2025-09-29"] == two and said["window", "2024-12-30"] == f"{one}; {two}"
+    assert pd.isna(said["day", "2025-03-05"]) and pd.isna(said["week", "2025-03-10"])
+    assert before["cases_by_area"]["clinics_changed"].isna().all()
+    days = {0: (date(2025, 12, 28) - joined).days + 1, 1: (left - date(2024, 12, 30)).days + 1}
+    expected = sum(
+        c.quality_report.cases["inpatient"] * days.get(n, 364) / 365.25
+        for n, c in enumerate(clinics)
+        if c.quality_report
+    )
+    window = area.query("time_level == 'window'").iloc[0]
+    assert window["coverage"] == pytest.approx(window["value"] / expected)
+    assert window["coverage"] > before["cases_by_area"].query("time_level == 'window'")["coverage"].min()
+
+
+def test_a_clinic_that_joins_before_it_leaves_is_refused(city: City) -> None:
+    fields = city.clinics[0].model_dump()
+    with pytest.raises(ValueError, match="delivers_until lies before delivers_from"):
+        type(city.clinics[0]).model_validate(
+            fields | {"delivers_from": date(2025, 3, 5), "delivers_until": date(2025, 3, 4)}
+        )

@@ -162,6 +162,19 @@ def test_a_clinic_without_linkable_patients_is_told_on_the_page(small: Frames, c
         assert "one patient per clinic" in text, name
 
 
+def test_a_clinic_that_joined_or_left_is_named_on_page_card_and_readme(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee
+) -> None:
+    first = city.clinics[0].model_copy(update={"delivers_from": date(2025, 1, 8), "delivers_until": date(2025, 2, 1)})
+    other = city.model_copy(update={"clinics": (first, *city.clinics[1:])})
+    write_page(small, publish(small, other, tmp_path, date(2025, 2, 23), plan), other, tmp_path, plan)
+    html = (tmp_path / "index.html").read_text()
+    assert "liefert ab 2025-01-08 bis 2025-02-01." in html and "delivers from 2025-01-08 until 2025-02-01." in html
+    for name in ("README.md", "release-card.yaml"):
+        text = " ".join((tmp_path / "cases_by_area" / "latest" / name).read_text().split())
+        assert "delivers from 2025-01-08" in text and "delivers until 2025-02-01" in text, name
+
+
 def test_a_reader_with_a_keyboard_gets_everywhere(browser: Any, served: str) -> None:
     with Visit(browser, served) as visit:
         page = visit.page
