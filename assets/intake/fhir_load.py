@@ -54,6 +54,24 @@ STRUCTURES: Final = {
 _BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",
     "request":{"method":"VARCHAR","url":"VARCHAR"}}]}"""
 _OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
+# A resource is known by its own id in whatever form it comes; the `urn:uuid:` under which a Bundle lists it is its id
+# only where it has none. So what refers to that address inside the Bundle is made to name the id.
+_ENTRIES: Final = """
+INSERT INTO entries
+WITH listed AS (
+  SELECT place, e.resource AS resource, e.resource ->> '$.resourceType' AS kind, nullif(e.resource ->> '$.id', '') AS own,
+    CASE WHEN starts_with(e.fullUrl, 'urn:uuid:') THEN e.fullUrl[10:] END AS uuid
+  FROM parts WHERE e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'),
+renamed AS (SELECT uuid, any_value(kind || '/' || own) AS name FROM listed WHERE uuid <> own GROUP BY uuid HAVING count(*) = 1),
+pieces AS (
+  SELECT place, unnest(string_split(resource, '"urn:uuid:')) AS piece, generate_subscripts(string_split(resource, '"urn:uuid:'), 1) AS nth
+  FROM listed WHERE contains(resource, '"urn:uuid:')),
+resolved AS (
+  SELECT place, string_agg(CASE WHEN nth = 1 THEN piece WHEN name IS NULL THEN '"urn:uuid:' || piece
+    ELSE '"' || name || substr(piece, strpos(piece, '"')) END, '' ORDER BY nth) AS resource
+  FROM pieces LEFT JOIN renamed ON uuid = split_part(piece, '"', 1) GROUP BY place)
+SELECT $file, l.place, l.kind, coalesce(l.own, l.uuid), coalesce(r.resource, l.resource) FROM listed l LEFT JOIN resolved r USING (place)
+"""
 _NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
 DELETED: Final = "deleted"
 OUTCOME: Final = "OperationOutcome"
@@ -198,12 +216,7 @@ class Loader:
                 FROM (SELECT unnest(from_json($text, $structure).entry) AS e)""",
                 {"text": text, "structure": _BUNDLE},
             )
-            self._con.execute(
-                """INSERT INTO entries SELECT $file, place, e.resource ->> '$.resourceType',
-                  CASE WHEN e.fullUrl LIKE 'urn:uuid:%' THEN e.fullUrl[10:] ELSE e.resource ->> '$.id' END, e.resource
-                FROM parts WHERE e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'""",
-                {"file": number},
-            )
+            self._con.execute(_ENTRIES, {"file": number})
             self._con.execute(
                 """INSERT INTO deleted SELECT $file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
                 FROM parts WHERE e.request.method = 'DELETE'""",

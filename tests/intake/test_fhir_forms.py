@@ -101,14 +101,47 @@ def test_every_form_reads_like_plain_lines(read: Callable, form: str, tmp_path_f
     assert [(k["patient_id"], k["decision"]) for k in got["consent_provisions"]] == [("p", "permit")]
 
 
-def test_a_bundle_may_link_by_urn_uuid(read: Callable):
-    resources = json.loads(
-        json.dumps(ALL).replace("Patient/p", "urn:uuid:11-p").replace("Condition/c", "urn:uuid:11-c")
+def linked_by_uuid(resources: list[dict]) -> list[dict]:
+    text = json.dumps(resources)
+    for r in resources:
+        text = text.replace(f'"{r["resourceType"]}/{r["id"]}"', f'"urn:uuid:11-{r["id"]}"')
+    return [
+        {"fullUrl": f"urn:uuid:11-{r['id']}", "resource": linked}
+        for r, linked in zip(resources, json.loads(text), strict=True)
+    ]
+
+
+def test_a_bundle_that_links_by_urn_uuid_reads_like_lines(read: Callable):
+    """The ids are the resources' own, so that the same clinic may deliver lines tomorrow."""
+    got = read(
+        {
+            "t.json": json.dumps(
+                {"resourceType": "Bundle", "type": "transaction", "entry": linked_by_uuid(ALL)}
+            ).encode()
+        },
+        by_type(ALL),
     )
-    entries = [{"fullUrl": f"urn:uuid:11-{r['id']}", "resource": r} for r in resources]
+    for name in ("cases", "persons", "diagnoses", "consent_provisions"):
+        rows = {day: values([r | {"arrival_day": None} for r in got[name] if r["arrival_day"] == day])
+                for day in (DAY, DAY + timedelta(1))}  # fmt: skip
+        assert rows[DAY] == rows[DAY + timedelta(1)] and len(rows[DAY]) == 1, name
+    assert [k["patient_id"] for k in got["consent_provisions"]] == ["p", "p"]
+
+
+def test_a_resource_without_an_id_is_known_by_its_urn_uuid(read: Callable):
+    entries = linked_by_uuid(ALL)
+    for entry in entries:
+        del entry["resource"]["id"]
     got = read({"t.json": json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries}).encode()})
     assert [c["patient_id"] for c in got["cases"]] == [p["patient_id"] for p in got["persons"]] == ["11-p"]
     assert [d["icd_code"] for d in got["diagnoses"]] == ["I48.0"]
+
+
+def test_the_urn_uuid_of_one_bundle_means_nothing_in_another(read: Callable):
+    people, rest = linked_by_uuid(ALL)[:1], linked_by_uuid(ALL)[1:]
+    bundles = [{"resourceType": "Bundle", "type": "collection", "entry": e} for e in (people, rest)]
+    got = read({f"{n}.json": json.dumps(b).encode() for n, b in enumerate(bundles)})
+    assert [p["patient_id"] for p in got["persons"]] == ["p"] and [c["patient_id"] for c in got["cases"]] == ["11-p"]
 
 
 def test_blank_lines_count(read: Callable):
