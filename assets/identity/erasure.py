@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -64,8 +65,9 @@ _ORIGINAL: Final = (
 def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Table, gone: Any) -> int:
     """Rewrite those days of `table` that hold a row of the mask `gone`; number of erased rows."""
     erased = rows.filter(gone)
-    days = erased.column(column).unique().to_pylist()
-    kept = rows.filter(pc.invert(gone))
+    days = erased.column(column).unique()
+    kept = rows.filter(pc.and_(pc.is_in(rows.column(column), days), pc.invert(gone)))
+    days = days.to_pylist()
     lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in _FROZEN)
     if table in RECORDED:
         record_erasure(lake, table, days, kept)
@@ -77,11 +79,10 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Arra
 
     Those whose newest version came in this run were just judged, by the same consents on the same day.
     """
-    stored = lake.read("cases", PSEUDONYMISED_CASES)
+    judged_by = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
     with connect() as con:
-        load(con, stored=stored)
-        absent = ", ".join(f"NULL AS {n}" for n in CASES.names
-                           if n not in ("clinic", "arrival_day", "case_id", "patient_id", "admitted_on", "discharged_on"))  # fmt: skip
+        load(con, stored=lake.read("cases", pa.schema([PSEUDONYMISED_CASES.field(n) for n in judged_by])))
+        absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*judged_by, "case_id", "patient_id"))
         newest = con.execute(
             f"""SELECT clinic, arrival_day, case_key AS case_id, patient_key AS patient_id, admitted_on, discharged_on,
             {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1)
@@ -137,14 +138,16 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
     with connect() as con:
-        load(con, rows=rows.append_column("_n", pa.array(range(rows.num_rows), pa.int64())))
+        names = [n for n in ("clinic", "patient_id", "case_id") if n in rows.column_names]
+        numbers = pa.array(np.arange(rows.num_rows))
+        load(con, rows=rows.select(names).append_column("_n", numbers))
         load(con, patients=patients)
         load(con, cases=cases)
         queries = ["SELECT _n FROM rows SEMI JOIN patients USING (clinic, patient_id)"]
         if "case_id" in rows.column_names:
             queries.append("SELECT _n FROM rows SEMI JOIN cases USING (clinic, case_id)")
         hits = con.execute(" UNION ".join(queries)).to_arrow_table().column("_n")
-    return pc.is_in(pa.array(range(rows.num_rows), pa.int64()), hits.combine_chunks())
+    return pc.is_in(numbers, hits.combine_chunks())
 
 
 def _erase_original(

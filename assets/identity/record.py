@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
-from assets.quality.certificate import CertificateMismatch, table_sha256, verify_seal
+from assets.quality.certificate import CertificateMismatch, sha256_by_day, verify_seal
 
 FOLDER: Final = "identity"
 RECORDED: Final = ("cases", "diagnoses", "procedures")
@@ -34,31 +33,35 @@ def _write(lake: Lake, record: dict[str, Any]) -> None:
     lake.write_record(f"{FOLDER}/{record['day']}", {**record, "seal": _seal(lake, record)})
 
 
-def _hashes(tables: Mapping[str, pa.Table], day: date) -> dict[str, dict[str, Any]]:
-    rows = {n: t.filter(pc.equal(t.column("arrival_day"), pa.scalar(day))) for n, t in tables.items()}
-    return {n: {"rows": t.num_rows, "sha256": table_sha256(t)} for n, t in rows.items()}
+def _hashes(table: pa.Table, days: Iterable[date]) -> dict[date, dict[str, Any]]:
+    found = sha256_by_day(table, "arrival_day", days)
+    return {day: {"rows": rows, "sha256": sha256} for day, (rows, sha256) in found.items()}
 
 
-def record_days(lake: Lake, days: Iterable[date], tables: Mapping[str, pa.Table], certificate: str) -> None:
+def _by_day(tables: Mapping[str, pa.Table], days: Sequence[date]) -> dict[date, dict[str, Any]]:
+    hashes = {name: _hashes(table, days) for name, table in tables.items()}
+    return {day: {name: hashes[name][day] for name in tables} for day in days}
+
+
+def record_days(lake: Lake, days: Sequence[date], tables: Mapping[str, pa.Table], certificate: str) -> None:
     """Record what `tables` hold of each day, made from the data of `certificate` (its sha256)."""
-    for day in days:
-        recorded = _hashes({name: tables[name] for name in RECORDED}, day)
+    for day, recorded in _by_day({name: tables[name] for name in RECORDED}, days).items():
         _write(lake, {"day": day.isoformat(), "certificate": certificate, "erasures": 0, "tables": recorded})
 
 
 def record_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table) -> None:
-    """Bring the records of `days` up to what an erasure left of `table`; `rows`: the whole table."""
-    for day in days:
+    """Bring the records of `days` up to what an erasure left of `table`; `rows`: at least the rows of these days."""
+    for day, recorded in _hashes(rows, days).items():
         record = _read(lake, day)
-        record["tables"] |= _hashes({table: rows}, day)
+        record["tables"] |= {table: recorded}
         _write(lake, record | {"erasures": record["erasures"] + 1})
 
 
 def record_again(lake: Lake, tables: Mapping[str, pa.Table]) -> None:
     """Bring every record up to `tables`, whole, whose pseudonyms were exchanged; what they were made from stays."""
-    for path in sorted((lake.confidential / "records" / FOLDER).glob("*.json")):
-        record = json.loads(path.read_bytes())
-        _write(lake, record | {"tables": _hashes(tables, date.fromisoformat(path.stem))})
+    paths = {date.fromisoformat(p.stem): p for p in (lake.confidential / "records" / FOLDER).glob("*.json")}
+    for day, recorded in _by_day(tables, sorted(paths)).items():
+        _write(lake, json.loads(paths[day].read_bytes()) | {"tables": recorded})
 
 
 def _read(lake: Lake, day: date) -> dict[str, Any]:
@@ -92,6 +95,6 @@ def require_certified(lake: Lake, days: Iterable[date]) -> int:
 def verify_cases(lake: Lake, cases: pa.Table) -> None:
     """Raise `CertificateMismatch` unless `cases`, the whole table, is what identity wrote for each of its days."""
     recorded = (date.fromisoformat(p.stem) for p in (lake.confidential / "records" / FOLDER).glob("*.json"))
-    for day in sorted({*lake.days("cases"), *recorded}):
-        if _hashes({"cases": cases}, day)["cases"] != _read(lake, day)["tables"]["cases"]:
+    for day, found in _hashes(cases, sorted({*lake.days("cases"), *recorded})).items():
+        if found != _read(lake, day)["tables"]["cases"]:
             raise CertificateMismatch(f"{day}: the table cases is not what identity wrote; run that day again")

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from assets.contract.city import City, load_city
 from assets.contract.schemas import CANONICAL, FINDINGS
 from assets.quality import validate as module
-from assets.quality.certificate import CertificateMismatch, certificate, rules_sha256, table_sha256, verify_certificate
+from assets.quality.certificate import (
+    CertificateMismatch,
+    certificate,
+    rules_sha256,
+    sha256_by_day,
+    table_sha256,
+    verify_certificate,
+)
 from assets.quality.report import coverage, missing_days, report_markdown
 from assets.quality.rules import EXEMPT, FAMILIES, TABLES, predicate, rules
 from assets.quality.suite import SuiteFailed, run_gx
@@ -322,3 +330,18 @@ def test_a_large_day_loses_nothing(city: City):
     }  # fmt: skip
     result = validate(big, city)
     assert result.valid["cases"].num_rows == n - n // 100
+
+
+def test_hashing_all_days_at_once_gives_the_hash_of_each_day():
+    days = [DAY + timedelta(n) for n in (2, 0, 1)]
+    rows = [
+        {"day": days[n % 2], "a": None if n % 3 else f"x{n % 5}", "b": n % 4 or None, "c": n % 7 < 3} for n in range(40)
+    ]
+    table = pa.Table.from_pylist(
+        rows, schema=pa.schema([("a", pa.string()), ("day", pa.date32()), ("b", pa.int32()), ("c", pa.bool_())])
+    )
+    found = sha256_by_day(table, "day", days)
+    for day in days:
+        own = table.filter(pc.equal(table.column("day"), pa.scalar(day)))
+        assert found[day] == (own.num_rows, table_sha256(own))
+    assert found[days[2]][0] == 0 and len({sha256 for _, sha256 in found.values()}) == 3
