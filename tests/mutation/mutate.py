@@ -64,12 +64,15 @@ EQUIVALENT: Final[list[tuple[str, str, str]]] = [
         "LEFT JOIN",
         "a denial of no needed code stays without code and matches nothing",
     ),
-    ("JOIN permits p ON p.clinic = n.clinic", "LEFT JOIN", "adds rows without a time, which max() skips"),
-    ("JOIN denies d ON d.clinic = n.clinic", "LEFT JOIN", "adds rows without a time, which max() skips"),
+    ("JOIN permits p ON p.person = n.person", "LEFT JOIN", "adds rows without a time, which max() skips"),
+    ("JOIN denies d ON d.person = n.person", "LEFT JOIN", "adds rows without a time, which max() skips"),
     ("FROM permits p JOIN cases c", "LEFT JOIN", "a permit without a case has no admission, so nothing is inserted"),
     ("CROSS JOIN codes c JOIN permits p", "LEFT JOIN", "a point without a day meets no statement"),
     ("CROSS JOIN codes c JOIN denies d", "LEFT JOIN", "a point without a day meets no statement"),
     ("FROM points p JOIN (", "LEFT JOIN", "every point has its statement"),
+    ("FROM register r JOIN documents d", "LEFT JOIN", "every row is of a document"),
+    ("coalesce(d.newest = d.newest_active, false)", "true", "a document that was never active has no active row"),
+    ("FROM patients JOIN people USING (person)", "LEFT JOIN", "every person has its ids"),
 ]
 
 
