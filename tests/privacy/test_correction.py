@@ -22,12 +22,13 @@ from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 from assets.privacy import stage
 from assets.privacy.accounting import variance_of
+from assets.privacy.consistency import variance_of_sum
 from assets.privacy.correction import CorrectionRefused, correct, costs
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import BudgetExceeded, Committed, Ledger
 from assets.privacy.measure import due, measurement_id, set_aside, units_of
 from assets.privacy.patient import contributions
-from assets.privacy.plan import price
+from assets.privacy.plan import level_of, price, product_of
 from pipelines import ledger_cli
 from pipelines.cli import app
 
@@ -234,6 +235,20 @@ def test_intervals_of_corrected_values_are_right(city: City, noise: Callable[[in
     for name, found in scores.items():
         spread, se = float(np.std(found)), 1 / (2 * len(found)) ** 0.5
         assert abs(spread - 1) < 4 * se, name
+
+
+def test_a_longer_unit_has_the_variance_of_its_other_weeks_and_of_the_second_measurement(
+    city: City, noise: Callable[[int], dict[str, Committed]]
+):
+    frame = frame_of(city, noise(28))  # four weeks, the third measured again
+    total = frame[(frame["dimensions"] == "total") & (frame["care"] == "inpatient")]
+    variances = {level_of(p.table.time, p.table.dimensions, "period"): float(p.variance) for p in price(city).of_cases
+                 if p.table.time != "window"}  # fmt: skip
+    others = variance_of_sum(
+        product_of(city, "period"), level_of("week", (), "period"), variances, np.array([1.0, 1, 0, 1]), {}
+    )
+    again = one(total, "week", "2025-01-13")["variance"]
+    assert others and one(total, "period", "2024-12-30")["variance"] == pytest.approx(others + again)
 
 
 def test_the_command_says_what_was_spent_and_refuses_cleanly(lake: Lake, city: City, monkeypatch: pytest.MonkeyPatch):

@@ -26,6 +26,7 @@ from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 from assets.privacy import stage
+from assets.privacy.at_cap import first_left_out
 from assets.privacy.ledger import Ledger
 
 DAYS = 40
@@ -232,6 +233,23 @@ def test_a_case_of_a_day_that_was_measured_without_its_export_is_late(
     assert decided == {"missed": arrival(11), "later day": arrival(12)}
     assert exact(lake, "day:2025-01-06:1") == 0 and exact(lake, "day:2025-01-06+late:1") == 1
     assert exact(lake, "week_area:2025-01-06:1") == 2 and Ledger(lake.ledger_path).verify() == []
+
+
+def test_a_case_that_the_caps_left_out_is_seen_as_it_was_known_when_its_week_closed(
+    patient_city: City, make_case: Any, case_table: Any, arrival: Any
+):
+    """6 January 2025: its week closes on day 19. A late case is left out too; what comes after that changes nothing."""
+    rows = [
+        make_case("a", "kept", 7),
+        make_case("a", "late", 8, 9),
+        make_case("a", "late", 8, 12, care="emergency_visit"),
+    ]
+    decided = pa.Table.from_pylist(
+        [{"decided_on": arrival(d), "person_key": "a", "case_key": c, "clinic": "klinik-nord", "event_day": arrival(e), "kept": k}
+         for d, c, e, k in ((7, "kept", 7, True), (17, "late", 8, False))], schema=BOUNDING_DECISIONS
+    )  # fmt: skip
+    (found,) = first_left_out(decided, case_table(rows), LINKS.empty_table(), patient_city).to_pylist()
+    assert (found["case_key"], found["care"], found["event_day"]) == ("late", "inpatient", arrival(8))
 
 
 def test_the_late_leaf_costs_nothing(patient_city: City, history: pa.Table, new_lake: Any, no_noise: None):
