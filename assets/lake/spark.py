@@ -186,8 +186,7 @@ def _session(master: str, folder: Path, _process: int) -> Any:
         raise EngineMissing("engine spark needs the extra [spark]: pip install 'digitalstadt-health[spark]'") from None
     if running := SparkSession.getActiveSession():
         running.stop()  # of another data root
-    if master.startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # PySpark asks workers for the Python of the same path
     try:
         return SparkSession.builder.config(
             conf=SparkConf().setAll(list(_settings(master, folder).items()))
