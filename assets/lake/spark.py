@@ -179,6 +179,7 @@ def _settings(master: str, folder: Path) -> dict[str, str]:
 @cache
 def _session(master: str, folder: Path, _process: int) -> Any:
     try:
+        from py4j.protocol import Py4JError
         from pyspark import SparkConf
         from pyspark.errors import PySparkRuntimeError
         from pyspark.sql import SparkSession
@@ -191,9 +192,11 @@ def _session(master: str, folder: Path, _process: int) -> Any:
         return SparkSession.builder.config(
             conf=SparkConf().setAll(list(_settings(master, folder).items()))
         ).getOrCreate()
-    except PySparkRuntimeError as error:
-        reason = error.getCondition() or "unknown"
-        raise EngineMissing(f"Spark did not start at {master} ({reason}): it needs Java 17") from None
+    except (PySparkRuntimeError, Py4JError):
+        raise EngineMissing(
+            f"Spark did not start at {master}: it needs Java 17, a master that answers, and for a standalone master "
+            "spark.authenticate.secret in spark-defaults.conf; Spark itself said more above"
+        ) from None
 
 
 def start(master: str, spill: Path) -> SparkEngine:

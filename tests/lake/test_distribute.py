@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.lake.distribute import LOCAL, by_patient, choose, in_order, split
 from assets.lake.keys import Keyring
 from assets.lake.lake import Lake
+from assets.lake.spark import EngineMissing
 from assets.privacy import kernel as privacy
 from assets.quality import kernel as quality
 
@@ -214,6 +216,27 @@ def test_an_empty_run_is_one_empty_shard(city: City, shards: Callable[[int], Any
 def test_the_environment_goes_before_the_city_file(monkeypatch: pytest.MonkeyPatch, lake: Lake):
     monkeypatch.setenv("DIGITALSTADT_ENGINE", "duckdb")
     assert choose("spark://nowhere:7077", lake.confidential) is LOCAL
+
+
+def test_spark_without_its_extra_is_said_clearly(monkeypatch: pytest.MonkeyPatch, lake: Lake):
+    monkeypatch.setenv("DIGITALSTADT_ENGINE", "local[1]")
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    monkeypatch.setitem(sys.modules, "py4j", None)
+    monkeypatch.setitem(sys.modules, "py4j.protocol", None)
+    with pytest.raises(EngineMissing, match=r"needs the extra \[spark\]"):
+        choose("duckdb", lake.confidential)
+
+
+@pytest.mark.parametrize(
+    "engine", ["duckdb", "spark", "local[4]", "spark://master:7077", "k8s://https://host:6443", "yarn"]
+)
+def test_the_city_file_may_name_an_engine(engine: str, city: City):
+    assert City.model_validate(city.model_dump() | {"engine": engine}).engine == engine
+
+
+def test_any_other_engine_is_refused(city: City):
+    with pytest.raises(ValueError, match="engine"):
+        City.model_validate(city.model_dump() | {"engine": "spark://user:secret@master"})
 
 
 def test_a_keyring_does_not_travel(lake: Lake):
