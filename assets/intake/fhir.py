@@ -127,11 +127,13 @@ LEFT JOIN contacts p ON p.id = c.parent
 LEFT JOIN (SELECT DISTINCT id FROM contacts) g ON g.id = p.parent
 WHERE c.parent IS NOT NULL;
 """
-DIAGNOSES_SQL: Final = f"""
-{_CASE_OF_SQL}
+_ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
 SELECT source_file, source_line, id AS condition_id, contact, code, certainty
 FROM "Condition" WHERE verification IS DISTINCT FROM 'entered-in-error' AND code IS NOT NULL;
+"""
+DIAGNOSES_SQL: Final = f"""
+{_CASE_OF_SQL}
 CREATE TEMP TABLE contact_cases AS
 SELECT o.contact, c.rowid AS case_row FROM case_of o JOIN case_rows c ON c.case_id = o.case_id;
 CREATE TEMP TABLE links AS
@@ -252,6 +254,8 @@ def read(
         load(con, case_rows=tables["cases"].select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
         loader.load("Condition", FIELDS["Condition"])
         loader.keep_newest("Condition")
+        con.execute(_ICD_SQL)
+        loader.drop("Condition")
         canonical("diagnoses", DIAGNOSES_SQL)
         con.execute(
             "DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE contact_cases; DROP TABLE case_rows"
