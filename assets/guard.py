@@ -64,7 +64,8 @@ def kind_of(error: BaseException) -> str:
     name = type(error).__name__
     if name in REMEDIES:
         return name
-    if name == "OperationalError" and type(error).__module__.startswith("psycopg"):
+    # By name: psycopg is an extra. A server that is shut down raises one of the class's many children.
+    if any(c.__name__ == "OperationalError" and c.__module__.startswith("psycopg") for c in type(error).__mro__):
         return "DatabaseLost"
     if isinstance(error, sqlite3.OperationalError):
         return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "Unforeseen")

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from assets.consent import stage as consent
 from assets.contract.city import City
+from assets.contract.schemas import PSEUDONYMISED_CASES
 from assets.identity import stage as identity
+from assets.identity.pseudonyms import pseudonyms
 from assets.intake import stage as intake
 from assets.lake.keys import create_keys
 from assets.lake.lake import Lake
@@ -62,8 +65,8 @@ def night(lake: Lake, city: City, days: Sequence[date], fails: str | None) -> No
     mark_finished(lake.root, days)
 
 
-def withdraw(folder: Path, rng: random.Random, patients: list[str]) -> None:
-    """One withdrawal of this day, in the export of the clinic that delivers FHIR."""
+def withdraw(folder: Path, rng: random.Random, patients: list[str]) -> str:
+    """One withdrawal of this day, in the export of the clinic that delivers FHIR; who withdrew."""
     who = patients.pop(rng.randrange(len(patients)))
     document = {"resourceType": "Consent", "id": f"withdrawal-{who}", "status": "active",
                 "patient": {"reference": f"Patient/{who}"}, "dateTime": f"{folder.name}T12:00:00+01:00",
@@ -72,6 +75,7 @@ def withdraw(folder: Path, rng: random.Random, patients: list[str]) -> None:
                     for n in (6, 7, 8)]}}  # fmt: skip
     with (folder / "Consent.withdrawn.ndjson").open("w") as file:
         file.write(json.dumps(document) + "\n")
+    return who
 
 
 def deliver(world: Path, lake: Lake, clinic: str, day: date) -> None:
@@ -114,11 +118,12 @@ def twins(tmp_path_factory: pytest.TempPathFactory, city: City) -> Any:
     generate(world, city, patients=2_000, days=NIGHTS, seed=11, dirt=0.02)
     truth = pd.read_parquet(world / "truth" / "cases.parquet")
     nord = truth[(truth["clinic"] == "klinik-nord") & truth["consented"]]
-    patients, rng = sorted(set(nord["patient_id"])), random.Random(SEED)
+    patients, rng, withdrawn = sorted(set(nord["patient_id"])), random.Random(SEED), set()
     for n in range(NIGHTS):
         folder = world / "inbox" / "klinik-nord" / str(city.start + timedelta(n))
         if folder.exists():
-            withdraw(folder, rng, patients)
+            withdrawn.add(withdraw(folder, rng, patients))
+    truth["withdrawn"] = (truth["clinic"] == "klinik-nord") & truth["patient_id"].isin(withdrawn)
     create_keys(root / "keys")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("assets.privacy.measure.draw", lambda counts, _variance: list(counts))
@@ -148,6 +153,21 @@ def test_the_same_is_measured_and_spent_and_equal_inputs_give_equal_values(twins
     same = [name for name in measured[0] if measured[0][name].values == measured[1][name].values]
     # a late export or a withdrawal seen a day later changes the units around it, not the others
     assert len(same) >= len(measured[0]) / 4
+
+
+def test_what_is_stored_in_the_end_is_the_recount_of_the_truth_without_who_withdrew(twins: Any, city: City):
+    calm, rough, _, truth = twins
+    delivered = truth[(truth["fate"] == "ok") & truth["consented"]]
+    stays = delivered[~delivered["withdrawn"]]
+    assert len(delivered) - len(stays) >= NIGHTS / 2, "withdrawals took cases away"
+    for lake in (calm, rough):
+        wanted_keys = {
+            key
+            for clinic, rows in stays.groupby("clinic")
+            for key in pseudonyms(pa.chunked_array([list(rows["case_id"])]), lake.keys, "pseudonym", str(clinic), "case").to_pylist()
+        }  # fmt: skip
+        cases = lake.read("cases", PSEUDONYMISED_CASES).to_pandas()
+        assert set(cases[cases["care"] != "other"]["case_key"]) == wanted_keys
 
 
 def test_nobody_leaves_the_confidential_zone(twins: Any):

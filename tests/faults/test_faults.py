@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import postgres_server
 import pytest
 
 from assets.contract.city import City
@@ -29,7 +31,7 @@ from assets.lake import audit
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
-from assets.privacy.ledger import Ledger
+from assets.privacy.ledger import Ledger, open_ledger
 from assets.quality.certificate import CertificateMismatch
 
 START = date(2024, 12, 30)
@@ -96,10 +98,10 @@ def published(lake: Lake) -> list[tuple[Any, ...]]:
         return con.execute("SELECT * EXCLUDE (release_version) FROM cases_by_area ORDER BY ALL").fetchall()
 
 
-def state(lake: Lake) -> dict[str, Any]:
+def state(lake: Lake, ledger: Ledger | None = None) -> dict[str, Any]:
     """Everything a run decides, stores, spends and publishes. The only ids in it are those of these keys."""
     tables = {"cases": PSEUDONYMISED_CASES, "events": EVENTS, "bounding": BOUNDING_DECISIONS, "consent_decisions": CONSENT_DECISIONS}  # fmt: skip
-    ledger = Ledger(lake.ledger_path)
+    ledger = ledger or Ledger(lake.ledger_path)
     return {
         **{n: sorted(map(str, lake.read(n, s).to_pylist())) for n, s in tables.items()},
         "spent": {m: (c.rho_units, c.values) for m, c in ledger.committed().items()},
@@ -148,9 +150,7 @@ FAULTS: dict[str, tuple[Callable[[], BaseException], str]] = {
 }
 
 
-ROWS = [("killed", s) for s in STAGES] + [("disk full", s) for s in STAGES]
-ROWS += [("read-only", s) for s in ("noisy_measurements", "open_data")] + [("no rights", "landed_exports")]
-
+ROWS = [(fault, stage) for fault in FAULTS for stage in STAGES]
 
 SHORT = (("killed", "noisy_measurements"),)
 
@@ -176,6 +176,67 @@ def test_a_fault_at_a_stage_is_healed_by_the_next_run(
     assert state(site) == undisturbed
     assert whole_releases(site) == []
     assert not list(site.open_data.rglob(".building-*"))
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """URL of a real PostgreSQL server."""
+    if postgres_server.binaries() is None:
+        pytest.skip("no PostgreSQL at hand: install the Debian package postgresql")
+    with postgres_server.server() as url:
+        yield url
+
+
+LOST = [(s, "execute", n) for s in ("noisy_measurements", "open_data") for n in (1, 3)]
+LOST += [("noisy_measurements", "execute", n) for n in (6, 12, 20)] + [
+    ("noisy_measurements", "commit", n) for n in (1, 2, 3)
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "call", "nth"), [pytest.param(*r, marks=[] if r[1:] == ("commit", 2) else long) for r in LOST]
+)
+def test_a_lost_connection_to_the_ledger_spends_nothing_twice(
+    world: Path, undisturbed: dict[str, Any], prompt_city: City, stages: dict[str, Any], run_days: Run, database: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: str, nth: int,
+):  # fmt: skip
+    """The server closes every connection before the n-th statement, or in the middle of a commit, as seen from here."""
+    import psycopg
+
+    url = postgres_server.schema_url(database, f"f{uuid.uuid4().hex}")
+    city = prompt_city.model_copy(update={"ledger": url})
+    shutil.copytree(world / "one" / "data" / "inbox", tmp_path / "data" / "inbox")
+    shutil.copytree(world / "one" / "keys", tmp_path / "keys", ignore=shutil.ignore_patterns("witness*"))
+    site = Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
+    run_days(site, city, [START])
+    real, statement, count = getattr(psycopg.Connection, call), psycopg.Connection.execute, 0
+
+    def struck(self: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count != nth:
+            return real(self, *arguments, **named)
+        if call == "commit":
+            real(self)  # it reaches the server, the answer does not come back
+        killer = psycopg.connect(database, autocommit=True)
+        everybody = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"  # fmt: skip
+        statement(killer, everybody)
+        killer.close()
+        return statement(self, "SELECT 1")
+
+    for name, work in stages.items():
+        if name != stage:
+            work(site, city, [SECOND])
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.Connection, call, struck)
+            with pytest.raises(psycopg.OperationalError) as raised:
+                work(site, city, [SECOND])
+        assert kind_of(raised.value) == "DatabaseLost"
+        break
+    assert whole_releases(site) == [] and state(site, open_ledger(site, city))["problems"] == []
+    run_days(site, city, [SECOND])
+    assert state(site, open_ledger(site, city)) == undisturbed and whole_releases(site) == []
 
 
 def test_the_check_itself_sees_what_a_fault_could_do(site: Lake, world: Path, undisturbed: dict[str, Any]):
