@@ -6,11 +6,13 @@ The data is a script, not fetched, so that the page works from the file system t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,13 +165,26 @@ def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str
     )
 
 
+def _charts(path: Path) -> bytes:
+    """The chart library as one script: what lies at `path` where that is whole and of this version."""
+    present = path.read_bytes() if path.is_file() else b""
+    head, _, script = present.partition(b"\n")
+    return present if head == _charts_head(script) else _bundled()
+
+
+def _charts_head(script: bytes) -> bytes:
+    version = metadata.version("vl-convert-python")
+    return f"// Vega, Vega-Lite and Vega-Embed of vl-convert {version}; sha256 {hashlib.sha256(script).hexdigest()}".encode()
+
+
 @cache
-def _charts() -> bytes:
-    """The chart library as one script; bundling it takes seconds."""
+def _bundled() -> bytes:
+    """The chart library, bundled anew: that takes seconds."""
     import vl_convert
 
     # The bundle declares global constants: kept to itself.
-    return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();\n".encode()
+    script = f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();\n".encode()
+    return _charts_head(script) + b"\n" + script
 
 
 def write_page(
@@ -182,7 +197,7 @@ def write_page(
     data = json.dumps(page_data(frames, city), ensure_ascii=False, separators=(",", ":"))
     folder = make_directory(open_data / "page", FOLDER_MODE)
     files = {
-        folder / "charts.js": _charts(),
+        folder / "charts.js": _charts(folder / "charts.js"),
         folder / "page.js": (WEB / "page.js").read_bytes(),
         folder / "sql.js": (WEB / "sql.js").read_bytes(),
         folder / "style.css": (WEB / "style.css").read_bytes(),

@@ -249,3 +249,16 @@ def test_an_unchanged_page_is_not_touched(open_data: Path, frames: Frames, city:
     before = [p.stat().st_mtime_ns for p in files]
     write_page(frames, publish(frames, city, open_data, date(2025, 12, 28), plan), city, open_data, plan)
     assert [p.stat().st_mtime_ns for p in files] == before
+
+
+def test_the_chart_library_is_bundled_once_and_again_where_it_is_not_whole(tmp_path: Path) -> None:
+    from assets.publication import page
+
+    path = tmp_path / "charts.js"
+    fresh = page._charts(path)
+    path.write_bytes(fresh)
+    assert page._charts(path) == fresh
+    kept = fresh.replace(b"sha256 ", b"sha256 0")
+    for damaged in (fresh[:-1], fresh + b";", kept, b""):
+        path.write_bytes(damaged)
+        assert page._charts(path) == fresh
