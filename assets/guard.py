@@ -35,6 +35,7 @@ REMEDIES: Final[dict[str, str]] = {
     "LedgerBehind": "An older ledger lies there. Stop the schedule and restore the newest backup; the runbook says how.",
     "WitnessError": "Make the witness file readable and writable, or put back its newest copy. Never an empty one.",
     "ZoneError": "Use the software version and the keys that the message names; they belong to this data root.",
+    "DamagedTable": "Put that file back from a copy of the data root, or follow the runbook where there is none. Delete nothing.",
     "DataRootBusy": "Another process works on the data root. Wait until it is done, then run the same days again.",
     "LeaseLost": "The ledger's database was out of reach during the run. Mend it, then run the same days again.",
     "DatabaseLost": "The ledger's database does not answer. Mend it or the network, then run the same days again.",

@@ -11,7 +11,8 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -44,6 +45,10 @@ def _places(file: pq.ParquetFile) -> dict[date, tuple[int, int]]:
         places[date.fromisoformat(day)] = (first, number)
         first += number
     return places
+
+
+class DamagedTable(RuntimeError):
+    """A file of the confidential zone cannot be read. Names table and month only."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,22 @@ class Lake:
     def _months(self, table: str) -> list[Path]:
         return sorted((self.confidential / table).glob("[0-9]*.parquet"))
 
-    def _open(self, path: Path) -> pq.ParquetFile:
-        return pq.ParquetFile(
-            path, decryption_properties=pe.create_decryption_properties(footer_key=self.keys.encryption)
-        )
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[pq.ParquetFile]:
+        """Raises `DamagedTable` where the file, or what is read of it, is not whole."""
+        key = pe.create_decryption_properties(footer_key=self.keys.encryption)
+        try:
+            with pq.ParquetFile(path, decryption_properties=key) as file:
+                yield file
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):  # the system's own word: no such file, no permission
+                raise
+            table = path.parent.relative_to(self.confidential).as_posix()
+            raise DamagedTable(
+                f"the file of table {table}, month {path.stem}, cannot be read: it is damaged or under another key"
+            ) from None
 
     def days(self, table: str) -> list[date]:
         """Days that `table` holds, ascending; with or without rows."""

@@ -12,7 +12,7 @@ import pytest
 from assets.lake.engine import connect
 from assets.lake.files import atomic_write
 from assets.lake.keys import KeyFileError, Keyring, create_keys, derive, read_key
-from assets.lake.lake import Lake
+from assets.lake.lake import DamagedTable, Lake
 
 SCHEMA = pa.schema([("day", pa.date32()), ("name", pa.string())])
 DAY = date(2025, 1, 1)
@@ -28,7 +28,7 @@ def test_a_confidential_table_comes_back_and_is_unreadable_without_the_key(lake:
         pq.read_table(file)
     create_keys(tmp_path / "other")
     stranger = Lake(lake.root, Keyring.load(tmp_path / "other"))
-    with pytest.raises(OSError, match=r"(?i)decrypt"):
+    with pytest.raises(DamagedTable, match="under another key"):
         stranger.read("cases", SCHEMA)
 
 
@@ -148,3 +148,19 @@ def test_the_connection_is_sealed(lake: Lake, tmp_path: Path):
 def test_a_sealed_connection_reaches_no_file_no_network_and_cannot_be_opened(lake: Lake, escape: str):
     with connect([lake.landing]) as con, pytest.raises(duckdb.Error):
         con.execute(escape).fetchall()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b""])
+def test_a_damaged_file_is_named_by_table_and_month_and_holds_no_path(lake: Lake, damage) -> None:
+    rows = pa.table({"day": pa.array([DAY], pa.date32()), "secret": ["canary"]})
+    lake.write("cases", DAY, rows)
+    (path,) = (lake.confidential / "cases").iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedTable, match=f"cases, month {DAY:%Y-%m}") as caught:
+        lake.read("cases", rows.schema)
+    assert str(lake.root) not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_what_the_system_refuses_is_not_called_damaged(lake: Lake) -> None:
+    with pytest.raises(FileNotFoundError), lake._open(lake.confidential / "cases" / "2025-01.parquet"):
+        pass
