@@ -38,7 +38,7 @@ audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutant
 	$(BIN)/python tests/mutation/mutate.py
 	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest tests/consent/test_independent.py
 	DIGITALSTADT_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest tests/intake/test_hostile.py -k mutated # 100,000 lines and rows
-	DIGITALSTADT_FAULTS=all DIGITALSTADT_KILLS=6 $(BIN)/python -m pytest tests/faults tests/deploy
+	DIGITALSTADT_FAULTS=all DIGITALSTADT_KILLS=6 $(BIN)/python -m pytest tests/faults tests/deploy tests/identity/test_erasure.py
 	DIGITALSTADT_NIGHTS=30 $(BIN)/python -m pytest tests/test_nights_with_faults.py
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/audit $(BIN)/python tests/privacy/crash_trials.py audit $(DIGITALSTADT_DATA)/audit
 

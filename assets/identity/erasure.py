@@ -36,7 +36,7 @@ from assets.contract.schemas import (
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
-from assets.identity.record import RECORDED, record_erasure
+from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
@@ -46,8 +46,9 @@ from assets.lake.lake import Lake
 
 _FROZEN: Final = ("events", "late_events")
 """Tables in which the file of a day means that it is closed."""
-_PSEUDONYMISED: Final = (
-    ("cases", PSEUDONYMISED_CASES, "arrival_day"),
+BEGUN: Final = "erasure_begun"
+"""Keyed hashes of the patients whose erasure was begun and is not done."""
+_FOLLOWING: Final = (
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
     ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
     *((table, EVENTS, "event_day") for table in _FROZEN),
@@ -68,9 +69,11 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
     days = erased.column(column).unique()
     kept = rows.filter(pc.and_(pc.is_in(rows.column(column), days), pc.invert(gone)))
     days = days.to_pylist()
+    if table in RECORDED and days:
+        announce_erasure(lake, table, days, kept)
     lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in _FROZEN)
     if table in RECORDED:
-        record_erasure(lake, table, days, kept)
+        conclude_erasure(lake)
     return len(erased)
 
 
@@ -111,13 +114,13 @@ def _under_keys(rows: pa.Table, keys: pa.Table) -> pa.Table:
 
 def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
     """Erase `patients` and `cases` (pseudonyms) from every table of identity and privacy; rows by table."""
-    counts = {table: 0 for table, _, _ in _PSEUDONYMISED}
+    counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
     stored = lake.read("cases", PSEUDONYMISED_CASES)
     theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
     everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
     events = [lake.read(table, EVENTS) for table in _FROZEN]
     held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events))
-    for table, schema, column in _PSEUDONYMISED if held else ():
+    for table, schema, column in _FOLLOWING if held else ():
         rows = lake.read(table, schema)
         counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
     links = lake.read("links", LINKS)
@@ -127,11 +130,14 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
         sealed = pa.concat_tables([lake.read("link_tombstones", LINK_TOMBSTONES), sealed])
         lake.write_days("link_tombstones", set(sealed.column("arrival_day").to_pylist()), sealed, "arrival_day")
     counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", links, ended)
-    living = lake.read("cases", PSEUDONYMISED_CASES).column("person_key").unique()
+    erased = pc.is_in(stored.column("case_key"), everything)
+    living = stored.filter(pc.invert(erased)).column("person_key").unique()
     bounding = lake.read("bounding", BOUNDING_DECISIONS)
     retired = retire(bounding, everything, living, on, lake.keys)
     if not retired.equals(bounding):
         lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
+    # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
+    counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", stored, erased)
     return counts
 
 
@@ -155,10 +161,18 @@ def _erase_original(
 ) -> tuple[dict[str, int], Erased]:
     """Erase patients `gone` and their `cases` from landing and every table that holds original ids.
 
-    Tombstones are written between landing and the register, so that after a crash the next run does it again.
-    `fresh`: those without a tombstone, for whom all of landing is searched and not only what just came.
+    Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
+    was begun is noted until all is done, so that after a crash the next run does it again.
+    `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
     """
     raw, documents = Erased(), lake.read("consent_register", CONSENT_PROVISIONS)
+    lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
+    buried = bury(documents, gone, on, lake.keys)
+    known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    tombstones = in_order(pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([]))
+    lake.write_days(
+        TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones.cast(CONSENT_PROVISIONS), "arrival_day"
+    )
     for clinic in gone.column("clinic").unique().to_pylist():
         of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
         ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())
@@ -169,17 +183,33 @@ def _erase_original(
         for who, where in ((known, None), (ids - known, days)):
             if who:
                 raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
-    buried = bury(documents, gone, on, lake.keys)
-    known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
-    tombstones = in_order(pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([]))
-    lake.write_days(
-        TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones.cast(CONSENT_PROVISIONS), "arrival_day"
-    )
     counts = {}
     for table, schema in _ORIGINAL:
         rows = lake.read(table, schema)
         counts[table] = _rewrite(lake, table, schema, "arrival_day", rows, _of(rows, gone, cases))
+    lake.erase_record(BEGUN)
     return counts, raw
+
+
+def _with_interrupted(lake: Lake, gone: pa.Table, standing: pa.Table) -> pa.Table:
+    """`gone` with the patients whose erasure a crash interrupted, as not erased before, but those permitted again."""
+    begun = (lake.read_record(BEGUN) or {}).get("patients", [])
+    if not begun:
+        return gone
+    tables = [lake.read(table, schema).select(PATIENTS.names) for table, schema in _ORIGINAL]
+    with connect() as con:
+        load(con, gone=gone, standing=standing, held=pa.concat_tables(tables).group_by(PATIENTS.names).aggregate([]))
+        con.execute(
+            "CREATE TEMP TABLE known AS SELECT clinic, patient_id FROM held UNION SELECT clinic, patient_id FROM gone"
+        )
+        known = con.execute("SELECT * FROM known WHERE patient_id IS NOT NULL ORDER BY ALL").to_arrow_table()
+        load(con, hashes=patient_hashes(known, lake.keys), begun=pa.table({"key": begun}))
+        return con.execute(
+            """WITH open AS (SELECT clinic, id AS patient_id FROM hashes SEMI JOIN begun USING (key))
+            SELECT clinic, patient_id, erased_before FROM gone ANTI JOIN open USING (clinic, patient_id)
+            UNION ALL SELECT clinic, patient_id, false FROM open
+              ANTI JOIN (FROM standing WHERE ok) USING (clinic, patient_id) ORDER BY ALL"""
+        ).to_arrow_table()
 
 
 def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any]) -> None:
@@ -222,6 +252,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
 
     Reads `staging/standing` of this run.
     """
+    conclude_erasure(lake, {"cases": PSEUDONYMISED_CASES, **{name: schema for name, schema, _ in _FOLLOWING}})
     on = evaluation_day(lake, days)
     standing = lake.read("staging/standing", STANDING, [days[-1]])
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS)
@@ -229,6 +260,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     refused = pa.concat_tables([standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names), deleted])
     gone = standing.filter(standing.column("erase")).select([*PATIENTS.names, "erased_before"])
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
+    gone = _with_interrupted(lake, gone, standing)
     theirs = decisions.filter(_of(decisions, gone, CASES.empty_table()))
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
     stored = lake.read("cases", PSEUDONYMISED_CASES)

@@ -21,6 +21,8 @@ from assets.lake.lake import Lake
 from assets.quality.certificate import CertificateMismatch, sha256_by_day, verify_seal
 
 FOLDER: Final = "identity"
+ERASING: Final = "identity_erasing"
+"""What an erasure is about to leave of a table, between its announcement and its end."""
 RECORDED: Final = ("cases", "diagnoses", "procedures")
 
 
@@ -49,12 +51,37 @@ def record_days(lake: Lake, days: Sequence[date], tables: Mapping[str, pa.Table]
         _write(lake, {"day": day.isoformat(), "certificate": certificate, "erasures": 0, "tables": recorded})
 
 
-def record_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table) -> None:
-    """Bring the records of `days` up to what an erasure left of `table`; `rows`: at least the rows of these days."""
-    for day, recorded in _hashes(rows, days).items():
+def announce_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table) -> None:
+    """Say what an erasure is about to leave of `days` of `table`; `rows`: at least the rows of these days.
+
+    Said before the table is written: a process that dies in between leaves rows that no record knows, and those
+    days would have to be run again by a person.
+    """
+    left = {day.isoformat(): recorded for day, recorded in _hashes(rows, days).items()}
+    intent = {"table": table, "days": left}
+    lake.write_record(ERASING, {**intent, "seal": _seal(lake, intent)})
+
+
+def conclude_erasure(lake: Lake, schemas: Mapping[str, pa.Schema] | None = None) -> None:
+    """Bring the records up to the erasure that was announced, if any.
+
+    With `schemas` (of the recorded tables) it is one that was interrupted: only days that hold what was announced
+    are brought up to it; the others were not rewritten yet, and their rows are erased again.
+    """
+    intent = lake.read_record(ERASING)
+    if intent is None:
+        return
+    if not hmac.compare_digest(intent.get("seal", ""), _seal(lake, intent)):
+        raise CertificateMismatch("the record of an interrupted erasure was altered: restore the newest backup")
+    table, left = intent["table"], {date.fromisoformat(day): recorded for day, recorded in intent["days"].items()}
+    if schemas is not None:
+        stored = _hashes(lake.read(table, schemas[table], left), list(left))
+        left = {day: recorded for day, recorded in left.items() if stored[day] == recorded}
+    for day, recorded in left.items():
         record = _read(lake, day)
         record["tables"] |= {table: recorded}
         _write(lake, record | {"erasures": record["erasures"] + 1})
+    lake.erase_record(ERASING)
 
 
 def record_again(lake: Lake, tables: Mapping[str, pa.Table]) -> None:

@@ -40,6 +40,8 @@ PATIENT_COLUMNS: Final = ("patient_id", "patientennummer")
 CASE_COLUMNS: Final = ("case_id", "kh-internes-kennzeichen")
 _LINES: Final = (".ndjson", ".jsonl", ".csv")
 _READ: Final = (*_LINES, ".json")
+_NAMING: Final = ("fall", "patient", "encounter", "consent", "practice")
+"""How files begin whose lines name a patient, in every format; other lines may name a case only."""
 
 
 class RawFilesErased(Exception):
@@ -262,7 +264,8 @@ def erase_patients(
     known = set(by_line)
     whole += [p for p in paths if p not in known and _may_hold(p, {*ids, *cases})]
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
-    for path, lines in hits.items():
+    # Files that name patients go last: after a crash they still tell which cases are whose.
+    for path, lines in sorted(hits.items(), key=lambda hit: hit[0].name.lower().startswith(_NAMING)):
         _without(path, lines)
         changed[path.parent][path.name] = len(lines)
     for path in whole:

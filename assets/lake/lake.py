@@ -210,3 +210,7 @@ class Lake:
     def read_record(self, name: str) -> dict[str, Any] | None:
         path = self.confidential / "records" / f"{name}.json"
         return json.loads(path.read_bytes()) if path.exists() else None
+
+    def erase_record(self, name: str) -> None:
+        """Remove a record; a missing one is fine."""
+        (self.confidential / "records" / f"{name}.json").unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -155,6 +157,56 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
         p.read_text("utf-8", "replace") for p in lake.landing.rglob("*") if p.suffix in (".csv", ".ndjson")
     )
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
+
+
+def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_does_not_heal(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed before the n-th change of a file, for every 6th n (every one in `make audit`); then the same day again."""
+    hospital_week(deliver)
+    run(0, 5)
+    mine, day = pseudonyms(lake, *(c.key for c in city.clinics)), START + timedelta(6)
+    withdrawals(deliver, day)
+    for stage in (lambda *a: intake.take(*a, TODAY), intake.read, consent.run, quality.run):
+        stage(lake, city, [day])
+    before, calls, left = tmp_path / "before", 0, None
+    shutil.copytree(lake.root, before, symlinks=True)
+    witness = lake.keys.witness.read_bytes()
+
+    def counted(real: Callable[..., Any], last: int) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > last:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return call
+
+    for last in range(0, 10_000, 1 if os.environ.get("DIGITALSTADT_FAULTS") == "all" else 6):
+        shutil.rmtree(lake.root)
+        shutil.copytree(before, lake.root, symlinks=True)
+        lake.keys.witness.write_bytes(witness)
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(os.replace, last))
+            patch.setattr(Path, "unlink", counted(Path.unlink, last))
+            try:
+                identity.run(lake, city, [day])
+            except KeyboardInterrupt:
+                pass
+        whole = calls <= last
+        run(6)
+        cases = lake.read("cases", PSEUDONYMISED_CASES)
+        stays = {r[c] for r in cases.to_pylist() for c in ("patient_key", "case_key", "person_key")}
+        assert len(cases) == 2 and len(lake.read("events", EVENTS)) == 2, f"after change {last}"
+        assert places(lake, NEEDLES) == set(), f"after change {last}"
+        assert places(lake, sorted(set(mine) - stays)) == set(), f"after change {last}"
+        left = left or lake.read("bounding", BOUNDING_DECISIONS)
+        assert lake.read("bounding", BOUNDING_DECISIONS).equals(left), f"after change {last}"
+        if whole:
+            break
+    assert last > 20
 
 
 def test_the_erasure_record_is_machine_readable_and_holds_no_value(run: Run, lake: Lake, deliver: Callable[..., Path]):

@@ -21,7 +21,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonymise import LINKS
-from assets.identity.record import record_days, record_erasure
+from assets.identity.record import announce_erasure, conclude_erasure, record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
@@ -266,9 +266,10 @@ def without_patient(lake: Lake, person: str) -> None:
     ):  # fmt: skip
         rows = lake.read(table, schema)
         kept = rows.filter(pa.compute.not_equal(rows.column("person_key"), person))
-        lake.write_days(table, lake.days(table), kept, column, keep_empty=table != "cases")
         if table == "cases":
-            record_erasure(lake, table, lake.days("cases"), kept)
+            announce_erasure(lake, table, lake.days("cases"), kept)
+        lake.write_days(table, lake.days(table), kept, column, keep_empty=table != "cases")
+        conclude_erasure(lake)
 
 
 @pytest.mark.parametrize("step", ["draw", "commit"])
