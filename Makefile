@@ -23,7 +23,7 @@ run: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## a synthetic city year, fr
 	$(BIN)/digitalstadt run --demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ui: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## Dagster on http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml

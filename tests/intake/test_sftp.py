@@ -181,3 +181,15 @@ def test_hostile_names_and_links_are_not_fetched(
     (server.root / "out" / "2025-01-06-link" / "Encounter.ndjson").symlink_to("/etc/passwd")
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["rejected", "rejected"]
     assert landing_bytes() == {}
+
+
+def test_an_event_loop_that_runs_already_does_not_stop_it(
+    lake: Lake, server: Server, remote_city: Callable, tmp_path: Path
+):
+    city = remote_city(**settings(server, tmp_path, server.port))
+    server.offer("2025-01-06", {"Encounter.ndjson": b"{}\n"})
+
+    async def inside() -> list[str]:
+        return [d.outcome for d in pull(lake, city, [DAY], TODAY)]
+
+    assert asyncio.run(inside()) == ["taken"]

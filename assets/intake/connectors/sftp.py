@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import Collection, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -54,6 +55,8 @@ class SftpStore:
 
     def __init__(self, settings: SftpConnector) -> None:
         self._settings = settings
+        # A thread of its own: whoever asks may run an event loop already, and one thread runs one loop.
+        self._thread = ThreadPoolExecutor(max_workers=1)
         self._runner = asyncio.Runner()
         self._connection: Any = None
         self._client: Any = None
@@ -63,7 +66,8 @@ class SftpStore:
 
     def __exit__(self, *_: object) -> None:
         self._drop()
-        self._runner.close()
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
 
     def _drop(self) -> None:
         connection, self._connection, self._client = self._connection, None, None
@@ -76,7 +80,7 @@ class SftpStore:
 
         try:
             with _in_our_words():
-                return self._runner.run(in_time())
+                return self._thread.submit(self._runner.run, in_time()).result()
         except FetchProblem:
             self._drop()
             raise
