@@ -23,7 +23,7 @@ run: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## a synthetic city year, fr
 	$(BIN)/digitalstadt run --demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST) # PYTEST="-n 2 --dist loadfile": two files at a time
 
 ui: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## Dagster on http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml

@@ -65,7 +65,11 @@ def daemon(name: str, arguments: list[str], env: dict[str, str], folder: Path, s
         yield
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # seen once: a worker whose own shutdown never ended
+            process.kill()
+            process.wait()
 
 
 def test_a_cluster_gives_the_same_and_keeps_nothing(tmp_path: Path):
