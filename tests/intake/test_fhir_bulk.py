@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,9 +22,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connector import landed, pull
+from assets.intake.connectors.bulk_client import BulkClient
 from assets.intake.connectors.fhir_bulk import count_resources
 from assets.intake.connectors.smart import grants
+from assets.intake.connectors.transfer import FetchProblem
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
@@ -49,6 +53,10 @@ class Server:
         self.moment = "2025-01-06T02:00:00.000+01:00"
         self.gzip, self.ranges, self.polls, self.token_uses, self.pause = False, True, 1, 10**9, 0.0
         self.counts = True
+        self.headers: dict[str, str] = {}
+        self.redirected: set[str] = set()
+        self.token_type: dict[str, str] = {"token_type": "bearer"}
+        self.status_path = ""
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.tokens: dict[str, int] = {}
@@ -61,6 +69,11 @@ class Server:
     @property
     def base(self) -> str:
         return f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    @property
+    def store(self) -> str:
+        """The same server as another host."""
+        return f"http://localhost:{self.http.server_address[1]}/store"
 
     def files(self) -> dict[str, tuple[str, str, bytes]]:
         """Path → section, type, content."""
@@ -104,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
     def fault(self, path: str) -> str:
         queue = self.server.state.faults[path]
         fault = queue.pop(0) if queue else ""
-        if fault in ("429", "500", "503"):
+        if fault.isdigit():
             self.answer(int(fault), b'{"resourceType":"OperationOutcome"}', Retry_After="0")
             return "answered"
         return fault
@@ -136,26 +149,38 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(400, b'{"error":"invalid_client","error_description":"CANARY"}')
         token = f"token{len(state.tokens)}"
         state.tokens[token] = state.token_uses
-        granted = {"access_token": token, "token_type": "bearer", "expires_in": 300, "scope": form["scope"]}
+        granted = {"access_token": token, "expires_in": 300, "scope": form["scope"]} | state.token_type
         self.answer(200, json.dumps(granted).encode())
 
     def do_DELETE(self) -> None:
         self.server.state.seen.append(("DELETE", self.path, {}))
-        self.answer(202)
+        if self.fault(f"DELETE {self.path}") != "answered":
+            self.answer(202)
 
     def do_GET(self) -> None:
         state: Server = self.server.state
         parts = urlsplit(self.path)
         state.seen.append(("GET", self.path, dict(self.headers)))
         fault = self.fault(parts.path)
+        if parts.path.startswith("/store/"):
+            # An object store with pre-signed addresses takes one way to log in, not two.
+            if "Authorization" in self.headers:
+                return self.answer(400)
+            return self.send_file(state, state.files()[parts.path.removeprefix("/store")][2], fault)
         if fault == "answered" or not self.allowed():
             return
+        if parts.path in state.redirected:
+            return self.answer(307, Location=f"{state.store}{parts.path}?signature=x")
         if parts.path.endswith("$export"):
             state.exports += 1
-            return self.answer(202, Content_Location=f"{state.base}/status/{state.exports}")
+            return self.answer(202, Content_Location=f"{state.status_path or state.base}/status/{state.exports}")
         if parts.path.startswith("/status/"):
             if fault == "gone":
                 return self.answer(404)
+            if fault == "dated":
+                return self.answer(202, Retry_After=formatdate(usegmt=True))
+            if fault == "page":
+                return self.answer(200, b"<html>cancelled</html>")
             if state.polls > 0:
                 state.polls -= 1
                 return self.answer(202, Retry_After="0", X_Progress="half")
@@ -167,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
             content = content[: content[: len(content) // 2].rindex(b"\n") + 1]
         if fault == "changed":
             content = content[::-1]
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:12]}"'}
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:12]}"'} | state.headers
         if state.gzip and "gzip" in self.headers.get("Accept-Encoding", ""):
             content, headers["Content-Encoding"] = gzip.compress(content, mtime=0), "gzip"
         total, status = len(content), 200
@@ -244,6 +269,7 @@ def test_an_export_is_asked_for_by_the_standard_fetched_and_landed_once(
     asked = parse_qs(urlsplit(kick_off[1]).query)
     assert asked["_type"] == ["Patient,Encounter,Condition,Procedure,Consent"] and "_since" not in asked
     assert asked["_typeFilter"] == ["Encounter?status=finished"]
+    assert "_outputFormat" not in asked, "a server that knows NDJSON by another name would refuse"
     assert content_of(landing_bytes()) == {
         "Patient.000.ndjson": lines(MANY), "Encounter.000.ndjson": lines([ENCOUNTER]), "Patient.001.ndjson": lines([PATIENT]),
     }  # fmt: skip
@@ -431,3 +457,131 @@ def test_resources_are_counted_as_lines_that_are_not_blank(tmp_path: Path, text:
 )
 def test_a_token_must_grant_all_that_was_asked_in_either_version_of_scopes(granted: str, asked: str, enough: bool):
     assert grants(granted, asked) is enough
+
+
+def without(server: Server, *fields: str, **more: Any) -> Callable[[], dict[str, Any]]:
+    """A manifest without some of its fields, and with others."""
+    whole = server.manifest
+    return lambda: {k: v for k, v in whole().items() if k not in fields} | more
+
+
+def relative(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status_path = ".."
+    monkeypatch.setattr(server, "manifest", without(server, output=[{"type": "Patient", "url": "../file/output0"}]))
+
+
+def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = server.manifest()["output"]
+    pages = [without(server, output=[e])() for e in entries]
+    pages[0]["link"] = [{"relation": "next", "url": f"{server.base}/status/1?page=2"}]
+    monkeypatch.setattr(server, "manifest", lambda: pages["page=2" in server.seen[-1][1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare"),
+    [
+        # Cerner: a file is a redirect to an object store, with the token at the first address only.
+        ("redirect", lambda s, _: s.redirected.add("/file/output0")),
+        # HAPI before 6.2: nothing is said about tokens. The store is another host, so it sees none.
+        ("silent about tokens", lambda s, m: m.setattr(s, "manifest", without(s, "requiresAccessToken", output=[
+            {"type": "Patient", "url": f"{s.store}/file/output0"}]))),
+        ("no token wanted", lambda s, m: m.setattr(s, "manifest", without(s, requiresAccessToken=False, output=[
+            {"type": "Patient", "url": f"{s.store}/file/output0"}]))),
+        ("relative addresses", relative),
+        ("a manifest in pages (Bulk Data 3.0)", in_pages),
+        ("no count, no error, no deleted", lambda s, m: m.setattr(s, "manifest", without(s, "error", "deleted", output=[
+            {"type": "Patient", "url": f"{s.base}/file/output0"}]))),
+        ("sections that are null", lambda s, m: m.setattr(s, "manifest", without(s, error=None, deleted=None))),
+        ("a zipped object, not called so", lambda s, m: setattr(s, "output", [("Patient", gzip.compress(lines(MANY)))])
+            or setattr(s, "counts", False)),
+        ("called zipped and is not", lambda s, m: s.headers.update({"Content-Encoding": "gzip"})),
+        ("plain JSON as content type", lambda s, m: s.headers.update({"Content-Type": "application/fhir+json"})),
+        ("a date as Retry-After", lambda s, m: s.faults["/status/1"].append("dated")),
+        ("too many polls", lambda s, m: s.faults["/status/1"].extend(["429", "503"])),
+        ("a finished export cannot be deleted", lambda s, m: s.faults["DELETE /status/1"].extend(["400"] * 9)),
+        ("deleting is not implemented", lambda s, m: s.faults["DELETE /status/1"].extend(["501"] * 9)),
+        ("a token of no type", lambda s, m: s.token_type.clear()),
+        ("no words about expiry", lambda s, m: s.token_type.update({"expires_in": None})),
+    ],
+)  # fmt: skip
+def test_what_servers_do_differently_changes_nothing_that_lands(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable, landing_bytes: Callable, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, name: str, prepare: Callable,
+):  # fmt: skip
+    auth = keyed(server, tmp_path, "ES384")
+    server.output = (
+        [("Patient", lines(MANY))] if "pages" not in name else [("Patient", lines(MANY[i::2])) for i in (0, 1)]
+    )
+    prepare(server, monkeypatch)
+    found = pull(lake, remote_city(**settings(auth=auth)), [DAY], TODAY)
+    assert [d.outcome for d in found] == ["taken"], found
+    got = [gzip.decompress(c) if c[:2] == b"\x1f\x8b" else c for n, c in sorted(content_of(landing_bytes()).items())]
+    assert sorted(b"".join(got).splitlines()) == sorted(lines(MANY).splitlines())
+    (export,) = landed(lake, remote_city(**settings(auth=auth)), [DAY])
+    tables, rejected = read_exports([export], remote_city(**settings(auth=auth)))
+    assert rejected == {} and tables["persons"].num_rows == len(MANY) and tables["findings"].num_rows == 0
+    if "redirect" in name:
+        assert any(path.startswith("/store/") for _, path, _ in server.seen)
+    if "deleting" in name:
+        assert sum(method == "DELETE" for method, _, _ in server.seen) == 1, "what is not implemented is asked once"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason", "outcome"),
+    [
+        (lambda s, _: s.faults["/status/1"].append("400"), "export failed (400)", "rejected"),
+        (lambda s, _: s.faults["/status/1"].append("413"), "export failed (413)", "rejected"),
+        (lambda s, _: s.faults["/status/1"].append("page"), "export failed (200)", "rejected"),
+        (lambda s, _: s.faults["/file/output0"].append("410"), "410 for a file", "waiting"),
+        (lambda s, _: s.faults["/file/output0"].append("403"), "refuses us (403)", "rejected"),
+        (lambda s, _: s.faults["/file/output0"].extend(["truncated"] * 4), "another count", "waiting"),
+        (lambda s, _: s.headers.update({"Content-Type": "text/html; charset=utf-8"}), "other than NDJSON", "rejected"),
+        (lambda s, _: s.headers.update({"Content-Encoding": "br"}), "gzip", "rejected"),
+        (lambda s, m: m.setattr(s, "manifest", without(s, output=["/file/output0"])), "without type or url", "rejected"),
+        (lambda s, m: m.setattr(s, "manifest", without(s, error={"a": 1})), "without type or url", "rejected"),
+        (lambda s, m: m.setattr(s, "manifest", without(s, "transactionTime")), "no transactionTime", "rejected"),
+        (lambda s, m: m.setattr(s, "manifest", without(s, link=[{"relation": "next", "url": "/status/1"}])),
+         "more than 1000 pages", "rejected"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_fetched_is_said_and_does_not_hold_up_the_next_export(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable, landing_bytes: Callable,
+    prepare: Callable, reason: str, outcome: str,
+):  # fmt: skip
+    server.output = [("Patient", lines(MANY))]
+    city = remote_city(**settings())
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(server, patch)
+        found = pull(lake, city, [DAY], TODAY)
+    assert [d.outcome for d in found] == [outcome] and reason in found[0].reason and landing_bytes() == {}
+    server.headers.clear()
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 2
+
+
+def test_a_server_without_the_operation_is_told_at_once(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    server.faults["/r4/Patient/$export"] = ["501"] * 9
+    found = pull(lake, remote_city(**settings()), [DAY], TODAY)
+    assert [d.outcome for d in found] == ["rejected"] and "does not start an export (501)" in found[0].reason
+    assert len(server.seen) == 1
+
+
+def test_an_export_that_is_never_ready_is_given_up_after_three_days(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    server.output, server.polls = [("Patient", lines([PATIENT]))], 10**6
+    city = remote_city(**settings(wait_minutes=0.001))
+    for i in range(4):
+        day = DAY + timedelta(days=i)
+        assert [d.outcome for d in pull(lake, city, [day], day)] == ["waiting"] and server.exports == 1
+    server.polls, day = 0, DAY + timedelta(days=4)
+    assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"] and server.exports == 2
+    assert ("DELETE", "/status/1", {}) in server.seen
+
+
+def test_a_secure_server_does_not_send_us_to_a_plain_address():
+    settings = FhirBulkConnector(kind="fhir_bulk", base_url="https://fhir.example.org/r4")
+    with BulkClient(settings) as client, pytest.raises(FetchProblem, match="not https"):
+        with client.stream("GET", "http://127.0.0.1:1/file", {}):
+            pass

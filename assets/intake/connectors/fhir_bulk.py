@@ -10,24 +10,22 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import json
 import math
 import re
 import shutil
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
-from assets.contract.connectors import FhirBulkConnector, is_encrypted_or_local
-from assets.intake.connectors.smart import TokenSource
+from assets.contract.connectors import FhirBulkConnector
+from assets.intake.connectors.bulk_client import MAX_REDIRECTS, BulkClient, retry_after, same_origin
 from assets.intake.connectors.transfer import (
     MAX_FILES,
     SCOPE_FILE,
@@ -39,7 +37,6 @@ from assets.intake.connectors.transfer import (
     load_state,
     publish,
     resume_point,
-    retrying,
     save_state,
     with_progress,
 )
@@ -49,11 +46,25 @@ if TYPE_CHECKING:
     import httpx
 
 STATE: Final = ".fhir_bulk.json"
-MAX_ANSWER_BYTES: Final = 64 * 2**20
+MAX_PAGES: Final = 1000
+"""Of one manifest: Bulk Data 3.0 lets a server deal it out."""
+PATIENCE: Final = timedelta(days=3)
+"""An export that is not ready after this long is cancelled, and another one asked for."""
 UNPACKED_FACTOR: Final = 4
 """An export may unpack to this many times `max_gigabytes`; FHIR text shrinks to a tenth at most when it is real."""
 _TYPE: Final = re.compile(r"^[A-Za-z]{1,64}$")
+_SECTIONS: Final = ("output", "error", "deleted")
+_NOT_NDJSON: Final = re.compile(r"html|xml|multipart|image/|pdf", re.IGNORECASE)
+_GZIP: Final = b"\x1f\x8b"
 _PATHS: Final = {"system": "$export", "patient": "Patient/$export", "group": "Group/{group}/$export"}
+
+
+class _Preparing(Later):
+    """The server is at work: the only end of a run, beside a lost connection, after which the same export goes on."""
+
+
+class _Miscounted(Transient):
+    """A whole file with another number of resources than announced: worth another try, not another run."""
 
 
 @dataclass(frozen=True)
@@ -65,104 +76,13 @@ class _Item:
     count: int | None
 
 
-def retry_after(answer: httpx.Response, otherwise: float) -> float:
-    """Seconds that the server asks us to wait, given as a number or as a date."""
-    value = answer.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return otherwise
-
-
-@contextlib.contextmanager
-def _in_our_words() -> Iterator[None]:
-    import httpx
-
-    try:
-        yield
-    except httpx.ConnectError as error:
-        if "certificate" in str(error).lower():
-            raise FetchProblem("the FHIR server's TLS certificate is not valid for it; check base_url") from None
-        raise Transient("the FHIR server cannot be reached") from None
-    except httpx.TransportError:
-        raise Transient("the connection to the FHIR server was lost or too slow") from None
-    except (httpx.InvalidURL, httpx.DecodingError):
-        raise FetchProblem("the FHIR server's answer cannot be read") from None
-
-
-class BulkClient:
-    """A session with one server: requests with token and time-outs, errors as `FetchProblem`."""
-
-    def __init__(self, settings: FhirBulkConnector) -> None:
-        import ssl
-
-        import httpx
-
-        self.settings = settings
-        try:
-            verify = ssl.create_default_context(cafile=str(settings.ca_file)) if settings.ca_file else True
-        except (OSError, ssl.SSLError):
-            raise FetchProblem("the ca_file of the FHIR server cannot be read") from None
-        self._http = httpx.Client(
-            timeout=settings.timeout_seconds, verify=verify, follow_redirects=False, trust_env=False
-        )
-        self._tokens = TokenSource(self._http, settings.auth) if settings.auth else None
-
-    def __enter__(self) -> BulkClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    @contextlib.contextmanager
-    def stream(self, method: str, url: str, headers: dict[str, str], with_token: bool = True) -> Iterator[Any]:
-        """An answer other than 401, 429 and 5xx; a refused token is renewed once."""
-        if not is_encrypted_or_local(url):
-            raise FetchProblem("the FHIR server names an address that is not https")
-        with _in_our_words():
-            for last in (False, True):
-                token = self._tokens.token() if self._tokens and with_token else ""
-                sent = headers | ({"Authorization": f"Bearer {token}"} if token else {})
-                with self._http.stream(method, url, headers=sent) as answer:
-                    if answer.status_code == 401 and self._tokens and with_token and not last:
-                        self._tokens.token(refused=token)
-                        continue
-                    if answer.status_code in (401, 403):
-                        raise FetchProblem(f"the FHIR server refuses us ({answer.status_code}); check auth and scopes")
-                    if answer.status_code == 429 or answer.status_code >= 500:
-                        raise Transient(
-                            f"the FHIR server answered {answer.status_code}", retry_after(answer, 0), answer.status_code
-                        )
-                    yield answer
-                    return
-
-    def ask(self, method: str, url: str, headers: dict[str, str]) -> tuple[httpx.Response, Any]:
-        """A short answer and its JSON, with retries."""
-
-        def once() -> tuple[httpx.Response, Any]:
-            with self.stream(method, url, headers) as answer:
-                body = b""
-                for chunk in answer.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise FetchProblem("the FHIR server's answer is too large")
-            try:
-                return answer, json.loads(body) if body else None
-            except (ValueError, RecursionError):
-                return answer, None
-
-        result: tuple[httpx.Response, Any] = retrying(self.settings)(once)
-        return result
-
-
 def _kick_off(client: BulkClient, since: str | None) -> str:
     """Start an export; returns the address of its status."""
     s = client.settings
     import httpx
 
-    parameters = {"_outputFormat": "application/fhir+ndjson", "_type": ",".join(s.types)}
+    # `_outputFormat` is left out: NDJSON is its default, and servers differ in the names that they know for it.
+    parameters = {"_type": ",".join(s.types)}
     if since:
         parameters["_since"] = since
     if s.type_filters:
@@ -171,7 +91,8 @@ def _kick_off(client: BulkClient, since: str | None) -> str:
     answer, _ = client.ask("GET", url, {"Accept": "application/fhir+json", "Prefer": "respond-async"})
     status = str(answer.headers.get("Content-Location", ""))
     if answer.status_code != 202 or not status:
-        raise FetchProblem(f"the FHIR server does not start an export ({answer.status_code}); check level and types")
+        reason = f"the FHIR server does not start an export ({answer.status_code}); check base_url, level and types"
+        raise FetchProblem(reason)
     return urljoin(f"{s.base_url}/", status)
 
 
@@ -186,22 +107,47 @@ def _poll(client: BulkClient, status_url: str) -> State | None:
         if answer.status_code in (404, 410):
             return None
         if answer.status_code != 202:
-            raise FetchProblem(f"the FHIR server's export failed ({answer.status_code}); ask the clinic")
-        pause = retry_after(answer, s.poll_seconds)
+            reason = f"the FHIR server's export failed ({answer.status_code}); the next run starts another"
+            raise FetchProblem(f"{reason}, ask the clinic if that does not help")
+        pause = max(retry_after(answer, s.poll_seconds), min(s.poll_seconds, 1.0))
         if time.monotonic() + pause > until:
-            raise Later("the FHIR server is still preparing the export; the next run goes on")
+            raise _Preparing("the FHIR server is still preparing the export; the next run goes on")
         time.sleep(pause)
 
 
-def _items(manifest: State, types: Collection[str]) -> list[_Item]:
+def _entries(manifest: State, section: str) -> list[State]:
+    entries = manifest.get(section) or []
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
+    return entries
+
+
+def _all_pages(client: BulkClient, manifest: State, status_url: str) -> State:
+    """The manifest with the entries of the pages that it links to."""
+    whole = manifest | {section: _entries(manifest, section) for section in _SECTIONS}
+    for _ in range(MAX_PAGES):
+        links = [e.get("url") for e in _entries(manifest, "link") if e.get("relation") == "next"]
+        if not links:
+            return whole
+        following = _poll(client, urljoin(status_url, str(links[0])))
+        if following is None:
+            raise Later("the FHIR server forgot a part of its manifest; the next run starts another export")
+        manifest = following
+        for section in _SECTIONS:
+            whole[section] = [*whole[section], *_entries(manifest, section)]
+    raise FetchProblem(f"the FHIR server's manifest has more than {MAX_PAGES} pages")
+
+
+def _items(manifest: State, types: Collection[str], status_url: str) -> list[_Item]:
     """The files to fetch, in manifest order, under names of ours. Types that we did not ask for are left."""
     numbers: dict[str, int] = {}
     items = []
-    for section in ("output", "error", "deleted"):
-        for entry in manifest.get(section) or ():
+    for section in _SECTIONS:
+        for entry in _entries(manifest, section):
             kind, url, count = entry.get("type"), entry.get("url"), entry.get("count")
             if not isinstance(url, str) or not isinstance(kind, str) or not _TYPE.match(kind):
                 raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
+            url = urljoin(status_url, url)
             if section == "output" and kind not in types:
                 continue
             stem = {"output": kind, "error": "OperationOutcome", "deleted": "deleted"}[section]
@@ -253,6 +199,19 @@ def _total_length(answer: httpx.Response, done: int) -> int | None:
     return int(length) if length.isdigit() else None
 
 
+def _version(answer: httpx.Response) -> State:
+    """What tells one version of a file from another; refuses an answer that is no file of resources."""
+    if answer.status_code not in (200, 204, 206):
+        raise Later(f"the FHIR server answered {answer.status_code} for a file; the next run starts another export")
+    if _NOT_NDJSON.search(answer.headers.get("Content-Type", "")):
+        raise FetchProblem("the FHIR server answered with something other than NDJSON for a file; ask the clinic")
+    encoding = answer.headers.get("Content-Encoding", "").lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip"):
+        raise FetchProblem("the FHIR server packs a file in a way that we did not ask for; ask the clinic for gzip")
+    etag = answer.headers.get("ETag", "")
+    return {"etag": "" if etag.startswith("W/") else etag, "encoding": encoding}
+
+
 def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, allowance: _Allowance) -> None:
     """One file: resumed where the server lets us, restarted where it changed, verified by length and count."""
     part = folder / f"{item.name}.part"
@@ -269,17 +228,11 @@ def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, a
         headers = {"Accept": "application/fhir+ndjson", "Accept-Encoding": "gzip"}
         if done:
             headers |= {"Range": f"bytes={done}-", "If-Range": known["etag"]}
-        with client.stream("GET", item.url, headers, with_token) as answer:
+        with client.stream("GET", item.url, headers, with_token, MAX_REDIRECTS) as answer:
             if answer.status_code == 416:
                 restart()
                 raise Transient("the FHIR server's file changed")
-            if answer.status_code not in (200, 206):
-                raise Later(f"the FHIR server answered {answer.status_code} for a file; the next run asks anew")
-            etag = answer.headers.get("ETag", "")
-            version = {
-                "etag": "" if etag.startswith("W/") else etag,
-                "zipped": answer.headers.get("Content-Encoding", "") == "gzip",
-            }
+            version = _version(answer)
             if answer.status_code == 200 or version != known:
                 if answer.status_code == 206:
                     restart()
@@ -294,28 +247,32 @@ def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, a
                     done += len(chunk)
         if total is not None and done != total:
             raise Transient("a file of the FHIR server ended early")
-        zipped = bool(version["zipped"])
+        # By its content: object stores send a zipped file as it is, proxies unpack one and still call it zipped.
+        with part.open("rb") as file:
+            zipped = file.read(2) == _GZIP
         try:
             counted = count_resources(part, zipped, client.settings.max_gigabytes * 2**30 * UNPACKED_FACTOR)
         except (OSError, EOFError, zlib.error):
             counted = -1
         if counted < 0 or item.count not in (None, counted):
             restart()
-            raise Transient("a file of the FHIR server holds another count of resources than its manifest says")
+            raise _Miscounted("a file of the FHIR server holds another count of resources than its manifest says")
         finish(part, folder / (item.name + (".gz" if zipped else "")))
 
     with_progress(client.settings, part, step)
 
 
-def _download_all(client: BulkClient, manifest: State, folder: Path) -> None:
+def _download_all(client: BulkClient, manifest: State, status_url: str, folder: Path) -> None:
     allowance = _Allowance(client.settings.max_gigabytes * 2**30)
-    with_token = manifest.get("requiresAccessToken") is not False
-    items = _items(manifest, client.settings.types)
+    asked = manifest.get("requiresAccessToken")
+    items = _items(manifest, client.settings.types, status_url)
     stop = threading.Event()
 
     def one(item: _Item) -> None:
         if stop.is_set():
             return
+        # Where the manifest does not say, other hosts see no token.
+        with_token = asked if isinstance(asked, bool) else same_origin(item.url, client.settings.base_url)
         try:
             _download(client, item, folder, with_token, allowance)
         except BaseException:
@@ -351,32 +308,54 @@ def _asked(settings: FhirBulkConnector) -> str:
     return hashlib.sha256(what.encode()).hexdigest()
 
 
-def _started(client: BulkClient, record: Path) -> tuple[State, State]:
+def _started(client: BulkClient, record: Path, day: date) -> tuple[State, State]:
     """The export that is under way, or a new one, and its manifest; remembered, so that a kill loses nothing."""
     state = load_state(record)
     done = {k: v for k, v in state.items() if k != "pending"}
     asked = _asked(client.settings)
     pending = state.get("pending")
+    if pending and date.fromisoformat(pending.get("day", day.isoformat())) < day - PATIENCE:
+        _dismiss(client, pending)
+        pending = None
     try:
         manifest = _poll(client, pending["status"]) if pending and pending.get("asked") == asked else None
         if manifest is None:
             known = client.settings.incremental and done.get("asked") == asked
             since = done.get("transaction_time") if known else None
-            pending = {"since": since, "asked": asked, "status": _kick_off(client, since)}
+            status = _kick_off(client, since)
+            pending = {"since": since, "asked": asked, "status": status, "day": day.isoformat()}
             save_state(record, done | {"pending": pending})
-            manifest = _poll(client, pending["status"])
+            manifest = _poll(client, status)
     except Transient as problem:
         if problem.status >= 500:  # by the standard, the export itself has failed
             save_state(record, done)
         raise
     if manifest is None or pending is None:
-        save_state(record, done)
         raise Later("the FHIR server forgot the export; the next run starts another")
-    return pending, manifest
+    return pending, _all_pages(client, manifest, pending["status"])
+
+
+def _dismiss(client: BulkClient, pending: State) -> None:
+    """Tell the server that the export is not needed any more: a courtesy, so it does not matter if that fails."""
+    with contextlib.suppress(FetchProblem):
+        client.ask("DELETE", pending["status"], {})
 
 
 def _one_export(client: BulkClient, inbox: Path, day: date) -> None:
-    pending, manifest = _started(client, inbox / STATE)
+    record = inbox / STATE
+    try:
+        _fetch_export(client, inbox, day)
+    except _Preparing:
+        raise
+    except FetchProblem as problem:
+        # What is tried again goes on with the same export. Whatever else was wrong with it will be wrong tomorrow.
+        if not isinstance(problem, Transient) or isinstance(problem, _Miscounted):
+            save_state(record, {k: v for k, v in load_state(record).items() if k != "pending"})
+        raise
+
+
+def _fetch_export(client: BulkClient, inbox: Path, day: date) -> None:
+    pending, manifest = _started(client, inbox / STATE, day)
     moment, since = manifest.get("transactionTime"), pending["since"]
     if not isinstance(moment, str) or len(moment) > 64:
         raise FetchProblem("the FHIR server's manifest has no transactionTime")
@@ -386,9 +365,8 @@ def _one_export(client: BulkClient, inbox: Path, day: date) -> None:
         shutil.rmtree(building, ignore_errors=True)
         make_directory(building)
         save_state(building / SCOPE_FILE, scope)
-    _download_all(client, manifest, building)
+    _download_all(client, manifest, pending["status"], building)
     if not final.exists():
         publish(building, final)
     save_state(inbox / STATE, {"day": day.isoformat(), "transaction_time": moment, "asked": pending["asked"]})
-    with contextlib.suppress(FetchProblem):  # a courtesy to the server: the export is here
-        client.ask("DELETE", pending["status"], {})
+    _dismiss(client, pending)

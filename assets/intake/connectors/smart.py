@@ -90,12 +90,16 @@ class TokenSource:
             if answer.status_code != 200:
                 code = body.get("error") if body.get("error") in _ERRORS else answer.status_code
                 raise FetchProblem(f"the token server refused us ({code}); check client_id, key_id, key and scopes")
-            if not isinstance(body.get("access_token"), str) or str(body.get("token_type", "")).lower() != "bearer":
+            if (
+                not isinstance(body.get("access_token"), str)
+                or str(body.get("token_type", "bearer")).lower() != "bearer"
+            ):
                 raise FetchProblem("the token server answered without a bearer token")
             granted = str(body.get("scope", " ".join(self._settings.scopes))).split()
             missing = [s for s in self._settings.scopes if not any(grants(g, s) for g in granted)]
             if missing:
-                raise FetchProblem(f"the token server did not grant the scope {missing[0]}")
+                reason = f"the token server did not grant the scope {missing[0]}"
+                raise FetchProblem(f"{reason}; name under scopes what it grants, by resource type")
             self._token = body["access_token"]
             lifetime = body.get("expires_in")
             self._until = time.monotonic() + (lifetime if isinstance(lifetime, int | float) else 300) - EARLY_SECONDS
