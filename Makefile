@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder # two files at a time, in the order of tests/conftest.py
 export PYTHONDONTWRITEBYTECODE := # what is compiled once is kept, whatever the caller's environment says
 
 .PHONY: run test test-ckan audit bench ui web lint clean sbom dist vulnerabilities
@@ -23,7 +24,7 @@ run: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## a synthetic city year, fr
 	$(BIN)/digitalstadt run --demo
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest $(PYTEST) # PYTEST="-n 2 --dist loadfile": two files at a time
+	$(BIN)/python -m pytest $(PYTEST)
 
 ui: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## Dagster on http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml

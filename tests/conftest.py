@@ -17,7 +17,13 @@ from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole runs come first: they take longest, and what runs side by side shall end together."""
+    items.sort(key=lambda item: item.path.parent not in (TESTS, TESTS / "deploy", TESTS / "faults"))
 
 
 @pytest.fixture(scope="session")
