@@ -275,6 +275,8 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
         fresh = gone.filter(pc.invert(gone.column("erased_before")))
         original, raw = _erase_original(lake, gone, fresh, theirs.select(["clinic", "case_id"]), days, on)
         counts |= original
+    else:
+        lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase
     if any(counts.values()) or raw.lines or raw.files:
         hashes = patient_hashes(gone, lake.keys).column("key").to_pylist() if gone.num_rows else []
         about = {"rows": counts, "landing": {"lines": raw.lines, "files": raw.files}}

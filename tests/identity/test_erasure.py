@@ -23,6 +23,7 @@ from assets.consent.tombstones import bury
 from assets.consent.tombstones import recognise as recognise_consents
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK, recognise
@@ -207,6 +208,25 @@ def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_do
         if whole:
             break
     assert last > 20
+
+
+def test_who_is_permitted_again_after_an_interrupted_erasure_is_not_erased_later(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    hospital_week(deliver)
+    run(0, 5)
+    denied = fhir_consent("GONEfhir", kind="deny", on="2025-01-04", ident="w1")
+    deliver("klinik-nord", START + timedelta(6), {"Consent.ndjson": [denied]})
+    with monkeypatch.context() as patch:
+        patch.setattr(erasure, "bury", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(6)
+    assert lake.read_record(erasure.BEGUN)
+    signed = fhir_consent("GONEfhir", on="2025-01-05", ident="again")
+    deliver("klinik-nord", START + timedelta(7), {"Consent.ndjson": [signed]})
+    run(6, 7)
+    assert lake.read_record(erasure.BEGUN) is None
+    assert "GONEfhir" in lake.read("consent_register", CONSENT_PROVISIONS).column("patient_id").to_pylist()
 
 
 def test_the_erasure_record_is_machine_readable_and_holds_no_value(run: Run, lake: Lake, deliver: Callable[..., Path]):
