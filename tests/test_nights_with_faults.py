@@ -66,8 +66,8 @@ def night(lake: Lake, city: City, days: Sequence[date], fails: str | None) -> No
 
 
 def withdraw(folder: Path, rng: random.Random, patients: list[str]) -> str:
-    """One withdrawal of this day, in the export of the clinic that delivers FHIR; who withdrew."""
-    who = patients.pop(rng.randrange(len(patients)))
+    """One withdrawal of this day, in the export of the clinic that delivers FHIR, by one of `patients`; who withdrew."""
+    who = rng.choice(patients)
     document = {"resourceType": "Consent", "id": f"withdrawal-{who}", "status": "active",
                 "patient": {"reference": f"Patient/{who}"}, "dateTime": f"{folder.name}T12:00:00+01:00",
                 "provision": {"type": "deny", "provision": [{"type": "deny", "code": [{"coding": [
@@ -115,14 +115,18 @@ def month(world: Path, lake: Lake, city: City, faulty: bool) -> list[str]:
 def twins(tmp_path_factory: pytest.TempPathFactory, city: City) -> Any:
     root = tmp_path_factory.mktemp("month")
     world = root / "world"
-    generate(world, city, patients=2_000, days=NIGHTS, seed=11, dirt=0.02)
+    generate(world, city, patients=3_000, days=NIGHTS, seed=11, dirt=0.02)
     truth = pd.read_parquet(world / "truth" / "cases.parquet")
     nord = truth[(truth["clinic"] == "klinik-nord") & truth["consented"]]
-    patients, rng, withdrawn = sorted(set(nord["patient_id"])), random.Random(SEED), set()
+    # Patients sign at their first admission: who withdraws before that signs again later, and is permitted.
+    signed, rng, withdrawn = nord.groupby("patient_id")["admitted_on"].min(), random.Random(SEED), set()
     for n in range(NIGHTS):
-        folder = world / "inbox" / "klinik-nord" / str(city.start + timedelta(n))
-        if folder.exists():
+        day = city.start + timedelta(n)
+        folder = world / "inbox" / "klinik-nord" / str(day)
+        patients = sorted(set(signed[signed <= day].index) - withdrawn)
+        if folder.exists() and patients:
             withdrawn.add(withdraw(folder, rng, patients))
+    assert len(withdrawn) >= NIGHTS - 2
     truth["withdrawn"] = (truth["clinic"] == "klinik-nord") & truth["patient_id"].isin(withdrawn)
     create_keys(root / "keys")
     with pytest.MonkeyPatch.context() as patch:
