@@ -28,7 +28,7 @@ from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
-FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)$"
+FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
 FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
 """Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
 

@@ -98,7 +98,7 @@ CONSENT_PROVISIONS: Final = pa.schema(
         _text("consent_id", "the clinic's own id of the consent document (original identifier)"),
         _text("status", "Consent.status; only active grants"),
         _field("declared_at", pa.timestamp("us"), "Consent.dateTime as Europe/Berlin wall time"),
-        _text("policy_uri", "version of the consent document"),
+        _text("policy_uri", "versions of the consent document, separated by blanks"),
         _text("code", "provision code without urn:oid:; `*` stands for all codes"),
         _text("decision", "permit | deny"),
         _day("valid_from", "first day, inclusive; null where not readable"),

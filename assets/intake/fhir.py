@@ -23,19 +23,34 @@ from assets.lake.engine import load
 def _macros(time_zone: str) -> str:
     """SQL helpers: reference → id, FHIR date(-time) → local calendar day, code of a nested extension.
 
-    They run on every line, so a cheap test stands before what is dear.
+    They run on every line, so a cheap test stands before what is dear. A reference to another type, to what is
+    contained in the line itself (`#`) or to whatever a search finds (`?`) names nobody: ids repeat between them.
+    `icd_of`: the first code that may stand alone, not its manifestation (`*`) or addition (`!`). `home`: neither a
+    former address nor a post box; postal codes of other countries repeat ours.
     """
     zone = time_zone.replace("'", "")
     return f"""
-    CREATE MACRO ref_id(r) AS CASE WHEN strlen(r) < 2048 THEN nullif(split_part(split_part(
-        CASE WHEN contains(r, '/_history/') THEN split_part(r, '/_history/', 1) ELSE r END, '/', -1), ':', -1), '') END;
+    CREATE MACRO named(r, kind) AS CASE WHEN split_part(r, '/', -2) = kind THEN nullif(split_part(r, '/', -1), '') END;
+    CREATE MACRO ref_id(r, kind) AS CASE WHEN strlen(r) >= 2048 OR starts_with(r, '#') OR contains(r, '?') THEN NULL
+        WHEN contains(r, '/_history/') THEN named(split_part(r, '/_history/', 1), kind)
+        WHEN contains(r, '/') THEN named(r, kind) ELSE nullif(split_part(r, ':', -1), '') END;
     CREATE MACRO wall(t) AS CASE
-        WHEN regexp_matches(t, '(Z|[+-][0-9]{{2}}:[0-9]{{2}})$') THEN timezone('{zone}', try_cast(t AS TIMESTAMPTZ))
+        WHEN regexp_matches(t, 'T[0-9:.]+(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$') THEN timezone('{zone}', try_cast(t AS TIMESTAMPTZ))
         WHEN regexp_matches(t, '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}') THEN try_cast(t AS TIMESTAMP) END;
     CREATE MACRO local_day(t) AS CASE WHEN strlen(t) = 10 AND CAST(try_cast(t AS DATE) AS VARCHAR) = t THEN try_cast(t AS DATE)
         ELSE CAST(wall(t) AS DATE) END;
     CREATE MACRO coding_of(codings, sys) AS list_filter(codings, lambda c: c.system LIKE sys)[1];
     CREATE MACRO coded(codings, sys) AS coding_of(codings, sys).code;
+    CREATE MACRO beside(c) AS coalesce(list_has_any(list_transform(list_filter(c.extension,
+        lambda e: e.url LIKE '%mehrfachcodierungs-kennzeichen'), lambda e: e.valueCoding.code), ['*', '!']), false);
+    CREATE MACRO icd_of(codings) AS CASE WHEN len(codings) > 1 THEN coalesce(list_filter(codings,
+        lambda c: c.system LIKE '%/icd-10-gm' AND NOT beside(c))[1], coding_of(codings, '%/icd-10-gm'))
+        ELSE coding_of(codings, '%/icd-10-gm') END;
+    CREATE MACRO home(addresses) AS list_filter(addresses, lambda a: a.postalCode IS NOT NULL
+        AND a.use IS DISTINCT FROM 'old' AND a.type IS DISTINCT FROM 'postal')[1];
+    CREATE MACRO german_code(a) AS CASE WHEN a.country IS NULL
+        OR upper(trim(a.country)) IN ('DE', 'DEU', 'D', '276', 'DEUTSCHLAND', 'GERMANY') THEN a.postalCode END;
+    CREATE MACRO stated(provisions) AS list_transform(provisions, lambda p: {{'type': p.type, 'period': p.period, 'code': p.code}});
     CREATE MACRO coded_in(concepts, sys) AS coded(flatten(list_transform(concepts, lambda t: t.coding)), sys);
     CREATE MACRO sub_code(extensions, outer_url, inner_url) AS
         list_filter(list_filter(extensions, lambda e: e.url LIKE outer_url)[1].extension,
@@ -60,11 +75,13 @@ FIELDS: Final = {
   try_cast(r.birthDate[9:10] AS TINYINT) AS birth_day,
   CASE r.gender WHEN 'male' THEN 'm' WHEN 'female' THEN 'w' WHEN 'other' THEN 'other' WHEN 'unknown' THEN 'other'
        ELSE CASE WHEN r.gender IS NULL THEN 'other' END END AS sex,
-  r.address[1].postalCode AS postal_code, local_day(r.deceasedDateTime) AS deceased_on""",
+  german_code(home(r.address)) AS postal_code, local_day(r.deceasedDateTime) AS deceased_on""",
     "Encounter": """
-  ref_id(r.partOf.reference) AS parent, ref_id(r.subject.reference) AS patient_id, r.status AS fhir_status,
-  r.class.code AS class_code, coded_in(r.type, '%Kontaktebene') AS level, coded_in(r.type, '%kontaktart-de') AS contact_kind,
-  upper(r.hospitalization.admitSource.coding[1].code) AS admission_cause,
+  CASE WHEN r.partOf IS NOT NULL THEN coalesce(ref_id(r.partOf.reference, 'Encounter'), '#') END AS parent,
+  ref_id(r.subject.reference, 'Patient') AS patient_id, r.status AS fhir_status,
+  CASE r.class.code WHEN 'I' THEN 'IMP' WHEN 'E' THEN 'EMER' ELSE r.class.code END AS class_code, coded_in(r.type, '%Kontaktebene') AS level, coded_in(r.type, '%kontaktart-de') AS contact_kind,
+  upper(coalesce(coded(r.hospitalization.admitSource.coding, '%Aufnahmeanlass'),
+    list_filter(r.hospitalization.admitSource.coding, lambda c: c.system IS NULL)[1].code)) AS admission_cause,
   sub_code(r.extension, '%Aufnahmegrund', 'ErsteUndZweiteStelle')
     || coalesce(sub_code(r.extension, '%Aufnahmegrund', 'DritteStelle'), '0')
     || coalesce(sub_code(r.extension, '%Aufnahmegrund', 'VierteStelle'), '0') AS admission_reason,
@@ -74,25 +91,29 @@ FIELDS: Final = {
     AS discharge_reason,
   coded(r.serviceType.coding, '%Fachabteilungsschluessel%') AS department, r.diagnosis AS diagnosis""",
     "Condition": """
-  ref_id(r.encounter.reference) AS contact, r.verificationStatus.coding[1].code AS verification,
-  coded(r.code.coding, '%/icd-10-gm') AS code,
-  list_filter(coding_of(r.code.coding, '%/icd-10-gm').extension, lambda e: e.url LIKE '%diagnosesicherheit')[1].valueCoding.code
+  ref_id(r.encounter.reference, 'Encounter') AS contact, r.verificationStatus.coding[1].code AS verification,
+  icd_of(r.code.coding).code AS code,
+  list_filter(icd_of(r.code.coding).extension, lambda e: e.url LIKE '%diagnosesicherheit')[1].valueCoding.code
     AS certainty""",
     "Procedure": """
-  ref_id(r.subject.reference) AS patient_id, ref_id(r.encounter.reference) AS contact, r.status AS status,
+  ref_id(r.subject.reference, 'Patient') AS patient_id, ref_id(r.encounter.reference, 'Encounter') AS contact,
+  r.status AS status,
   trim(coded(r.code.coding, '%/ops')) AS ops_code,
   local_day(coalesce(r.performedDateTime, r.performedPeriod.start)) AS performed_on""",
     "Consent": """
-  ref_id(r.patient.reference) AS patient_id, r.status AS status, wall(r.dateTime) AS declared_at,
-  r.policy[1].uri AS policy_uri, r.provision.provision AS provisions""",
+  ref_id(r.patient.reference, 'Patient') AS patient_id, r.status AS status, wall(r.dateTime) AS declared_at,
+  nullif(array_to_string(list_transform(r.policy, lambda p: p.uri), ' '), '') AS policy_uri,
+  list_concat(stated(r.provision.provision), list_filter(stated(flatten(list_transform(r.provision.provision,
+    lambda p: p.provision))), lambda p: p.type IS DISTINCT FROM 'permit')) AS provisions""",
 }
 
 CASES_SQL: Final = f"""
 CREATE TEMP TABLE contacts AS SELECT DISTINCT id, parent FROM "Encounter";
 CREATE TEMP TABLE named AS
-SELECT contact, ref_id(d.condition.reference) AS condition_id,
-  CASE WHEN list_contains(uses, 'cause-of-death') THEN 8 WHEN list_contains(uses, 'CC') THEN 0
-       WHEN list_contains(uses, 'DD') THEN 1 WHEN list_contains(uses, 'AD') THEN 2 ELSE 7 END AS use_order,
+SELECT contact, ref_id(d.condition.reference, 'Condition') AS condition_id,
+  CASE WHEN list_has_any(uses, ['hospital-main-diagnosis', 'principle-DRG']) THEN 0
+       WHEN list_contains(uses, 'cause-of-death') THEN 8 WHEN list_contains(uses, 'CC') THEN 1
+       WHEN list_contains(uses, 'DD') THEN 2 WHEN list_contains(uses, 'AD') THEN 3 ELSE 7 END AS use_order,
   coalesce(d.rank, 99) AS place
 FROM (SELECT *, list_transform(d.use.coding, lambda u: u.code) AS uses
       FROM (SELECT id AS contact, unnest(diagnosis) AS d FROM "Encounter"));
@@ -117,7 +138,8 @@ FROM "Patient";
 """
 
 # A diagnosis belongs to a case by Encounter.diagnosis (of the case or of a contact below it) or by
-# Condition.encounter. Principal: use CC before DD before AD, then rank; without a use, only if it is alone.
+# Condition.encounter. Principal: the hospital's main diagnosis (code system KontaktDiagnoseProzedur), then use CC
+# before DD before AD, then rank; without a use, only if it is alone.
 _CASE_OF_SQL: Final = """
 CREATE TEMP TABLE case_of AS
 SELECT id AS contact, id AS case_id FROM contacts WHERE parent IS NULL
@@ -130,7 +152,7 @@ WHERE c.parent IS NOT NULL;
 _ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
 SELECT source_file, source_line, id AS condition_id, contact, code, certainty
-FROM "Condition" WHERE verification IS DISTINCT FROM 'entered-in-error' AND code IS NOT NULL;
+FROM "Condition" WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'refuted') AND code IS NOT NULL;
 """
 DIAGNOSES_SQL: Final = f"""
 {_CASE_OF_SQL}
@@ -151,7 +173,7 @@ WITH ranked AS (
 SELECT {_PROVENANCE}, case_id, patient_id,
   CASE WHEN regexp_full_match(code, '[A-Z0-9.]*') THEN code
     ELSE regexp_replace(upper(trim(code)), '[^A-Z0-9.]', '', 'g') END AS icd_code,
-  CASE WHEN nth = 1 AND (use_order <= 2 OR next IS NULL) THEN 'principal' ELSE 'secondary' END AS role, certainty
+  CASE WHEN nth = 1 AND (use_order <= 3 OR next IS NULL) THEN 'principal' ELSE 'secondary' END AS role, certainty
 FROM ranked;
 """
 
@@ -162,6 +184,7 @@ FROM "Procedure" p JOIN case_of o ON o.contact = p.contact
 WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
+# What is denied inside a permit counts as denied; a denial whose code cannot be read denies every code (`*`).
 # A consent without nested provisions still counts: its status may withdraw an earlier version (code `*`). So does
 # a deleted one: it ends what its earlier versions granted, whoever the patient was.
 CONSENT_SQL: Final = f"""
@@ -170,14 +193,15 @@ WITH provisions AS (
   SELECT *, unnest(CASE WHEN len(provisions) > 0 THEN provisions
     ELSE [{{'type': 'none', 'period': {{'start': NULL, 'end': NULL}}, 'code': NULL}}] END) AS p FROM "Consent"),
 codes AS (
-  SELECT *, unnest(CASE WHEN len(p.code) > 0 THEN flatten(list_transform(p.code, lambda c: c.coding))
-    ELSE [{{'system': NULL, 'code': '*'}}] END) AS c FROM provisions)
+  SELECT *, unnest(CASE WHEN len(flatten(list_transform(p.code, lambda c: c.coding))) > 0
+    THEN list_transform(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: coalesce(c.code, '*')) ELSE ['*'] END)
+    AS code FROM provisions)
 SELECT {_PROVENANCE}, patient_id, id AS consent_id, status, declared_at, policy_uri,
-  regexp_replace(c.code, '^urn:oid:', '') AS code, p.type AS decision,
+  regexp_replace(code, '^urn:oid:', '') AS code, p.type AS decision,
   local_day(p.period.start) AS valid_from, local_day(p.period.end) AS valid_to,
   (local_day(p.period.start) IS NOT NULL AND (p.period.end IS NULL OR local_day(p.period.end) IS NOT NULL))
     AS period_readable
-FROM codes WHERE c.code = '*' OR regexp_replace(c.code, '^urn:oid:', '') LIKE '{CONSENT_CODE_SYSTEM}.%'
+FROM codes WHERE code = '*' OR regexp_replace(code, '^urn:oid:', '') LIKE '{CONSENT_CODE_SYSTEM}.%'
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),

@@ -35,7 +35,7 @@ _HEAD: Final = '"resourceType":"VARCHAR","id":"VARCHAR","meta":{"lastUpdated":"V
 # What is read of each resource type; anything else in a line is never looked at.
 STRUCTURES: Final = {
     "Patient": f"""{{{_HEAD},"birthDate":"VARCHAR","gender":"VARCHAR",
-        "deceasedDateTime":"VARCHAR","address":[{{"postalCode":"VARCHAR"}}],
+        "deceasedDateTime":"VARCHAR","address":[{{"use":"VARCHAR","type":"VARCHAR","country":"VARCHAR","postalCode":"VARCHAR"}}],
         "identifier":[{{"system":"VARCHAR","value":"VARCHAR"}}]}}""",
     "Encounter": f"""{{{_HEAD},"status":"VARCHAR","class":{{"code":"VARCHAR"}},
         "type":[{_CODING}],"partOf":{_REFERENCE},"subject":{_REFERENCE},"period":{_PERIOD},
@@ -49,7 +49,8 @@ STRUCTURES: Final = {
         "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
     "Consent": f"""{{{_HEAD},"status":"VARCHAR","patient":{_REFERENCE},
         "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"provision":{{"type":"VARCHAR","period":{_PERIOD},
-        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}]}}]}}}}""",
+        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
+        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}]}}]}}]}}}}""",
 }
 _BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",
     "request":{"method":"VARCHAR","url":"VARCHAR"}}]}"""

@@ -1,0 +1,228 @@
+"""What a line of FHIR says, where German exports say it in several ways: who, where, which case, which diagnosis, which consent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import pytest
+
+from assets.consent.rule import decide
+from assets.contract.city import City
+from assets.contract.codes import CONSENT_CODE_SYSTEM
+from assets.intake.connector import landed, pull
+from assets.intake.read import read_exports
+from assets.lake.lake import Lake
+
+DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
+PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1980"}
+ENCOUNTER = {"resourceType": "Encounter", "id": "e", "status": "finished", "class": {"code": "IMP"},
+             "subject": {"reference": "Patient/p"}, "period": {"start": "2025-01-05", "end": "2025-01-06"}}  # fmt: skip
+ICD, ROLE = "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "http://terminology.hl7.org/CodeSystem/diagnosis-role"
+USE = "http://fhir.de/CodeSystem/KontaktDiagnoseProzedur"
+FULL_WITHDRAWAL = "urn:oid:2.16.840.1.113883.3.1937.777.24.2.2718"
+
+
+def permit(*codes: int, **more: Any) -> dict[str, Any]:
+    coded = [{"coding": [{"code": f"{CONSENT_CODE_SYSTEM}.{c}"}]} for c in codes]
+    return {"type": "permit", "period": {"start": "2024-01-01"}, "code": coded, **more}
+
+
+def consent(*provisions: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"resourceType": "Consent", "id": "k", "status": "active", "patient": {"reference": "Patient/p"},
+            "dateTime": "2024-01-01", "provision": {"type": "deny", "provision": list(provisions)}, **more}  # fmt: skip
+
+
+def condition(name: str, *codings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"resourceType": "Condition", "id": name, "code": {"coding": list(codings)}, **more}
+
+
+def icd(code: str, mark: str = "") -> dict[str, Any]:
+    url = "http://fhir.de/StructureDefinition/icd-10-gm-mehrfachcodierungs-kennzeichen"
+    return {"system": ICD, "code": code} | (
+        {"extension": [{"url": url, "valueCoding": {"code": mark}}]} if mark else {}
+    )
+
+
+@pytest.fixture
+def read(lake: Lake, city: City, deliver: Callable) -> Callable[..., Any]:
+    """Deliver resources of klinik-nord; the canonical tables."""
+
+    def run(*resources: dict[str, Any]) -> Any:
+        files: dict[str, str] = {}
+        for r in resources:
+            name = f"{r['resourceType']}.ndjson"
+            files[name] = files.get(name, "") + json.dumps(r) + "\n"
+        deliver("klinik-nord", DAY, files)
+        pull(lake, city, [DAY], TODAY)
+        tables, rejected = read_exports(landed(lake, city, [DAY]), city)
+        assert rejected == {}
+        return tables
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("reference", "patient"),
+    [
+        ("Patient/p", "p"),
+        ("https://h.example.org/fhir/Patient/p/_history/2", "p"),
+        ("urn:uuid:p", "p"),
+        ("p", "p"),
+        ("Group/p", None),  # ids repeat between types
+        ("https://h.example.org/fhir/Group/p", None),
+        ("#p", None),  # somebody else in every line
+        ("Patient?identifier=urn:x/p", None),
+        ("https://h.example.org/fhir/Patient?identifier=https://h.example.org/Patient/p", None),
+    ],
+)
+def test_a_reference_names_a_patient_or_nobody(read: Callable, reference: str, patient: str | None):
+    tables = read(PATIENT, ENCOUNTER | {"subject": {"reference": reference}})
+    assert tables["cases"].column("patient_id").to_pylist() == [patient]
+
+
+def test_a_diagnosis_is_a_condition_not_a_procedure_of_the_same_id(read: Callable):
+    named = [
+        {"condition": {"reference": r}, "use": {"coding": [{"code": "CC"}]}} for r in ("Procedure/c", "Condition/d")
+    ]
+    tables = read(PATIENT, ENCOUNTER | {"diagnosis": named}, condition("c", icd("A00.0")), condition("d", icd("I21.0")))
+    assert tables["diagnoses"].column("icd_code").to_pylist() == ["I21.0"]
+
+
+@pytest.mark.parametrize("parent", [{"reference": "Encounter/e"}, {"identifier": {"value": "4711"}}, {"display": "x"}])
+def test_a_contact_that_is_part_of_another_is_no_case_however_it_says_so(read: Callable, parent: dict):
+    tables = read(PATIENT, ENCOUNTER, ENCOUNTER | {"id": "f", "partOf": parent})
+    assert tables["cases"].column("case_id").to_pylist() == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "postal_code"),
+    [
+        ([{"postalCode": "64283"}], "64283"),
+        ([{"use": "old", "postalCode": "64285"}, {"use": "home", "postalCode": "64283"}], "64283"),
+        ([{"type": "postal", "postalCode": "64285"}, {"type": "both", "postalCode": "64283"}], "64283"),
+        ([{"city": "x"}, {"postalCode": "64283", "country": "de"}], "64283"),
+        ([{"postalCode": "64290", "country": "FR"}], None),
+        ([{"postalCode": "1010", "country": "AT"}], None),
+        ([{"type": "postal", "postalCode": "64285"}], None),
+        ([{"postalCode": "64283", "country": "Deutschland "}], "64283"),
+        ([], None),
+    ],
+)
+def test_a_patient_lives_where_the_address_is_not_old_no_box_and_not_abroad(read, addresses: list, postal_code):
+    tables = read(PATIENT | {"address": addresses})
+    assert tables["persons"].column("postal_code").to_pylist() == [postal_code]
+
+
+@pytest.mark.parametrize(
+    ("codings", "cause", "kind"),
+    [
+        ([{"system": "http://fhir.de/CodeSystem/dgkev/Aufnahmeanlass", "code": "N"}], "N", "emergency"),
+        ([{"system": "http://terminology.hl7.org/CodeSystem/admit-source", "code": "emd"},
+          {"system": "http://fhir.de/CodeSystem/dgkev/Aufnahmeanlass", "code": "N"}], "N", "emergency"),
+        ([{"system": "http://terminology.hl7.org/CodeSystem/admit-source", "code": "emd"}], None, "other"),
+        ([{"code": "n"}], "N", "emergency"),
+    ],
+)  # fmt: skip
+def test_the_cause_of_admission_is_the_german_code_among_others(read, codings: list, cause: str | None, kind: str):
+    tables = read(PATIENT, ENCOUNTER | {"hospitalization": {"admitSource": {"coding": codings}}})
+    assert tables["cases"].column("admission_cause").to_pylist() == [cause]
+    assert tables["cases"].column("admission_type").to_pylist() == [kind]
+
+
+@pytest.mark.parametrize(
+    ("code", "care"),
+    [("IMP", "inpatient"), ("I", "inpatient"), ("E", "emergency_visit"), ("O", "other"), ("SS", "other")],
+)
+def test_classes_of_version_2_count_like_those_of_version_3(read: Callable, code: str, care: str):
+    assert read(PATIENT, ENCOUNTER | {"class": {"code": code}})["cases"].column("care").to_pylist() == [care]
+
+
+@pytest.mark.parametrize(
+    ("start", "day"),
+    [
+        ("2025-01-01T00:00:00+01:00", date(2025, 1, 1)),
+        ("2024-12-31T23:00:00Z", date(2025, 1, 1)),
+        ("2024-12-31T23:00:00+0000", date(2025, 1, 1)),
+        ("2024-12-31T23:00:00.000+00", date(2025, 1, 1)),
+        ("2024-12-31T18:00:00-05:00", date(2025, 1, 1)),
+        ("2024-03-30T23:00:00Z", date(2024, 3, 31)),  # the clocks change at two o'clock
+        ("2024-10-26T22:00:00Z", date(2024, 10, 27)),
+        ("2024-10-27T23:00:00Z", date(2024, 10, 28)),
+        ("2025-01-01T00:00:00", date(2025, 1, 1)),
+        ("2025-01", None),
+    ],
+)
+def test_a_case_begins_on_the_calendar_day_of_the_city(read: Callable, start: str, day: date | None):
+    cases = read(PATIENT, ENCOUNTER | {"period": {"start": start}})["cases"]
+    assert cases.column("admitted_on").to_pylist() == [day]
+
+
+@pytest.mark.parametrize(
+    ("codings", "code"),
+    [
+        ([{"system": "http://snomed.info/sct", "code": "22298006"}, icd("I21.0")], "I21.0"),
+        ([icd("H36.0", "*"), icd("E11.30", "†")], "E11.30"),
+        ([icd("E11.30", "†"), icd("H36.0", "*")], "E11.30"),
+        ([icd("B95.6", "!"), icd("J15.2")], "J15.2"),
+        ([icd("H36.0", "*")], "H36.0"),
+    ],
+)
+def test_the_code_that_may_stand_alone_is_the_diagnosis(read: Callable, codings: list, code: str):
+    found = read(PATIENT, ENCOUNTER, condition("c", *codings, encounter={"reference": "Encounter/e"}))
+    assert found["diagnoses"].column("icd_code").to_pylist() == [code]
+
+
+def test_the_main_diagnosis_of_the_hospital_is_the_principal_one(read: Callable):
+    """MII core data set 2026: `KontaktDiagnoseProzedur` beside the roles of HL7, on any diagnosis of the list."""
+    uses = [[(ROLE, "DD")], [(USE, "hospital-main-diagnosis"), (ROLE, "DD")], [(USE, "treatment-diagnosis")]]
+    named = [{"condition": {"reference": f"Condition/c{i}"}, "use": {"coding": [{"system": s, "code": c} for s, c in use]}}
+             for i, use in enumerate(uses)]  # fmt: skip
+    found = read(PATIENT, ENCOUNTER | {"diagnosis": named}, *(condition(f"c{i}", icd(f"I2{i}.0")) for i in range(3)))
+    roles = dict(zip(*(found["diagnoses"].column(c).to_pylist() for c in ("icd_code", "role")), strict=True))
+    assert roles == {"I20.0": "secondary", "I21.0": "principal", "I22.0": "secondary"}
+
+
+@pytest.mark.parametrize("status", ["refuted", "entered-in-error"])
+def test_a_diagnosis_that_was_ruled_out_is_none(read: Callable, status: str):
+    ruled_out = {"verificationStatus": {"coding": [{"code": status}]}, "encounter": {"reference": "Encounter/e"}}
+    assert read(PATIENT, ENCOUNTER, condition("c", icd("I21.0"), **ruled_out))["diagnoses"].num_rows == 0
+
+
+DENIED_INSIDE = {"type": "deny", "period": {"start": "2024-01-01"}, "code": permit(8)["code"]}
+LATER = {"id": "l", "dateTime": "2024-06-01"}
+
+
+@pytest.mark.parametrize(
+    ("documents", "permitted"),
+    [
+        ([consent(permit(6, 7, 8))], True),
+        ([consent(permit(6, 7), permit(8, provision=[DENIED_INSIDE]))], False),
+        ([consent(permit(6, 7), permit(8, provision=[{k: v for k, v in DENIED_INSIDE.items() if k != "period"}]))], False),
+        ([consent(permit(6, 7), permit(8, provision=[{k: v for k, v in DENIED_INSIDE.items() if k != "type"}]))], False),
+        ([consent(permit(6, 7, 8)), consent({"type": "deny", "period": {"start": "2024-06-01"},
+                                             "code": [{"text": "MDAT nutzen"}]}, **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent({"type": "deny", "period": {"start": "2024-06-01"},
+                                             "code": [{"coding": [{"display": "MDAT nutzen"}]}]}, **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(policy=[{"uri": "urn:local"}, {"uri": FULL_WITHDRAWAL}], **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(policy=[{"uri": FULL_WITHDRAWAL}, {"uri": "urn:local"}], **LATER)], False),
+        # A study's own consent says nothing about this one.
+        ([consent(permit(6, 7, 8)), consent({"type": "deny", "period": {"start": "2024-06-01"},
+                                             "code": [{"coding": [{"system": "urn:study", "code": "1"}]}]}, **LATER)], True),
+        ([consent(permit(6, 7, 8), patient={"reference": "#p"})], False),
+        ([consent(permit(6, 7, 8), patient={"reference": "Group/p"})], False),
+    ],
+)  # fmt: skip
+def test_what_a_consent_denies_in_any_shape_is_denied(read: Callable, city: City, documents: list, permitted: bool):
+    tables = read(PATIENT, ENCOUNTER, *documents)
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [permitted]
+
+
+def test_a_consent_of_somebody_contained_in_the_line_permits_nobody(read: Callable, city: City):
+    """Two lines with `#p` are two persons, and neither has an id of the clinic."""
+    tables = read(ENCOUNTER | {"subject": {"reference": "#p"}}, consent(permit(6, 7, 8), patient={"reference": "#p"}))
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [False]
