@@ -50,7 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def fail(message: str) -> NoReturn:
     """Print why, and leave with exit code 1."""
-    Console(stderr=True).print(f"[red]{message}[/red]", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)
     raise typer.Exit(1)
 
 

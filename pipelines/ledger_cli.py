@@ -26,7 +26,7 @@ from assets.privacy.plan import PlanRefused
 from pipelines.environments import current, key_folder
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 _REFUSED = (BudgetExceeded, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -81,7 +81,7 @@ def show(as_json: Json = False) -> None:
         )
         table = Table(title=title, title_justify="left")
         for name in ("what", "ρ", "ε alone", "of the budget"):
-            table.add_column(name, justify="left" if name == "what" else "right")
+            table.add_column(name, justify="left" if name == "what" else "right", overflow="fold")
         corrections = r["corrections"]
         for what, amount in (
             *r["tables"].items(), ("corrections", corrections["spent"]), ("spent", r["spent"]),

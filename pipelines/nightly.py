@@ -20,12 +20,15 @@ from assets.lake.progress import Stretch, days_between, finished_days, stretches
 HOUR, MINUTE = 3, 30
 """Local time: after midnight's exports, never inside the hour that a change of clocks repeats or leaves out."""
 REASON_TAG: Final = "digitalstadt/reason"
+DAYS_TAG: Final = "digitalstadt/days"
+"""Shown in the list of runs, where Dagster hides its own tags."""
 
 
 def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
     """Ask for all days of `stretch` as one run. `mark`: the same request with the same mark is made once only."""
     first, last = stretch[0].isoformat(), stretch[1].isoformat()
-    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last, REASON_TAG: reason}
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    tags |= {REASON_TAG: reason, DAYS_TAG: f"{first} to {last}"}
     return dg.RunRequest(run_key=f"{reason}/{first}/{last}/{mark}", tags=tags)
 
 

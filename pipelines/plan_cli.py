@@ -15,6 +15,7 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.privacy.plan import ExpectedError, PlanRefused, price
 from assets.privacy.plan_report import plan_html
 
+out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Row = dict[str, object]
 
 
@@ -82,7 +83,7 @@ def plan(
             if as_json:
                 sys.stdout.write(json.dumps({"shares": tables, "errors": errors}, indent=1, ensure_ascii=False) + "\n")
             else:
-                Console().print(_table("shares of ρ", tables), _table("expected relative error, inpatient", errors))
+                out.print(_table("shares of ρ", tables), _table("expected relative error, inpatient", errors))
             return
         title, rows = _expected(city)
         if page:
@@ -93,4 +94,4 @@ def plan(
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     else:
-        Console().print(_table(title, rows))
+        out.print(_table(title, rows))

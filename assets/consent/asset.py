@@ -6,7 +6,7 @@ from assets.consent import stage
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.contract.schemas import CONSENT_DECISIONS
 from assets.guard import value_free
-from assets.metadata import column_schema, counts_table, described, lineage
+from assets.metadata import Lineage, column_schema, counts_table, described
 from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
@@ -17,8 +17,11 @@ DESCRIPTION = described(
     "nothing has gone on; correct what the failure names and run the same days again.",
     "`docs/onboarding.md` (how consent comes along), `digitalstadt decisions`",
 )
-MADE_OF = {"permitted": ["case_id"], "reason": ["case_id"], "evaluated_on": ["arrival_day"]}
-UNCHANGED = ("clinic", "arrival_day", "export_id", "source_file", "source_line", "case_id", "patient_id")
+LINEAGE = Lineage(
+    "canonical_records",
+    ("clinic", "arrival_day", "export_id", "source_file", "source_line", "case_id", "patient_id"),
+    {"permitted": ["case_id"], "reason": ["case_id"], "evaluated_on": ["arrival_day"]},
+)
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -31,7 +34,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         owners=["team:data-protection"],
         kinds={"duckdb"},
         tags={"zone": "confidential"},
-        metadata=column_schema(CONSENT_DECISIONS),
+        metadata=column_schema(CONSENT_DECISIONS, LINEAGE),
     )
     def consented_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("consent"):
@@ -44,7 +47,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "permitted": summary["reasons"].get(PERMITTED, 0),
                 "cases": summary["cases"],
                 "permitted_share": summary["reasons"].get(PERMITTED, 0) / max(summary["cases"], 1),
-                **lineage("canonical_records", UNCHANGED, MADE_OF),
+                **LINEAGE.metadata(),
             }
         )
 

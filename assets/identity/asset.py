@@ -5,7 +5,7 @@ import dagster as dg
 from assets.contract.schemas import PSEUDONYMISED_CASES
 from assets.guard import value_free
 from assets.identity import stage
-from assets.metadata import column_schema, described, lineage
+from assets.metadata import Lineage, column_schema, described
 from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
@@ -17,8 +17,22 @@ DESCRIPTION = described(
     "staged rows stay encrypted and are overwritten by the next run of the same day. Run the same days again.",
     "`docs/privacy.md`, `docs/runbook.md#certificatemismatch`",
 )
-UNCHANGED = ("clinic", "arrival_day")
-MADE_OF = {"case_key": ["case_id"], "patient_key": ["patient_id"], "person_key": ["patient_id"]}
+LINEAGE = Lineage(
+    "validated_records",
+    ("clinic", "arrival_day", "admitted_on", "discharged_on", "died"),
+    {
+        "case_key": ["case_id"],
+        "patient_key": ["patient_id"],
+        "person_key": ["patient_id", "persons.insured_id"],
+        "care": ["care", "status"],
+        "admission": ["admission_type"],
+        "area": ["persons.postal_code"],
+        "age_group": ["age_years", "persons.birth_year", "admitted_on"],
+        "sex": ["persons.sex"],
+        "chapter": ["diagnoses.icd_code"],
+        "los": ["admitted_on", "discharged_on"],
+    },
+)
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -31,11 +45,11 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         owners=["team:data-protection"],
         kinds={"parquet"},
         tags={"zone": "confidential"},
-        metadata=column_schema(PSEUDONYMISED_CASES),
+        metadata=column_schema(PSEUDONYMISED_CASES, LINEAGE),
     )
     def pseudonymised_cases(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("identity"):
             summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
-        return dg.MaterializeResult(metadata=summary | lineage("validated_records", UNCHANGED, MADE_OF))
+        return dg.MaterializeResult(metadata=summary | LINEAGE.metadata())
 
     return [pseudonymised_cases]

@@ -6,9 +6,10 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from assets.contract.schemas import CASES
 from assets.guard import value_free
 from assets.intake import stage
-from assets.metadata import canonical_schema, counts_table, described, shares_table
+from assets.metadata import column_schema, counts_table, described, shares_table
 from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
 
@@ -87,7 +88,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         owners=["team:data-engineering"],
         kinds={"duckdb"},
         tags={"zone": "confidential"},
-        metadata=canonical_schema("cases"),
+        metadata=column_schema(CASES),
         check_specs=[
             dg.AssetCheckSpec(
                 "exports_readable",

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.contract.schemas import EVENTS
 from assets.guard import value_free
-from assets.metadata import column_schema, described, lineage
+from assets.metadata import Lineage, column_schema, described
 from assets.partitions import BACKFILL, days_of
 from assets.privacy import stage
 from assets.resources import Site
@@ -18,8 +18,11 @@ DESCRIPTION = described(
     "or delete the ledger.",
     "`docs/privacy.md`, `digitalstadt plan`, `digitalstadt ledger show`, `docs/runbook.md#budget_paused`",
 )
-UNCHANGED = ("person_key", "case_key", "clinic", "care", "area", "age_group", "sex", "chapter", "admission")
-MADE_OF = {"event_day": ["admitted_on"]}
+LINEAGE = Lineage(
+    "pseudonymised_cases",
+    ("person_key", "case_key", "clinic", "care", "area", "age_group", "sex", "chapter", "admission"),
+    {"event_day": ["admitted_on"]},
+)
 
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -32,7 +35,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         owners=["team:data-protection"],
         kinds={"sqlite"},
         tags={"zone": "confidential"},
-        metadata=column_schema(EVENTS),
+        metadata=column_schema(EVENTS, LINEAGE),
     )
     def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("privacy"):
@@ -48,7 +51,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "measurements": summary["measurements"],
                 "budget": dg.MetadataValue.md(table),
                 "budget_share": newest["share_of_budget"] if newest else 0.0,
-                **lineage("pseudonymised_cases", UNCHANGED, MADE_OF),
+                **LINEAGE.metadata(),
             }
         )
 

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.guard import value_free
 from assets.lake.progress import mark_finished
-from assets.metadata import column_schema, counts_table, described, picture
+from assets.metadata import Lineage, column_schema, counts_table, described, picture
 from assets.partitions import BACKFILL, days_of
 from assets.publication import stage
 from assets.publication.catalogue import SCHEMA
@@ -20,6 +20,18 @@ DESCRIPTION = described(
     "`docs/analysts.md`, `docs/portals.md`",
 )
 
+LINEAGE = Lineage(
+    "noisy_measurements",
+    ("care", "age_group", "sex"),
+    {
+        "period_start": ["event_day"],
+        "period_end": ["event_day"],
+        "area_key": ["area"],
+        "icd_chapter": ["chapter"],
+        "value": ["case_key"],
+    },
+)
+
 
 def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
@@ -27,7 +39,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         backfill_policy=BACKFILL,
         group_name="stage_6_publication",
         description=DESCRIPTION,
-        metadata=column_schema(SCHEMA),
+        metadata=column_schema(SCHEMA, LINEAGE),
         deps=["noisy_measurements"],
         owners=["team:open-data"],
         kinds={"parquet", "duckdb"},
@@ -46,6 +58,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "published_dataset": dg.MetadataValue.url(f"{city.publication.base_url}/index.html"),
                 "local_page": dg.MetadataValue.path(str(lake.open_data / "index.html")),
                 "data_as_of": summary.get("data_as_of", "nothing measured yet"),
+                **LINEAGE.metadata(),
             }
             series = latest_series(frames)
             if len(series):

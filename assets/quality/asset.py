@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.contract.schemas import CASES
 from assets.guard import value_free
-from assets.metadata import canonical_schema, counts_table, described, lineage, shares_table
+from assets.metadata import Lineage, column_schema, counts_table, described, rules_text, shares_table
 from assets.partitions import BACKFILL, days_of
 from assets.quality import stage
 from assets.quality.history import recent_and_before, sparkline
@@ -26,6 +26,12 @@ DESCRIPTION = described(
     "two engines disagree or a rule gave no result: nothing has gone on. A failed check is no failed run: its rows are "
     "in quarantine, everything else goes on.",
     "`digitalstadt check-export` (the same rules at the clinic), `docs/runbook.md#validated_records`",
+)
+
+LINEAGE = Lineage(
+    "consented_records",
+    ("clinic", "arrival_day", "export_id", "source_file", "source_line", "case_id", "patient_id"),
+    {},
 )
 
 
@@ -50,7 +56,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         owners=["team:data-engineering"],
         kinds={"greatexpectations"},
         tags={"zone": "confidential"},
-        metadata=canonical_schema("cases"),
+        metadata=column_schema(CASES, LINEAGE),
         check_specs=[dg.AssetCheckSpec(f, asset="validated_records", description=d) for f, d in FAMILIES.items()]
         + [
             dg.AssetCheckSpec(
@@ -75,23 +81,14 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                 "certificate": summary["certificate"],
                 "largest_quarantined_share": worst,
                 "quarantined_share": trend,
-                **lineage(
-                    "consented_records",
-                    [
-                        n
-                        for n in CASES.names
-                        if n
-                        in ("clinic", "arrival_day", "export_id", "source_file", "source_line", "case_id", "patient_id")
-                    ],
-                    {},
-                ),
+                **LINEAGE.metadata(),
             },
             check_results=[
                 dg.AssetCheckResult(
                     check_name=family,
                     passed=not sum(summary["failed"].get(family, {}).values()),
                     severity=dg.AssetCheckSeverity.WARN,
-                    description=f"{sum(summary['failed'].get(family, {}).values())} rows in quarantine or marked",
+                    description=f"in quarantine or marked: {rules_text(summary['failed'].get(family, {}), summary['checked'][family])}",
                     metadata={
                         "failed": shares_table(
                             "rule", summary["failed"].get(family, {}), max(summary["checked"][family], 1)
@@ -108,7 +105,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                     check_name="quarantine_is_small",
                     passed=not too_many,
                     severity=dg.AssetCheckSeverity.ERROR,
-                    description=f"{clinic or 'no clinic'}: {worst:.2%} of its cases, limit {city.operation.max_quarantined_share:.0%}",
+                    description=f"{clinic if worst else 'no clinic'}: {worst:.2%} of its cases, limit {city.operation.max_quarantined_share:.0%}",
                     metadata={"largest_share": worst, "trend": trend},
                 )
             ],
