@@ -24,7 +24,7 @@ from pipelines.environments import current, key_folder
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
 keys_app = typer.Typer(help="Keys of the installation.", invoke_without_command=True)
-out = Console(soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _EXPECTED = (CityFileError, KeyFileError, ZoneError, WitnessError, BackupError, DataRootBusy)
 
@@ -117,7 +117,8 @@ def show(
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return
-    table = Table("entry", "at", "event", "about")
+    table = Table("entry", "at", "event")
+    table.add_column("about", overflow="fold")
     for row in rows:
         about = ", ".join(f"{k} {json.dumps(v)}" for k, v in row.get("about", {}).items())
         table.add_row(str(row.get("seq", "?")), row.get("at", "?"), row.get("event", "?"), about)
