@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from assets.quality.check import READER_RULES
 from pipelines.cli import app
 
 OID = "2.16.840.1.113883.3.1937.777.24.5.3"
@@ -145,3 +148,32 @@ def test_wrong_use_is_told_apart_from_a_wrong_export(folder: Callable[..., Path]
     assert runner.invoke(app, ["check-export", "-", str(where), "--format", "xml"]).exit_code == 2
     refused = runner.invoke(app, ["check-export", "klinik-nord", str(where)])
     assert refused.exit_code == 1 and "characters other than" in " ".join(refused.output.split())
+
+
+def test_everything_that_a_reader_finds_has_a_text_and_a_remedy():
+    raised: set[str] = set()
+    for source in Path("assets/intake").glob("*.py"):
+        text = source.read_text("utf-8")
+        raised |= set(re.findall(r'RejectedExport\("([a-z_0-9]+)"', text))
+        raised |= set(re.findall(r'findings\.add\([^"()]*, "([a-z_0-9]+)"', text))
+        raised |= set(re.findall(r"(?:THEN|ELSE|\(\?, \?,) '([a-z]+_[a-z_]+)'", text))
+        raised |= set(re.findall(r'(?:rule = |^ +\()"([a-z]+_[a-z_]+)"(?: if|, pc)', text, re.MULTILINE))
+    raised -= {"emergency_visit", "info", "repaired", "quarantined", "rejected"}  # of a column; severities
+    assert {"gzip_bomb", "wrong_number_of_fields", "id_not_allowed", "line_too_long", "formula_in_cell"} <= raised
+    assert raised <= set(READER_RULES), raised - set(READER_RULES)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_told_how_to_name_it(folder: Callable[..., Path]):
+    where = folder({})
+    (where / "Patient.ndjson.gz").write_bytes(b"no gzip")
+    (rejected,) = call("klinik-nord", str(where))[1]["findings"]
+    assert rejected["rule"] == "gzip_unreadable" and "without .gz" in rejected["remedy"]
+    (where / "Patient.ndjson.gz").rename(where / "Other.ndjson.gz")
+    (where / "Patient.ndjson").write_bytes(gzip.compress(b"{}"))
+    (rejected,) = call("klinik-nord", str(where))[1]["findings"]
+    assert rejected["rule"] == "encoding_not_utf8" and ".gz" in rejected["remedy"]
+
+
+def test_a_missing_column_is_named_as_the_format_names_it(folder: Callable[..., Path]):
+    missing = call("hospital-sued", str(folder({"FALL.csv": FALL.replace("Aufnahmedatum;", "")})))[1]["findings"]
+    assert [f["text"] for f in missing] == ["The header has no column for Aufnahmedatum."]

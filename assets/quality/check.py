@@ -35,13 +35,23 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "json_unreadable": ("The line is not one whole JSON object.", "Write one resource a line and the file to its end."),
     "wrong_resource_type": ("The line holds another type of resource.", "Put each type into a file of its name."),
     "id_missing": ("The resource has no id.", "Export each resource with its id."),
-    "encoding_not_utf8": ("The file is not UTF-8.", "Export FHIR as UTF-8."),
+    "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
+    "line_too_long": ("The line is longer than any resource.", "Leave documents and images out of the export."),
+    "bundle_too_large": ("The Bundle is too large to be read as one.", "Export NDJSON, one resource a line."),
+    "server_reported_error": ("The FHIR server could not export something.", "Look into the OperationOutcome and the server's log."),
+    "server_reported_problem": ("The FHIR server reports a problem of its export.", "Look into the OperationOutcome."),
+    "gzip_unreadable": ("The packed file is damaged, cut short or not packed at all.", "Pack and send it again, or unpacked without .gz."),
+    "gzip_bomb": ("The packed file unpacks to far too much.", "Send it unpacked, or in parts."),
+    "encoding_not_utf8": ("The file is not UTF-8 text.", "Export FHIR as UTF-8; the name of a packed file ends in .gz."),
     "encoding_unreadable": ("The file is not text in a known encoding.", "Export UTF-8 or ISO-8859-1/-15."),
     "encoding_cp1252": ("The file is Windows-1252, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
     "encoding_iso_8859_15": ("The file is ISO-8859-15, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
     "no_known_file": ("No file is named after a resource type.", "Name files like Patient.ndjson, Encounter.000.ndjson."),
     "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
     "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
+    "header_too_long": ("The first line is no header.", "Export a table with a header."),
+    "cell_too_long": ("A cell is longer than anything real.", "Look for a quotation mark that is not closed."),
+    "formula_in_cell": ("A cell begins like a formula of a spreadsheet.", "Export values; format the column as text."),
     "csv_unreadable": ("The file is not a table of separated values.", "Separate by ; with one row a line."),
     "wrong_number_of_fields": ("The row has more or fewer fields than the header.", "Look for ; or line breaks in a field."),
     "postal_code_leading_zero": ("A postal code had lost its leading zero; it was put back.", "Format the column as text."),
@@ -64,7 +74,8 @@ THEIR_COLUMNS: Final[dict[str, dict[str, str]]] = {
         "admission_type": "Aufnahmegrund", "admission_cause": "Aufnahmeanlass", "admission_reason": "Aufnahmegrund",
         "admitted_on": "Aufnahmedatum", "discharged_on": "Entlassungsdatum", "discharge_reason": "Entlassungsgrund",
         "age_years": "Alter-in-Jahren-am-Aufnahmetag", "birth_year": "Geburtsjahr", "sex": "Geschlecht",
-        "postal_code": "PLZ", "icd_code": "ICD-Kode", "ops_code": "OPS-Kode",
+        "postal_code": "PLZ", "icd_code": "ICD-Kode", "ops_code": "OPS-Kode", "admitted": "Aufnahmedatum",
+        "discharged": "Entlassungsdatum", "code": "ICD-Kode or OPS-Kode",
     },
     "practice": {
         "care": "visit_type", "admission_type": "visit_type", "admitted_on": "visited_on", "discharged_on": "left_on",
@@ -97,15 +108,13 @@ def clinic_of_format(kind: str) -> Clinic:
     )
 
 
-def _explained(rule: str, severity: str, city: City) -> tuple[str, str]:
+def _explained(rule: str, severity: str, words: Mapping[str, str], city: City) -> tuple[str, str]:
     declared = {r.id: (r.text_en, r.remedy_en) for r in rules(city)}
     if rule in declared:
         return declared[rule]
     if rule.startswith("header_misses_"):
-        return (
-            f"The header has no column for {rule.removeprefix('header_misses_')}.",
-            "Compare the header with the template.",
-        )
+        column = rule.removeprefix("header_misses_")
+        return f"The header has no column for {words.get(column, column)}.", "Compare the header with the template."
     generic = "The export cannot be used." if severity == "rejected" else "See the onboarding guide."
     return READER_RULES.get(rule, (rule.replace("_", " ").capitalize() + ".", generic))
 
@@ -124,7 +133,7 @@ def _grouped(findings: pa.Table, clinic: Clinic, city: City) -> list[dict[str, A
     return [
         {
             "severity": severity, "rule": rule, "file": file, "column": words.get(column, column) if column else None,
-            "count": count, "lines": lines or [], **dict(zip(("text", "remedy"), _explained(rule, severity, city), strict=True)),
+            "count": count, "lines": lines or [], **dict(zip(("text", "remedy"), _explained(rule, severity, words, city), strict=True)),
         }
         for severity, rule, file, column, count, lines in rows
     ]  # fmt: skip
