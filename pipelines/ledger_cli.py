@@ -17,17 +17,17 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.lease import DataRootBusy
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
+from assets.privacy.accounting import UNITS
 from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.evidence import LedgerBehind, gaps
-from assets.privacy.ledger import BudgetExceeded, Ledger, Window, open_ledger
+from assets.privacy.ledger import BudgetExceeded, CapChanged, Ledger, Window, open_ledger
 from assets.privacy.plan import PlanRefused
 from pipelines.environments import current, key_folder
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
 out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
-_REFUSED = (BudgetExceeded, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
+_REFUSED = (BudgetExceeded, CapChanged, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -41,25 +41,26 @@ def _open() -> tuple[City, Lake, Ledger]:
         raise typer.Exit(1) from None
 
 
-def _amount(units: int, cap: int, delta: float) -> dict[str, Any]:
-    """ρ as an exact fraction, and what it comes to."""
-    rho = Fraction(units, UNITS_PER_RHO)
-    return {"rho": str(rho), "epsilon": round(epsilon_of(float(rho), delta), 6), "of_budget": round(units / cap, 6)}
-
-
 def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
-    """Everything about one window, with ρ as fractions: spent by table, corrections, reserve, ε of one and five years."""
+    """Everything about one window, with costs as fractions: spent by table, corrections, reserve, ε of one and five years."""
 
     def part(units: int) -> dict[str, Any]:
-        return _amount(units, window.cap_units, delta)
+        """Its exact cost (`rho`, or `pure_epsilon` of geometric noise) and what it comes to."""
+        exact = "rho" if window.mechanism.column == "rho" else "pure_epsilon"
+        return {
+            exact: str(Fraction(units, UNITS)),
+            "epsilon": round(window.epsilon(delta, units), 6),
+            "of_budget": round(units / window.cap_units, 6),
+        }
 
     return {
         "window": scope,
         "status": "paused" if window.paused else "open",
+        "mechanism": window.mechanism.title,
         "spent": part(window.spent_units),
-        "epsilon_five_years_like_this": round(epsilon_of(5 * float(window.rho), delta), 6),
+        "epsilon_five_years_like_this": round(window.epsilon(delta, 5 * window.spent_units), 6),
         "cap": part(window.cap_units),
-        "epsilon_five_years_at_cap": round(epsilon_of(5 * window.cap_units / UNITS_PER_RHO, delta), 6),
+        "epsilon_five_years_at_cap": round(window.epsilon(delta, 5 * window.cap_units), 6),
         "tables": {name: part(units) for name, units in sorted(window.tables.items())},
         "corrections": {"spent": part(window.corrections_units), "set_aside": part(window.set_aside_units)},
     }
@@ -67,7 +68,7 @@ def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
 
 @ledger_app.command()
 def show(as_json: Json = False) -> None:
-    """ρ and ε of each budget window: by table, for corrections, altogether, and what is left."""
+    """Cost and ε of each budget window: by table, for corrections, altogether, and what is left."""
     city, _, ledger = _open()
     delta = city.budget.delta
     reports = [window_report(scope, window, delta) for scope, window in ledger.windows().items()]
@@ -76,18 +77,19 @@ def show(as_json: Json = False) -> None:
         return
     for r in reports:
         title = (
-            f"window from {r['window']}, {r['status']}: ε {r['spent']['epsilon']:.4f} of {r['cap']['epsilon']:.4f} in one"
+            f"window from {r['window']}, {r['mechanism']}, {r['status']}: ε {r['spent']['epsilon']:.4f} of {r['cap']['epsilon']:.4f} in one"
             f" year; {r['epsilon_five_years_like_this']:.4f} of {r['epsilon_five_years_at_cap']:.4f} in five (δ {delta:g})"
         )
         table = Table(title=title, title_justify="left")
-        for name in ("what", "ρ", "ε alone", "of the budget"):
+        exact = "ρ" if "rho" in r["cap"] else "pure ε"
+        for name in ("what", exact, "ε alone", "of the budget"):
             table.add_column(name, justify="left" if name == "what" else "right", overflow="fold")
         corrections = r["corrections"]
         for what, amount in (
             *r["tables"].items(), ("corrections", corrections["spent"]), ("spent", r["spent"]),
             ("set aside for corrections", corrections["set_aside"]), ("budget", r["cap"]),
         ):  # fmt: skip
-            table.add_row(what, amount["rho"], f"{amount['epsilon']:.4f}", f"{amount['of_budget']:.2%}")
+            table.add_row(what, next(iter(amount.values())), f"{amount['epsilon']:.4f}", f"{amount['of_budget']:.2%}")
         out.print(table)
     if not reports:
         out.print("nothing was spent yet")
@@ -112,9 +114,9 @@ def correct_week(
     except _REFUSED as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
-    rho = Fraction(done["rho_units"], UNITS_PER_RHO)
+    cost = f"{done['currency']} {Fraction(done['cost_units'], UNITS)}"
     out.print(
-        f"correction {done['version'] - 1} of the week of {done['week']}: {done['measurements']} measurements for ρ {rho}",
+        f"correction {done['version'] - 1} of the week of {done['week']}: {done['measurements']} measurements for {cost}",
         highlight=False,
     )
 

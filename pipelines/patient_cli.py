@@ -21,17 +21,23 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "consent": "Einwilligung am {day}: {reason}", "erased": "Ihre Daten wurden am {day} gelöscht.",
         "decisions": "Entscheidungen über gelieferte Fälle", "cases": "Verarbeitete Fälle: {n}", "case": "Fall",
         "releases": "Veröffentlichungen, in die ein Fall eingegangen ist: {n}",
-        "loss": "Ihr Privatsphäreverlust bisher, über alle verknüpften Einrichtungen: ρ = {rho:.6f}, ε = {epsilon:.4f} (δ = {delta})",
-        "most": "Mit dem, was gelöscht wurde, höchstens: ρ = {rho:.6f}, ε = {epsilon:.4f}",
+        "loss": "Ihr Privatsphäreverlust bisher, über alle verknüpften Einrichtungen: {amount} (δ = {delta})",
+        "most": "Mit dem, was gelöscht wurde, höchstens: {amount}",
     },
     "en": {
         "consent": "Consent on {day}: {reason}", "erased": "Your data were erased on {day}.",
         "decisions": "Decisions on delivered cases", "cases": "Processed cases: {n}", "case": "case",
         "releases": "Releases in which a case counts: {n}",
-        "loss": "Your privacy loss so far, over all linked providers: ρ = {rho:.6f}, ε = {epsilon:.4f} (δ = {delta})",
-        "most": "With what was erased, at most: ρ = {rho:.6f}, ε = {epsilon:.4f}",
+        "loss": "Your privacy loss so far, over all linked providers: {amount} (δ = {delta})",
+        "most": "With what was erased, at most: {amount}",
     },
 }  # fmt: skip
+
+
+def _amount(spent: dict[str, Any]) -> str:
+    """ε of what was spent on them, and its ρ where it was paid in that."""
+    epsilon = f"ε = {spent['epsilon']:.4f}"
+    return f"ρ = {spent['rho']:.6f}, {epsilon}" if "rho" in spent else epsilon
 
 
 def _text(about: dict[str, Any], language: str) -> list[str]:
@@ -48,10 +54,14 @@ def _text(about: dict[str, Any], language: str) -> list[str]:
     lines.append(words["cases"].format(n=len(about["processed_cases"])))
     lines += ["  " + " · ".join(str(v) for v in case.values() if v is not None) for case in about["processed_cases"]]
     lines.append(words["releases"].format(n=len(about["releases"])))
-    lines += [f"  {r['table']} {r['first_day']} – {r['last_day']}: ρ = {r['rho']:.6f}" for r in about["releases"]]
-    lines.append(words["loss"].format(**about["loss"]))
+    lines += [
+        f"  {r['table']} {r['first_day']} – {r['last_day']}: " + (f"ρ = {r['rho']:.6f}" if "rho" in r else _amount(r))
+        for r in about["releases"]
+    ]
+    loss, most = about["loss"], about["loss_at_most"]
+    lines.append(words["loss"].format(amount=_amount(loss), delta=loss["delta"]))
     if not about["exact"]:
-        lines.append(words["most"].format(**about["loss_at_most"]))
+        lines.append(words["most"].format(amount=_amount(most)))
     return [*lines, about[f"published_stays_{language}"]]
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
-from assets.privacy.plan import ExpectedError, PlanRefused, price
+from assets.privacy.mechanism import MECHANISMS
+from assets.privacy.plan import ExpectedError, PlanRefused, mechanism_for, price, price_with
 from assets.privacy.plan_report import plan_html
 
 out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
@@ -33,14 +34,18 @@ def _table(title: str, rows: list[Row]) -> Table:
 
 
 def _expected(city: City) -> tuple[str, list[Row]]:
+    """Every published level with its expected error, and the one it would have with the other mechanism."""
     priced = price(city)
+    (other,) = (price_with(city, m) for m in MECHANISMS.values() if m is not priced.mechanism)
     rows: list[Row] = [
         {"level": _level(e), "care": e.care, "mean count": f"{e.mean_count:,.1f}", "expected error": f"{e.mae:.1f}",
-         "relative": f"{e.relative:.1%}"} for e in priced.errors
+         "relative": f"{e.relative:.1%}", f"error with {other.mechanism.title} noise": f"{o.mae:.1f}"}
+        for e, o in zip(priced.errors, other.errors, strict=True)
     ]  # fmt: skip
+    chosen = "chosen by the errors" if city.budget.mechanism == "automatic" else "by the city file"
     return (
-        f"ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five; with geometric noise of the same errors "
-        f"{priced.geometric_epsilon_year:.3f} and {5 * priced.geometric_epsilon_year:.2f} (docs/privacy.md)",
+        f"{priced.mechanism.title} noise, {chosen}: ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five "
+        f"(δ {priced.delta:.1g}); {other.mechanism.title}: ε {other.epsilon_year:.3f} and {other.epsilon_five_years:.2f}",
         rows,
     )
 
@@ -49,6 +54,8 @@ def _proposed(city: City) -> tuple[list[Row], list[Row]]:
     """Present and proposed shares, and the errors of every limited level beside their limits, at the same budget."""
     from assets.privacy.optimise import problem, propose, with_shares
 
+    budget = city.budget.model_copy(update={"mechanism": mechanism_for(city).key})  # with any shares, limits or none
+    city = city.model_copy(update={"budget": budget})
     free, shares = problem(city).free, propose(city)
     tables: list[Row] = [
         {"table": t.name, "present share": f"{t.share:.4f}", "proposed share": f"{shares[t.name]:.4f}",
@@ -83,7 +90,7 @@ def plan(
             if as_json:
                 sys.stdout.write(json.dumps({"shares": tables, "errors": errors}, indent=1, ensure_ascii=False) + "\n")
             else:
-                out.print(_table("shares of ρ", tables), _table("expected relative error, inpatient", errors))
+                out.print(_table("shares of the budget", tables), _table("expected relative error, inpatient", errors))
             return
         title, rows = _expected(city)
         if page:

@@ -6,7 +6,6 @@ from typing import Any
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
-from assets.privacy.accounting import epsilon_of
 from assets.privacy.ledger import open_ledger
 from pipelines.demo.evaluate import errors
 from pipelines.runner import Outcome, counts
@@ -70,10 +69,10 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
     if privacy := meta.get("noisy_measurements"):
         add("privacy", "new measurements", int(privacy["measurements"]), "drawn once, booked in the ledger")
         for scope, window in open_ledger(lake, city).windows().items():
-            epsilon = epsilon_of(float(window.rho), city.budget.delta)
+            epsilon = window.epsilon(city.budget.delta)
             paused = "; used up: the series is paused" if window.paused else ""
             rows.append({"stage": "privacy", "what": f"budget of the year from {scope}", "count": f"ε {epsilon:.3f}",
-                         "details": f"{window.spent_units / window.cap_units:.1%} of ρ for ε {city.budget.epsilon}, δ {city.budget.delta:g}{paused}"})  # fmt: skip
+                         "details": f"{window.spent_units / window.cap_units:.1%} of {window.mechanism.currency} for ε {city.budget.epsilon}, δ {city.budget.delta:g}{paused}"})  # fmt: skip
     if published := meta.get("open_data"):
         datasets = counts(published.get("datasets"))
         add("publication", "rows published", sum(datasets.values()), _listed(datasets))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import date
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from assets.lake.distribute import split
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
+from assets.privacy.mechanism import Noise
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared" / "data"
@@ -66,7 +66,7 @@ def deliver(lake: Lake) -> Callable[..., Path]:
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Committed values are the exact counts: for comparing two runs, never for a release."""
 
-    def exact(values: list[int], variance: Fraction) -> list[int]:
+    def exact(values: list[int], noise: Noise) -> list[int]:
         return list(values)
 
     monkeypatch.setattr(measuring, "draw", exact)

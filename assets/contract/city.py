@@ -165,6 +165,8 @@ class Budget(_Model):
     epsilon: Annotated[float, Field(gt=0, le=20)]
     delta: Annotated[float, Field(gt=0, le=1e-5)]
     epoch: date
+    mechanism: Literal["automatic", "discrete_gaussian", "geometric"] = "automatic"
+    """Noise of all tables of the plan; `automatic`: the one with the smaller expected errors. Fixed inside a window."""
 
     @field_validator("epoch")
     @classmethod

@@ -10,7 +10,7 @@ from assets.privacy import stage
 from assets.resources import Site
 
 DESCRIPTION = described(
-    "Each table of each closed unit of time, counted with bounded contributions, drawn once with discrete Gaussian noise "
+    "Each table of each closed unit of time, counted with bounded contributions, drawn once with discrete noise "
     "and committed to the ledger. Exact counts are never stored.",
     "`pseudonymised_cases`; measured are the days whose freeze lag is over, not the arrival day itself.",
     "frozen events (encrypted) and entries of the append-only ledger.",
@@ -41,11 +41,11 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         with value_free("privacy"):
             summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
         rows = [
-            f"| {scope} | {w['epsilon']:.3f} | {w['rho']:.5f} | {w['share_of_budget']:.1%} |"
+            f"| {scope} | {w['epsilon']:.3f} | {w['spent']} | {w['share_of_budget']:.1%} |"
             for scope, w in summary["windows"].items()
         ]
         newest = list(summary["windows"].values())[-1] if summary["windows"] else None
-        table = "| window from | ε so far | ρ so far | of the budget |\n|---|---:|---:|---:|\n" + "\n".join(rows)
+        table = "| window from | ε so far | spent | of the budget |\n|---|---:|---:|---:|\n" + "\n".join(rows)
         return dg.MaterializeResult(
             metadata={
                 "measurements": summary["measurements"],

@@ -1,7 +1,7 @@
 """Patients at their cap: of whom a case was left out by the caps. A public estimate of the undercount they cause.
 
 Here: who they are. Not here: why a case is left out (`bounding`), the noise on their number (`measure`), its
-sensitivity with the proof (`accounting.squared_sensitivity`).
+sensitivity with the proof (`accounting.sensitivity`).
 """
 
 from __future__ import annotations

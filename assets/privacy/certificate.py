@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City
-from assets.privacy.accounting import squared_sensitivity
 from assets.privacy.plan import PricedPlan
 
 
@@ -18,12 +17,12 @@ class LossAboveBudget(RuntimeError):
 
 
 def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Table | None = None) -> int:
-    """Exact largest privacy loss, in ρ units, that any person of `events` (one window) can have by the plan.
+    """Exact largest privacy loss, in units of the plan's currency, that any person of `events` (one window) can have by it.
 
     `left_out`: what the table of patients at their cap counts (`at_cap`), in the same window.
 
-    Σ over tables of c · Σ over cells of (events of the person in the cell)², where every dimension only splits
-    cells and so can only lower the sum: the units of time bound it from above. `events`: person_key, event_day and
+    Σ over tables of c · Σ over cells of (events of the person in the cell)^`power` of the mechanism, where every dimension only
+    splits cells and so can only lower the sum: the units of time bound it from above. `events`: person_key, event_day and
     `late`, by which tables by day count a case in its week's late leaf. Raises `LossAboveBudget` above the plan.
     """
     columns = ["person_key", "event_day"]
@@ -38,32 +37,32 @@ def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Tab
     units = {level: (day[n:] if level == "quarter" else day[:n]) // size for level, size in LEVEL_DAYS.items()}
     late = events.column("late").to_numpy()
     units["day"] = units["week"] * (WEEK_DAYS + 1) + np.where(late, WEEK_DAYS, day[:n] % WEEK_DAYS)
-    squares = {
-        level: _squares(person[n:] if level == "quarter" else person[:n], unit, persons)
+    changes = {
+        level: _changes(person[n:] if level == "quarter" else person[:n], unit, persons, plan.mechanism.power)
         for level, unit in units.items()
     }
     for priced in plan.tables:
-        if int(squares[priced.table.time].max()) > squared_sensitivity(priced.table.time, city.caps):
+        if int(changes[priced.table.time].max()) > priced.sensitivity:
             raise LossAboveBudget(
                 f"a person's contribution to {priced.table.name} is above its bound: nothing may be released"
             )
     # Every term is now at most its table's share of the budget, so 64 bits hold the sum.
     loss = np.zeros(persons, dtype=np.int64)
     for priced in plan.tables:
-        loss += squares[priced.table.time] * np.int64(priced.cost_units)
+        loss += changes[priced.table.time] * np.int64(priced.cost_units)
     highest = int(loss.max())
     if highest > plan.budget_units:
         raise LossAboveBudget("a person's loss is above the budget: nothing may be released")
     return highest
 
 
-def _squares(person: np.ndarray, unit: np.ndarray, persons: int) -> np.ndarray:
-    """Σ over units of time of (events of the person in the unit)², int64, for each of `persons` indices."""
+def _changes(person: np.ndarray, unit: np.ndarray, persons: int, power: int) -> np.ndarray:
+    """Σ over units of time of (events of the person in the unit)^`power`, int64, for each of `persons` indices."""
     if not len(unit):
         return np.zeros(persons, dtype=np.int64)
     unit = unit - unit.min()
     span = int(unit.max()) + 1
     pairs, times = np.unique(person * span + unit, return_counts=True)
     result = np.zeros(persons, dtype=np.int64)
-    np.add.at(result, pairs // span, times.astype(np.int64) ** 2)
+    np.add.at(result, pairs // span, times.astype(np.int64) ** power)
     return result

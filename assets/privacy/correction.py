@@ -5,8 +5,8 @@ of the first (`sums.with_corrections`), what the ledger lets through (`ledger`).
 
 Every table by day or week is drawn again for the whole week, at one factor f of its planned cost, so least squares of
 that week is as ever, with wider intervals. A person has at most `caps.week` cases in a week, hence in its eight leaves
-together: Δ² = caps.week² for each table, and a correction costs Σ caps.week² · f · c_m, which f makes an equal part of
-the reserve (`corrections_per_window` of them). It is charged in full, beside all that was measured before.
+together: with p the `power` of the mechanism, a correction costs Σ caps.week^p · f · c_m, which f makes an equal part of the
+reserve (`corrections_per_window` of them, `plan.correction_costs`). It is charged in full, beside all that was measured before.
 """
 
 from __future__ import annotations
@@ -26,26 +26,17 @@ from assets.lake.engine import connect, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
-from assets.privacy.accounting import variance_of
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
-from assets.privacy.measure import Asked, ask, book, measurement_id, set_aside, units_of
+from assets.privacy.measure import Asked, ask, book, measurement_id, units_of
 from assets.privacy.plan import PricedPlan, PricedTable, price
 from assets.privacy.stage import TIES, between, counted_events, linked
 
 
 class CorrectionRefused(ValueError):
     """The week cannot or need not be measured again; nothing was spent. Names days and tables only."""
-
-
-def costs(city: City, plan: PricedPlan) -> dict[str, int]:
-    """Table → ρ units of a correction for one unit of squared sensitivity: f times the planned cost, rounded down."""
-    tables = [p for p in plan.of_cases if p.table.time in ("day", "week") and not p.table.extra_lag_days]
-    whole = city.caps.week**2 * sum(p.cost_units for p in tables)
-    part = set_aside(city, plan) // city.plan.corrections_per_window
-    return {p.table.name: p.cost_units * part // whole for p in tables} if whole else {}
 
 
 def _version(ledger: Ledger, tables: list[PricedTable], monday: date, today: date) -> tuple[int, date]:
@@ -105,7 +96,7 @@ def _certify(events: pa.Table, city: City) -> None:
 
 
 def _asked(
-    city: City, tables: list[PricedTable], cost: dict[str, int], events: pa.Table, key: bytes, about: tuple[date, int, date]
+    city: City, plan: PricedPlan, tables: list[PricedTable], events: pa.Table, key: bytes, about: tuple[date, int, date]
 ) -> list[Asked]:  # fmt: skip
     """Every measurement of the week; the first of each table carries what the table costs."""
     monday, version, on = about
@@ -116,24 +107,25 @@ def _asked(
                 pc.equal(events.column("event_day"), pa.scalar(unit.start, pa.date32())) if not unit.late
                 else pa.array([False] * events.num_rows, pa.bool_())
             )  # fmt: skip
-            units = cost[priced.table.name]
-            rho = city.caps.week**2 * units if n == 0 else 0
-            asked.append(ask(city, priced.table, unit, rho, variance_of(units), seen, key, correction=(version, on)))
+            unit_cost = plan.correction_costs[priced.table.name]
+            cost, noise = city.caps.week**plan.mechanism.power * unit_cost, plan.mechanism.of_cost(unit_cost)
+            asked.append(ask(city, priced.table, unit, 0 if n else cost, noise, seen, key, correction=(version, on)))
     return asked
 
 
 def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
-    """Measure the week of `day` again over the cases as known now. Returns counts and ρ units, no value.
+    """Measure the week of `day` again over the cases as known now. Returns counts, cost and currency, no value.
 
     Raises `CorrectionRefused` where the week is not measured yet, where nothing changed or where the plan sets nothing
-    aside, and `BudgetExceeded` where the reserve does not suffice: then nothing was drawn and nothing was spent.
+    aside, `BudgetExceeded` where the reserve does not suffice and `CapChanged` where the window has another budget or mechanism
+    than the plan: then nothing was drawn and nothing was spent.
     """
     with lease(lake.root, "correction", wait_seconds=10):
         plan, ledger, monday = price(city), open_ledger(lake, city), city.unit_start("week", day)
         require_newest(lake, city, ledger)
-        cost, committed = costs(city, plan), ledger.committed()
-        tables = [p for p in plan.tables if p.table.name in cost]
-        if not tables or not all(cost.values()):
+        committed = ledger.committed()
+        tables = [p for p in plan.tables if p.table.name in plan.correction_costs]
+        if not tables or not all(plan.correction_costs.values()):
             raise CorrectionRefused("the plan sets nothing aside for corrections (corrections_share)")
         units = ((p.table, u) for p in tables for u in units_of("week", monday, p.table.time))
         if not all(measurement_id(t, u) in committed for t, u in units):
@@ -141,6 +133,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
                 f"the week of {monday} is not measured yet: what clinics deliver up to {city.week_known_on(monday)} "
                 "counts without a correction"
             )
+        scope = city.window_start(monday).isoformat()
+        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
         cases = lake.read("cases", PSEUDONYMISED_CASES)
         verify_cases(lake, cases)
         version, on = _version(ledger, tables, monday, max(lake.days("cases")))
@@ -150,8 +144,9 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
         if version == 2 and before.equals(events):
             raise CorrectionRefused(f"the data of the week of {monday} are as they were: nothing to correct")
         key = derive(lake.keys.pseudonym, "ledger", "snapshot")
-        asked = _asked(city, tables, cost, events, key, (monday, version, on))
+        asked = _asked(city, plan, tables, events, key, (monday, version, on))
         measured = book(ledger, asked)
         head = remember(lake, ledger)
         audit.record(lake, "correction", week=monday, version=version, measurements=measured, entries=head.entries, head=head.hash)  # fmt: skip
-        return {"week": monday, "version": version, "measurements": measured, "rho_units": sum(r.rho_units for r, *_ in asked)}  # fmt: skip
+        cost = sum(r.cost_units for r, *_ in asked)
+        return {"week": monday, "version": version, "measurements": measured, "cost_units": cost, "currency": plan.mechanism.currency}  # fmt: skip

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
-from fractions import Fraction
 from math import prod
 from typing import Final
 
@@ -27,6 +26,7 @@ from assets.contract.schemas import ESTIMATES
 from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import Unit, measurement_id, units_of
+from assets.privacy.mechanism import noise_of
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
 from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised, with_corrections
 
@@ -94,7 +94,7 @@ def _solve(
         found = [c for c in (committed.get(measurement_id(table, u, version)) for u in units) if c]
         if len(found) == len(units):
             level = level_of(table.time, table.dimensions, top)
-            variances[level] = float(priced.variance if version == 1 else Fraction(found[0].parameters["variance"]))
+            variances[level] = noise_of(found[0].parameters).variance
             order = sorted(range(len(table.dimensions)), key=lambda i: DIMENSIONS.index(table.dimensions[i]))
             values = np.array([c.values for c in found], dtype=float)
             values = values.reshape(len(units), len(CARE), *(len(city.categories(d)) for d in table.dimensions))
@@ -191,7 +191,7 @@ def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Commi
             if measured.parameters["table"] == priced.table.name:
                 block = priced.table.time, date.fromisoformat(measured.parameters["unit_start"])
                 values = np.array(measured.values, dtype=float)[:, None]
-                solved = Solved(values, np.array([float(priced.variance)]))
+                solved = Solved(values, np.array([noise_of(measured.parameters).variance]))
                 rows = _rows(city, block, (priced.table.time, ()), solved, "final")
                 names = pa.array([AT_CAP] * rows.num_rows, pa.string())
                 parts.append(rows.set_column(ESTIMATES.get_field_index("dimensions"), "dimensions", names))

@@ -6,12 +6,15 @@ values are differentially private, so a ledger holds no one's data.
 
 | entry | says |
 |---|---|
-| open | a window begins; `rho_units` is its cap |
-| set_aside | `rho_units` of that cap are for corrections and nothing else |
+| open | a window begins: its cap, and its mechanism where that is not the discrete Gaussian |
+| set_aside | this much of that cap is for corrections and nothing else |
 | reserve, correct | a measurement, or the correction of one, will be drawn over this snapshot for that much |
 | supersede | a reserved measurement, not yet committed, will be drawn over another snapshot; costs nothing |
 | commit | its values |
 | pause | the budget of a window is used up: nothing more is measured in it |
+
+Amounts are 10⁻¹⁵ of the currency of the window's mechanism: ρ, or ε of geometric noise. The column is called `rho_units`,
+from the time when ρ was the only one.
 
 **Why a reserved measurement may be drawn over other data, at no cost.** After a crash between reserve and commit a
 withdrawal can have changed the data. Let x be the data when it was reserved, x' when the run resumes, and p the
@@ -20,7 +23,7 @@ committed values only; so, of all draws for a name, exactly the committed one re
 randomness, independent of any earlier draw, and what made the earlier process die (a kill, a power cut, a full disk)
 does not depend on the values it had drawn: none was written, and the sampler has no value that it rejects. Hence p has
 the distribution of M(x'), whatever was drawn before. For two neighbouring histories that differ in one person, x'
-differs in that person's events only, bounded as ever, so p is ρ-indistinguishable with the very ρ that was reserved.
+differs in that person's events only, bounded as ever, so p is indistinguishable to the very cost that was reserved.
 That a crash and a withdrawal happened is said in the chain, without a value. Had values left the process before the
 commit, two draws about a person would be out for the price of one: that is why a commit names the snapshot it was
 drawn from, why the database takes only the last one, and why a committed name is never drawn again.
@@ -39,8 +42,9 @@ from typing import Any, Final, Literal
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS_PER_RHO
+from assets.privacy.accounting import UNITS
 from assets.privacy.ledger_store import GENESIS, Execute, PostgresStore, Refused, SqliteStore, Store
+from assets.privacy.mechanism import DiscreteGaussian, Noise, mechanism_of
 
 _COLUMNS: Final = "kind, measurement, scope, rho_units, snapshot, parameters, measured"
 _CHARGED: Final = "kind IN ('reserve', 'correct')"
@@ -51,7 +55,7 @@ class BudgetExceeded(RuntimeError):
 
 
 class CapChanged(ValueError):
-    """A window was opened with another cap; a budget never changes once something was spent from it."""
+    """A window was opened with another cap or mechanism; neither changes once something was spent from it."""
 
 
 class LedgerBroken(RuntimeError):
@@ -70,7 +74,7 @@ class Overtaken(RuntimeError):
 class Reservation:
     measurement: str
     scope: str
-    rho_units: int
+    cost_units: int
     snapshot: str
     parameters: str
     kind: Literal["reserve", "correct"] = "reserve"
@@ -81,32 +85,34 @@ class Committed:
     """Values of a committed measurement, flat, in order of its parameters' shape."""
 
     scope: str
-    rho_units: int
+    cost_units: int
     parameters: dict[str, Any]
     values: list[int]
 
 
 @dataclass
 class Window:
-    """What a window has and what was spent of it, in units of 10⁻¹⁵ ρ."""
+    """What a window has and what was spent of it, in units of 10⁻¹⁵ of its currency."""
 
     cap_units: int = -1
     set_aside_units: int = 0
     corrections_units: int = 0
     paused: bool = False
+    mechanism: type[Noise] = DiscreteGaussian
     tables: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Spent by table, corrections apart."""
 
-    def book(self, kind: str, measurement: str, rho_units: int) -> None:
+    def book(self, kind: str, measurement: str, cost_units: int, parameters: str = "{}") -> None:
         """Take in an entry."""
         if kind == "open":
-            self.cap_units = rho_units
+            self.cap_units = cost_units
+            self.mechanism = mechanism_of(json.loads(parameters))
         elif kind == "set_aside":
-            self.set_aside_units = rho_units
+            self.set_aside_units = cost_units
         elif kind == "reserve":
-            self.tables[measurement.split(":", maxsplit=1)[0]] += rho_units
+            self.tables[measurement.split(":", maxsplit=1)[0]] += cost_units
         elif kind == "correct":
-            self.corrections_units += rho_units
+            self.corrections_units += cost_units
         elif kind == "pause":
             self.paused = True
 
@@ -119,8 +125,13 @@ class Window:
         return self.planned_units + self.corrections_units
 
     @property
-    def rho(self) -> Fraction:
-        return Fraction(self.spent_units, UNITS_PER_RHO)
+    def spent(self) -> Fraction:
+        """In the currency of its mechanism."""
+        return Fraction(self.spent_units, UNITS)
+
+    def epsilon(self, delta: float, units: int | None = None) -> float:
+        """ε of what was spent, or of so many `units` of its currency."""
+        return self.mechanism.epsilon((self.spent_units if units is None else units) / UNITS, delta)
 
 
 def _digest(previous: str, content: Sequence[Any]) -> str:
@@ -138,20 +149,30 @@ class Ledger:
     def __init__(self, location: Path | str) -> None:
         self.store: Store = SqliteStore(location) if isinstance(location, Path) else PostgresStore(location)
 
-    def open_scope(self, scope: str, cap_units: int, set_aside_units: int = 0) -> None:
-        """Fix the cap of a window and its reserve for corrections. Raises `CapChanged` where it has another cap."""
+    def open_scope(
+        self, scope: str, cap_units: int, set_aside_units: int = 0, mechanism: type[Noise] = DiscreteGaussian
+    ) -> None:
+        """Fix mechanism and cap of a window and its reserve for corrections. Raises `CapChanged` where it has others."""
         with self.store.write() as execute:
-            rows = execute("SELECT rho_units FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
-            cap = rows[0][0] if rows else cap_units
+            rows = execute("SELECT rho_units, parameters FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
+            if not rows:
+                about = "{}" if mechanism is DiscreteGaussian else json.dumps({"mechanism": mechanism.title})
+                self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", about, None))
+                if set_aside_units:
+                    name = f"corrections:{scope}"
+                    self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
+                return
+            cap, agreed = rows[0][0], mechanism_of(json.loads(rows[0][1]))
+            if agreed is not mechanism:
+                raise CapChanged(
+                    f"window {scope} was begun with {agreed.title} noise and pays in {agreed.currency}; the plan now takes "
+                    f"{mechanism.title} noise, which pays in {mechanism.currency}. Write `mechanism: {agreed.key}` below "
+                    "`budget` in the city file until the next window begins"
+                )
             if cap != cap_units:
                 raise CapChanged(
                     f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
                 )
-            if not rows:
-                self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", "{}", None))
-                if set_aside_units:
-                    name = f"corrections:{scope}"
-                    self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
 
     def _append(self, execute: Execute, content: Sequence[Any]) -> None:
         last = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")
@@ -179,7 +200,7 @@ class Ledger:
                 elif not self._affordable(execute, r, windows[r.scope]):
                     continue
                 else:
-                    content = (r.kind, r.measurement, r.scope, r.rho_units, r.snapshot, r.parameters, None)
+                    content = (r.kind, r.measurement, r.scope, r.cost_units, r.snapshot, r.parameters, None)
                     self._append(execute, content)
                 granted.append(r)
         return granted
@@ -200,16 +221,16 @@ class Ledger:
     def _affordable(self, execute: Execute, r: Reservation, window: Window) -> bool:
         """Whether the window has room for `r`, which is then counted; pauses it where a planned one finds none."""
         if r.kind == "correct":
-            window.book(r.kind, r.measurement, r.rho_units)
+            window.book(r.kind, r.measurement, r.cost_units)
             if window.corrections_units > window.set_aside_units:
                 raise BudgetExceeded(
-                    f"{r.measurement} would cost {r.rho_units} units of ρ: with the corrections before it that is more"
+                    f"{r.measurement} would cost {r.cost_units} units of {window.mechanism.currency}: with the corrections before it that is more"
                     f" than the {window.set_aside_units} which the window from {r.scope} has set aside for corrections"
                 )
             return True
-        fits = window.planned_units + r.rho_units <= window.cap_units - window.set_aside_units
+        fits = window.planned_units + r.cost_units <= window.cap_units - window.set_aside_units
         if fits and not window.paused:
-            window.book(r.kind, r.measurement, r.rho_units)
+            window.book(r.kind, r.measurement, r.cost_units)
             return True
         if not window.paused:
             window.book("pause", "", 0)
@@ -235,8 +256,8 @@ class Ledger:
                 "SELECT measurement, scope, rho_units, parameters, measured FROM entries WHERE kind = 'commit' ORDER BY seq"
             )
         return {
-            m: Committed(scope, rho, json.loads(parameters), json.loads(values))
-            for m, scope, rho, parameters, values in rows
+            m: Committed(scope, cost, json.loads(parameters), json.loads(values))
+            for m, scope, cost, parameters, values in rows
         }
 
     def reserved(self) -> dict[str, dict[str, Any]]:
@@ -247,10 +268,11 @@ class Ledger:
 
     def _windows(self, execute: Execute) -> dict[str, Window]:
         windows: dict[str, Window] = defaultdict(Window)
-        for kind, measurement, scope, rho in execute(
-            "SELECT kind, measurement, scope, rho_units FROM entries WHERE kind NOT IN ('supersede', 'commit') ORDER BY seq"
+        for kind, measurement, scope, cost, parameters in execute(
+            "SELECT kind, measurement, scope, rho_units, CASE kind WHEN 'open' THEN parameters ELSE '{}' END"
+            " FROM entries WHERE kind NOT IN ('supersede', 'commit') ORDER BY seq"
         ):
-            windows[scope].book(kind, measurement, rho)
+            windows[scope].book(kind, measurement, cost, parameters)
         return windows
 
     def windows(self) -> dict[str, Window]:
@@ -271,16 +293,21 @@ class Ledger:
             if before != previous or digest != _digest(previous, content):
                 problems.append(f"entry {seq} does not follow from the one before it: it was changed")
             previous, expected = digest, seq + 1
-            kind, measurement, scope, rho, *terms, _ = content
+            kind, measurement, scope, cost, *terms, _ = content
             window = windows[scope]
-            window.book(kind, measurement, rho)
+            try:
+                window.book(kind, measurement, cost, terms[1])
+                if kind in ("reserve", "correct") and mechanism_of(json.loads(terms[1])) is not window.mechanism:
+                    problems.append(f"entry {seq} is paid in another currency than window {scope}")
+            except (KeyError, ValueError):
+                problems.append(f"entry {seq} names no mechanism that is known")
             if kind in ("reserve", "correct"):
-                asked[measurement] = [scope, rho, *terms]
+                asked[measurement] = [scope, cost, *terms]
             elif kind == "supersede":
                 if measurement not in asked or asked[measurement][3] != terms[1]:
                     problems.append(f"entry {seq} supersedes what was not reserved so, or is committed")
-                asked.setdefault(measurement, [scope, rho, *terms])[2:] = terms
-            elif kind == "commit" and asked.pop(measurement, None) != [scope, rho, *terms]:
+                asked.setdefault(measurement, [scope, cost, *terms])[2:] = terms
+            elif kind == "commit" and asked.pop(measurement, None) != [scope, cost, *terms]:
                 problems.append(f"entry {seq} commits what was not reserved so")
             if window.corrections_units > window.set_aside_units:
                 problems.append(f"entry {seq} passes what window {scope} has set aside for corrections")

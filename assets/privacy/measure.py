@@ -8,7 +8,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from datetime import date, timedelta
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
 from assets.privacy.accounting import released_sensitivity
 from assets.privacy.counting import count
 from assets.privacy.ledger import Ledger, Reservation
-from assets.privacy.mechanism import draw
+from assets.privacy.mechanism import Noise, draw
 from assets.privacy.plan import PricedPlan
 
 
@@ -110,20 +109,19 @@ def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
     return hmac.new(key, sink.getvalue().to_pybytes(), hashlib.sha256).hexdigest()
 
 
-Asked = tuple[Reservation, np.ndarray, Fraction]
-"""What is to be drawn: its reservation, exact counts (in memory only) and σ²."""
+Asked = tuple[Reservation, np.ndarray, Noise]
+"""What is to be drawn: its reservation, exact counts (in memory only) and noise."""
 
 
 def ask(
-    city: City, table: MeasuredTable, unit: Unit, rho: int, variance: Fraction, events: pa.Table, key: bytes,
+    city: City, table: MeasuredTable, unit: Unit, cost: int, noise: Noise, events: pa.Table, key: bytes,
     by: Count | None = None, correction: tuple[int, date] | None = None,
 ) -> Asked:  # fmt: skip
-    """A measurement of `events`, counted `by`, charged with `rho` units; `correction`: its version and as of which day its data are."""
+    """A measurement of `events`, counted `by`, charged with `cost` units; `correction`: its version and as of which day its data are."""
     counts = (by or count)(events, table, city)
     parameters: dict[str, Any] = {
         "table": table.name, "time": table.time, "unit_start": unit.start.isoformat(), "shape": list(counts.shape),
-        "dimensions": list(table.dimensions), "mechanism": "discrete gaussian", "caps": city.caps.model_dump(),
-        "variance": f"{variance.numerator}/{variance.denominator}",
+        "dimensions": list(table.dimensions), "caps": city.caps.model_dump(), **noise.parameters,
     }  # fmt: skip
     if unit.late:
         parameters["late"] = True
@@ -132,23 +130,18 @@ def ask(
     name = measurement_id(table, unit, correction[0] if correction else 1)
     scope, snapshot = city.window_start(unit.start).isoformat(), _snapshot(events, table, key)
     text = json.dumps(parameters, sort_keys=True)
-    return Reservation(name, scope, rho, snapshot, text, "correct" if correction else "reserve"), counts, variance
+    return Reservation(name, scope, cost, snapshot, text, "correct" if correction else "reserve"), counts, noise
 
 
 def book(ledger: Ledger, asked: Sequence[Asked]) -> int:
     """Reserve, draw and commit what the budget allows; returns how many."""
-    exact = {reservation.measurement: (counts, variance) for reservation, counts, variance in asked}
+    exact = {reservation.measurement: (counts, noise) for reservation, counts, noise in asked}
     drawn = {}
     for reservation in ledger.reserve([reservation for reservation, *_ in asked]):
-        counts, variance = exact[reservation.measurement]
-        drawn[reservation] = draw(counts.ravel().tolist(), variance)
+        counts, noise = exact[reservation.measurement]
+        drawn[reservation] = draw(counts.ravel().tolist(), noise)
     ledger.commit(drawn)
     return len(drawn)
-
-
-def set_aside(city: City, plan: PricedPlan) -> int:
-    """ρ units of a window that are for corrections and nothing else."""
-    return int(Fraction(city.plan.corrections_share) * plan.budget_units)
 
 
 def measure(
@@ -172,16 +165,20 @@ def measure(
         released[table_name, window].add(first)
         agreed[table_name, window] = _terms(earlier)
     asked = []
+    for scope in sorted({city.window_start(unit.start).isoformat() for _, unit in wanted}):
+        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
     for table, unit in wanted:
         start = unit.start
         scope = city.window_start(start).isoformat()
-        ledger.open_scope(scope, plan.budget_units, set_aside(city, plan))
         before = released[table.name, scope]
-        spent = [released_sensitivity(table.time, r, city.caps, city.budget.epoch) for r in (before, before | {start})]
+        power = plan.mechanism.power
+        spent = [
+            released_sensitivity(table.time, r, city.caps, city.budget.epoch, power) for r in (before, before | {start})
+        ]
         before.add(start)
         priced = costs[table.name]
-        rho = (spent[1] - spent[0]) * priced.cost_units
-        asked.append(ask(city, table, unit, rho, priced.variance, load(table, unit), key, by))
+        cost = (spent[1] - spent[0]) * priced.cost_units
+        asked.append(ask(city, table, unit, cost, priced.noise, load(table, unit), key, by))
         terms = _terms(json.loads(asked[-1][0].parameters))
         if agreed.setdefault((table.name, scope), terms) != terms:
             raise PlanChanged(

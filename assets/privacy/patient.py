@@ -30,10 +30,10 @@ from assets.contract.schemas import (
 from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
 from assets.lake.lake import Lake
-from assets.privacy.accounting import epsilon_of
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.correction import corrected_events
 from assets.privacy.ledger import Committed, open_ledger
+from assets.privacy.mechanism import DiscreteGaussian, Noise, noise_of
 from assets.privacy.stage import counted_events
 
 
@@ -55,10 +55,9 @@ def _person_key(lake: Lake, patient: pa.Array) -> str:
 def contributions(
     committed: dict[str, Committed], events: list[dict[str, Any]], cells_known: bool = True
 ) -> list[dict[str, Any]]:
-    """Measurements that hold one of `events` (event_day, `late`), with the exact ρ of whoever brought these events.
+    """Measurements that hold one of `events` (event_day, `late`), with the exact cost of whoever brought these events.
 
-    A discrete Gaussian of variance σ² loses Σ(events in a cell)²/(2σ²) about them (CKS 2020, Theorem 4).
-    Without `cells_known` all events of a unit of time count as one cell, which is never less. Events with `left_out`
+    It is Σ (events in a cell)^`power` of the mechanism, times the cost of one unit of sensitivity. Without `cells_known` all events of a unit of time count as one cell, which is never less. Events with `left_out`
     are cases that the caps left out: they count in the table of patients at their cap, there once, and nowhere else;
     events with `correction` are those that a correction as of that day holds.
     """
@@ -77,9 +76,10 @@ def contributions(
         mine = mine[:1] if at_cap else mine
         cells = Counter(tuple(e.get(c) for c in columns) for e in mine)
         if cells:
-            rho = Fraction(sum(n * n for n in cells.values())) / (2 * Fraction(about["variance"]))
-            rows.append({"measurement": name, "table": about["table"], "window": measured.scope,
-                         "first_day": first, "last_day": last, "events": sum(cells.values()), "rho": rho})  # fmt: skip
+            noise = noise_of(about)
+            cost = sum(n**noise.power for n in cells.values()) * noise.cost
+            rows.append({"measurement": name, "table": about["table"], "window": measured.scope, "first_day": first,
+                         "last_day": last, "events": sum(cells.values()), "mechanism": type(noise), "cost": cost})  # fmt: skip
     return sorted(rows, key=lambda r: (r["first_day"], r["measurement"]))
 
 
@@ -116,15 +116,19 @@ def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
 
 
 def _loss(rows: list[dict[str, Any]], delta: float) -> dict[str, Any]:
-    """ρ and ε, of each budget window and altogether."""
-    windows: dict[str, Fraction] = {}
+    """What was spent on a person and its ε, in each budget window and altogether. ε of different currencies adds up."""
+    windows: dict[str, dict[type[Noise], Fraction]] = {}
     for row in rows:
-        windows[row["window"]] = windows.get(row["window"], Fraction(0)) + row["rho"]
-    total = sum(windows.values(), Fraction(0))
-    return {
-        "rho": float(total), "epsilon": epsilon_of(float(total), delta), "delta": delta,
-        "windows": {w: {"rho": float(r), "epsilon": epsilon_of(float(r), delta)} for w, r in sorted(windows.items())},
-    }  # fmt: skip
+        mine = windows.setdefault(row["window"], {})
+        mine[row["mechanism"]] = mine.get(row["mechanism"], Fraction(0)) + row["cost"]
+
+    def amount(spent: dict[type[Noise], Fraction]) -> dict[str, float]:
+        in_rho = {"rho": float(spent.get(DiscreteGaussian, 0))} if DiscreteGaussian in spent or not spent else {}
+        return in_rho | {"epsilon": sum((m.epsilon(float(cost), delta) for m, cost in spent.items()), 0.0)}
+
+    everything = {m for spent in windows.values() for m in spent}
+    total = {m: sum((spent.get(m, Fraction(0)) for spent in windows.values()), Fraction(0)) for m in everything}
+    return amount(total) | {"delta": delta, "windows": {w: amount(spent) for w, spent in sorted(windows.items())}}
 
 
 def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, Any]:
@@ -187,7 +191,10 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
             {k: r[k] for k in ("admitted_on", "discharged_on", "care", "admission", "area", "age_group", "sex", "chapter")}
             for r in {r["case_key"]: r for r in own}.values()
         ],
-        "releases": [r | {"rho": float(r["rho"])} for r in releases],
+        "releases": [
+            {n: v for n, v in r.items() if n not in ("mechanism", "cost")} | {r["mechanism"].column: float(r["cost"])}
+            for r in releases
+        ],
         "loss": _loss(contributions(committed, events), city.budget.delta),
         "loss_at_most": _loss(bounded, city.budget.delta),
         "exact": not any(r["erased"] for r in counters),

@@ -49,15 +49,16 @@ def plan_html(city: City, plan: PricedPlan) -> str:
 
     costs = [
         (p.table.name, f"{p.table.time} × {' × '.join(p.table.dimensions) or 'city'}", f"{p.table.share:.1%}",
-         f"{float(p.variance) ** 0.5:.2f}") for p in plan.tables
+         f"{p.noise.variance ** 0.5:.2f}") for p in plan.tables
     ]  # fmt: skip
     errors = [(_level(e), e.care, f"{e.mean_count:,.1f}", f"{e.mae:.1f}", f"{e.relative:.1%}") for e in plan.errors]
     return "\n".join([
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Release plan</title><style>{_STYLE}</style>",
         f"<h1>Release plan: {html.escape(city.name.en)}</h1>",
-        f"<p>ε {plan.epsilon_year:.3f} a year and {plan.epsilon_five_years:.2f} in five, at δ {city.budget.delta:g}; "
+        f"<p>Noise: {plan.mechanism.title}. ε {plan.epsilon_year:.3f} a year and {plan.epsilon_five_years:.2f} in five, at δ "
+        f"{plan.delta:.2g}; "
         f"{plan.spent_units / plan.budget_units:.1%} of the budget of ε {city.budget.epsilon:g}, the rest is a reserve.</p>",
-        "<h2>What is measured</h2>", table(("table", "level", "share of ρ", "σ of its noise"), costs),
+        "<h2>What is measured</h2>", table(("table", "level", f"share of {plan.mechanism.currency}", "σ of its noise"), costs),
         "<h2>How accurate it will be</h2>", _plot(plan),
         table(("level", "care", "mean count", "expected error", "relative"), errors),
     ])  # fmt: skip

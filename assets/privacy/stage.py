@@ -25,7 +25,6 @@ from assets.lake.engine import connect, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel
-from assets.privacy.accounting import epsilon_of
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
@@ -208,8 +207,9 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
         "measurements": measured,
         "windows": {
             scope: {
-                "rho": float(window.rho),
-                "epsilon": epsilon_of(float(window.rho), city.budget.delta),
+                "mechanism": window.mechanism.title,
+                "spent": f"{window.mechanism.currency} {float(window.spent):.5f}",
+                "epsilon": window.epsilon(city.budget.delta),
                 "share_of_budget": window.spent_units / window.cap_units,
                 "paused": window.paused,
             }

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
-from assets.privacy.accounting import UNITS_PER_RHO, squared_sensitivity
+from assets.privacy.accounting import UNITS
+from assets.privacy.mechanism import Noise
 from assets.privacy.plan import PricedPlan, price
 
-MECHANISM = "discrete Gaussian, zero-concentrated differential privacy"
 UNMEASURED = "not measured in this plan"
 AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
 
@@ -23,21 +23,26 @@ AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise
 class Guarantee:
     """What is promised for one patient and one window, and what it costs in accuracy.
 
-    `tables`: each noisy table with its σ and ρ; `errors`: expected absolute error (MAE) of every published level.
+    `cost` is in the currency of its noise; `tables`: each noisy table with its σ and cost; `errors`: expected absolute error
+    (MAE) of every published level.
     """
 
     unit: str
     unit_de: str
-    mechanism: str
+    noise: type[Noise]
     window_days: int
     caps: dict[str, int]
-    rho: float
+    cost: float
     epsilon_one_year: float
     epsilon_five_years: float
     delta: float
     tables: tuple[dict[str, Any], ...]
     errors: tuple[dict[str, Any], ...]
     truncation_share: str = UNMEASURED
+
+    @property
+    def mechanism(self) -> str:
+        return f"{self.noise.title}, {self.noise.privacy}".replace("gaussian", "Gaussian")
 
     @property
     def caps_text(self) -> str:
@@ -52,7 +57,7 @@ class Guarantee:
             "unit of protection": self.unit,
             "cases of one patient that count": self.caps_text,
             "mechanism": self.mechanism,
-            "rho of a window": self.rho,
+            **({"rho of a window": self.cost} if self.noise.column == "rho" else {}),
             "epsilon of one year": self.epsilon_one_year,
             "epsilon of five years": self.epsilon_five_years,
             "delta of a window": self.delta,
@@ -71,21 +76,21 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         + ("; at clinics without a linkable identifier: one patient per clinic" if unlinked else ""),
         unit_de="eine Patientin oder ein Patient über alle Kliniken, hinzugefügt oder weggelassen, über ein Fenster von "
         "364 Tagen" + ("; bei Kliniken ohne verknüpfbares Kennzeichen: je Klinik" if unlinked else ""),
-        mechanism=MECHANISM,
+        noise=plan.mechanism,
         window_days=WINDOW_DAYS,
         caps={"week": city.caps.week, "period": city.caps.period, "window": city.caps.window},
-        rho=plan.spent_units / UNITS_PER_RHO,
+        cost=plan.spent_units / UNITS,
         epsilon_one_year=round(plan.epsilon_year, 4),
         epsilon_five_years=round(plan.epsilon_five_years, 4),
-        delta=city.budget.delta,
+        delta=plan.delta,
         truncation_share=AT_CAP_PUBLISHED if any(t.at_cap for t in city.plan.tables) else UNMEASURED,
         tables=tuple(
             {
                 "name": p.table.name,
                 "time_level": p.table.time,
                 "dimensions": list(p.table.dimensions),
-                "sigma": round(math.sqrt(p.variance), 4),
-                "rho": p.cost_units * squared_sensitivity(p.table.time, city.caps) / UNITS_PER_RHO,
+                "sigma": round(math.sqrt(p.noise.variance), 4),
+                plan.mechanism.column: p.whole_cost_units / UNITS,
             }
             for p in plan.tables
         ),

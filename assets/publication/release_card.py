@@ -36,8 +36,27 @@ def _changes(city: City) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
+_COMPOSITION = {
+    "rho": "Sum of rho over all noisy tables of a window; conversion to epsilon by Canonne, Kamath and Steinke (2020).",
+    "epsilon": "Sum of epsilon over all noisy tables of a window, and of the years. Delta holds what the 53-bit sampler of the "
+    "noise differs from the exact distribution; it is of one window and adds up too.",
+}
+
+
+def _flavor(promise: Guarantee) -> dict[str, Any]:
+    """Kind of differential privacy, and its bound in the currency of the noise."""
+    pure = promise.noise.column == "epsilon"
+    return {
+        "name": "Pure DP (but for delta)" if pure else "Zero-concentrated DP",
+        "input_metric": "symmetric distance on patients (add or remove)",
+        "bound_on_input_distance": 1,
+        "output_measure": "max divergence" if pure else "zero-concentrated divergence",
+        "bound_on_output_distance": promise.cost,
+    }
+
+
 def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee) -> bytes:
-    """`release-card.yaml`: unit, bounds, mechanism, ρ, ε of one and five years, δ, MAE of each level."""
+    """`release-card.yaml`: unit, bounds, mechanism, ρ where the noise is paid in it, ε of one and five years, δ, MAE of each level."""
     note = " Synthetic demonstration data: no real person stands behind any number." if city.synthetic else ""
     card = {
         "url_slug": f"{city.key}-{dataset.key}-{version}".replace("_", "-").replace(".", "-"),
@@ -55,11 +74,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                 "data_product_sector": "Health",
             },
             "dp_flavor": {
-                "name": "Zero-concentrated DP",
-                "input_metric": "symmetric distance on patients (add or remove)",
-                "bound_on_input_distance": 1,
-                "output_measure": "zero-concentrated divergence",
-                "bound_on_output_distance": promise.rho,
+                **_flavor(promise),
                 "data_domain": "hospital cases of consenting patients, in public categories only",
                 "unprotected_quantities": "Public lists of areas, age groups, ICD-10-GM chapters; the city's resident "
                 f"figures; which clinics take part, and when{_changes(city)}. Nothing is tuned or suppressed on true counts.",
@@ -70,7 +85,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                 "contribution_bounds": promise.caps,
                 "truncation_share": promise.truncation_share,
                 "privacy_parameters": {
-                    "rho": promise.rho,
+                    **({"rho": promise.cost} if promise.noise.column == "rho" else {}),
                     "epsilon_one_year": promise.epsilon_one_year,
                     "epsilon_five_years": promise.epsilon_five_years,
                     "delta": promise.delta,
@@ -89,8 +104,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                 "access_type": "Non-interactive",
             },
             "accounting": {
-                "composition": "Sum of rho over all noisy tables of a window; conversion to epsilon by Canonne, "
-                "Kamath and Steinke (2020).",
+                "composition": _COMPOSITION[promise.noise.column],
                 "post_processing": "Consistent weighted least squares over all noisy tables; rates, ratios and "
                 "quantiles from the consistent estimates.",
                 "tables": list(promise.tables),

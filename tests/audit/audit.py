@@ -24,14 +24,14 @@ import pandas as pd
 import vl_convert
 from audit_accounting import committed_year, crosschecks
 from audit_accuracy import Accuracy, demo_year, exact_counts, of_counts, of_releases, released_frames
-from audit_canary import ENGINES, Verdict, audit, false_alarms, replay
+from audit_canary import ENGINES, Verdict, audit, false_alarms, few_tables, replay
 from audit_sampler import p_value
 from rich.progress import Progress
 
 from assets.contract.city import City, load_city
-from assets.privacy.accounting import UNITS_PER_RHO
+from assets.privacy.accounting import UNITS
 from assets.privacy.certificate import certificate
-from assets.privacy.mechanism import draw
+from assets.privacy.mechanism import Noise, draw
 from assets.privacy.plan import price
 from assets.publication.bundle import publish
 from assets.publication.catalogue import KEY
@@ -46,13 +46,13 @@ def svg(chart: alt.TopLevelMixin) -> str:
 
 
 def loss_plot(verdicts: list[Verdict]) -> str:
-    rows = pd.DataFrame([{"engine": v.engine, "μ": v.mu_lower, "flagged": v.flagged} for v in verdicts])
+    rows = pd.DataFrame([{"engine": v.engine, "shown": v.shown, "flagged": v.flagged} for v in verdicts])
     points = alt.Chart(rows).mark_point(filled=True, size=90).encode(
-        x=alt.X("μ:Q", title="privacy loss shown with 99% confidence (μ of Gaussian DP)"), y=alt.Y("engine:N", sort=None, title=None),
+        x=alt.X("shown:Q", title=f"privacy loss shown with 99% confidence ({verdicts[0].measure})"), y=alt.Y("engine:N", sort=None, title=None),
         color=alt.Color("flagged:N"),
     )  # fmt: skip
-    claim = alt.Chart(pd.DataFrame({"x": [verdicts[0].mu_claimed]})).mark_rule(strokeDash=[4, 3]).encode(x="x:Q")
-    return svg((points + claim).properties(width=520, title="Dashed: what is claimed, √(2ρ)"))
+    claim = alt.Chart(pd.DataFrame({"x": [verdicts[0].claimed]})).mark_rule(strokeDash=[4, 3]).encode(x="x:Q")
+    return svg((points + claim).properties(width=520, title="Dashed: what is claimed"))
 
 
 def accuracy_plot(rows: list[Accuracy]) -> str:
@@ -79,7 +79,7 @@ def certified(city: City, year: tuple[object, object]) -> str:
     )
     plan = price(city)
     loss = certificate(events, city, plan, left_out)
-    return f"{loss / UNITS_PER_RHO:.5f} of ρ {plan.budget_units / UNITS_PER_RHO:.5f}"
+    return f"{loss / UNITS:.5f} of ρ {plan.budget_units / UNITS:.5f}"
 
 
 def published_alike(city: City, patients: int) -> bool:
@@ -91,11 +91,9 @@ def published_alike(city: City, patients: int) -> bool:
     for kept, dropped in [(events, left_out), *neighbours]:
         rng = np.random.default_rng(5)  # the same noise for both
 
-        def frozen(values: list[int], variance: object, rng: np.random.Generator = rng) -> list[int]:
-            return [
-                v + int(n)
-                for v, n in zip(values, np.rint(rng.normal(0, float(variance) ** 0.5, len(values))), strict=True)
-            ]  # type: ignore[arg-type]
+        def frozen(values: list[int], noise: Noise, rng: np.random.Generator = rng) -> list[int]:
+            drawn = np.rint(rng.normal(0, noise.variance**0.5, len(values)))
+            return [v + int(n) for v, n in zip(values, drawn, strict=True)]
 
         frames = released_frames(city, plan, exact_counts(city, plan, kept, dropped), frozen)
         with tempfile.TemporaryDirectory() as folder:
@@ -112,21 +110,18 @@ def found_by(city: City, options: argparse.Namespace, tick: Callable[[str], None
     loss = certified(city, year)
     tick("certificate")
     noise: list[dict[str, object]] = []
-    for priced in plan.tables:
-        p = p_value(np.array(draw([0] * DRAWS, priced.variance)), priced.variance)
-        noise.append(
-            {
-                "table": priced.table.name,
-                "σ²": f"{float(priced.variance):.2f}",
-                "p": f"{p:.3g}",
-                "holds": p > SMALLEST_P,
-            }
-        )
+    few = few_tables(city)
+    for priced in (*plan.tables, *price(few).tables):
+        p = p_value(np.array(draw([0] * DRAWS, priced.noise)), priced.noise)
+        noise.append({"table": priced.table.name, "noise": priced.noise.title, "variance": f"{priced.noise.variance:.2f}",
+                      "p": f"{p:.3g}", "holds": p > SMALLEST_P})  # fmt: skip
         tick(f"sampler: {priced.table.name}")
-    verdicts = []
+    verdicts, of_geometric = [], []
     for engine in ENGINES:
         verdicts.append(audit(city, engine, options.trials, 7))
         tick(f"canary: {engine.name}")
+        of_geometric.append(audit(few, engine, options.trials, 7))
+        tick(f"canary, geometric noise: {engine.name}")
     alarms = false_alarms(city, options.seeds, 5_000, lambda: tick("canary: false alarms"))
     entries, spent, cap = committed_year(city, *year)
     checks = crosschecks(city, entries, spent)
@@ -139,9 +134,10 @@ def found_by(city: City, options: argparse.Namespace, tick: Callable[[str], None
     found = {
         "every person of the demo city is within the budget": True,  # the certificate raises otherwise
         "a neighbouring city publishes the same files, rows and columns": alike,
-        "noise is the exact discrete Gaussian": all(bool(n["holds"]) for n in noise),
+        "noise has its exact distribution": all(bool(n["holds"]) for n in noise),
         "each planted fault is flagged, the release code is not": all(
-            v.flagged == (v.engine != "correct") for v in verdicts
+            found == (v.engine != "correct")
+            for v, found in (*((v, v.flagged) for v in verdicts), *((v, v.caught) for v in of_geometric))
         ),
         f"no false alarm over {options.seeds} seeds": alarms == 0,
         "the ledger's sum agrees with the accounting of others": spent <= cap and all(c.holds for c in checks),
@@ -160,9 +156,10 @@ def found_by(city: City, options: argparse.Namespace, tick: Callable[[str], None
         "<h2>B. Replay</h2><p>One patient less, the noise frozen: the same files, rows, columns and shapes: "
         f"{'yes' if alike else 'NO'}.</p>",
         "<h2>C. Noise against its exact distribution</h2>", table(noise),
-        "<h2>D. A canary patient at every cap</h2>", loss_plot(verdicts),
-        table([{"engine": v.engine, "trials": v.trials, "μ shown": f"{v.mu_lower:.3f}", "μ claimed": f"{v.mu_claimed:.3f}",
-                "same keys": v.same_keys, "certificate": v.certificate, "flagged": v.flagged} for v in verdicts]),
+        "<h2>D. A canary patient at every cap</h2>", loss_plot(verdicts), loss_plot(of_geometric),
+        table([{"engine": v.engine, "trials": v.trials, "measure": v.measure, "shown": f"{v.shown:.3f}", "claimed": f"{v.claimed:.3f}",
+                "same keys": v.same_keys, "certificate": v.certificate, "flagged": v.flagged} for v in (*verdicts, *of_geometric)]),
+        "<p>μ of Gaussian differential privacy: the city's plan. ε: a plan of two tables with geometric noise.</p>",
         f"<p>False alarms of the correct engine over {options.seeds} seeds of 5,000 trials: {alarms}.</p>",
         "<h2>The accounting of others</h2>", f"<p>{len(entries)} committed measurements, {spent / cap:.2%} of the budget.</p>",
         table([{"by": c.who, "ε": f"{c.epsilon:.3f}", "must be": c.should_be, "claimed ε": f"{c.claimed:.3f}", "holds": c.holds}
@@ -189,7 +186,7 @@ def main() -> int:
     began, city = time.monotonic(), load_city()
     plan = price(city)
     with Progress() as progress:
-        steps = len(plan.tables) + len(ENGINES) + options.seeds + options.accuracy_seeds + 4
+        steps = len(plan.tables) + 2 + 2 * len(ENGINES) + options.seeds + options.accuracy_seeds + 4
         task = progress.add_task("audit", total=steps)
         found, parts = found_by(city, options, lambda what: progress.update(task, advance=1, description=what))
     seconds = time.monotonic() - began

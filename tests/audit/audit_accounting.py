@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of, squared_sensitivity
+from assets.privacy.accounting import UNITS, epsilon_of
 from assets.privacy.ledger import Ledger
 from assets.privacy.measure import Unit, due, measure
 from assets.privacy.plan import price
@@ -63,7 +63,7 @@ def committed_year(city: City, events: pa.Table, left_out: pa.Table) -> tuple[li
         (window,) = ledger.windows().values()
         problems = ledger.verify()
         assert not problems, problems
-        return [c.rho_units for c in ledger.committed().values()], window.spent_units, window.cap_units
+        return [c.cost_units for c in ledger.committed().values()], window.spent_units, window.cap_units
 
 
 def _worst(city: City) -> list[tuple[float, int, int]]:
@@ -75,7 +75,7 @@ def _worst(city: City) -> list[tuple[float, int, int]]:
             "day": [1] * caps.window, "week": [1] * caps.window, "period": [caps.period] * full + [rest] * bool(rest),
             "window": [caps.window], "quarter": [1] * (WINDOW_DAYS // LEVEL_DAYS["quarter"]),
         }[priced.table.time]  # fmt: skip
-        found += [(float(priced.variance), change, cells) for change, cells in Counter(changes).items()]
+        found += [(priced.noise.variance, change, cells) for change, cells in Counter(changes).items()]
     return found
 
 
@@ -84,8 +84,8 @@ def crosschecks(city: City, entries: list[int], spent: int) -> list[Crosscheck]:
     sys.path.insert(0, str(HERE.parent / "bench"))
     from peers import python_of
 
-    delta, claimed = city.budget.delta, epsilon_of(spent / UNITS_PER_RHO, city.budget.delta)
-    asked = {"delta": delta, "entries": [e / UNITS_PER_RHO for e in entries if e], "worst": _worst(city)}
+    delta, claimed = city.budget.delta, epsilon_of(spent / UNITS, city.budget.delta)
+    asked = {"delta": delta, "entries": [e / UNITS for e in entries if e], "worst": _worst(city)}
     answer = subprocess.run(
         [str(python_of("dp-accounting")), str(HERE / "pld.py")],
         input=json.dumps(asked), capture_output=True, text=True, check=True,
@@ -113,7 +113,7 @@ def _as_approximate(city: City, delta: float) -> list[tuple[float, float]]:
     plan = price(city)
     return [
         (
-            epsilon_of(p.cost_units * squared_sensitivity(p.table.time, city.caps) / UNITS_PER_RHO, delta),
+            epsilon_of(p.whole_cost_units / UNITS, delta),
             delta,
         )
         for p in plan.tables

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -34,8 +33,8 @@ from assets.privacy.counting import count
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import Unit, measurement_id
-from assets.privacy.mechanism import draw
-from assets.privacy.plan import PricedPlan, level_of, price, product_of, published_levels
+from assets.privacy.mechanism import Noise, draw
+from assets.privacy.plan import PricedPlan, PricedTable, level_of, price, product_of, published_levels
 from assets.publication.indicators import build
 from pipelines.demo.evaluate import decided_truth
 from pipelines.demo.generate import generate
@@ -44,7 +43,7 @@ Z95 = 1.959963984540054
 CLOSE, COVERED = (0.9, 1.1), (0.93, 0.97)
 STANDARD_ERRORS = 3.5
 """A level fails only where it lies outside by more than chance explains: about 60 levels are judged at once."""
-Exact = dict[str, tuple[np.ndarray, PricedPlan, date]]
+Exact = dict[str, tuple[np.ndarray, PricedTable, date]]
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def _summary(level: str, ratios: np.ndarray, inside: np.ndarray, cells: float) -
 def of_counts(city: City, years: int, seed: int = 3) -> list[Accuracy]:
     """Every level of counts, over `years` years of noise alone."""
     plan, product, rng = price(city), product_of(city), np.random.default_rng(seed)
-    variances = {level_of(p.table.time, p.table.dimensions): float(p.variance) for p in plan.of_cases}
-    exact = {level_of(p.table.time, p.table.dimensions): p.variance for p in plan.of_cases}
+    exact = {level_of(p.table.time, p.table.dimensions): p.noise for p in plan.of_cases}
+    variances = {level: noise.variance for level, noise in exact.items()}
     levels: dict[Level, str] = {level_of(t, d): f"{t} × {' × '.join(d) or 'city'}" for t, d in published_levels(city)}
     spread = {q: variance(product, q, variances) for q in levels}
     ratios: dict[Level, list[float]] = {q: [] for q in levels}
@@ -95,7 +94,7 @@ def of_counts(city: City, years: int, seed: int = 3) -> list[Accuracy]:
         }
         for q, found in estimate(product, noise, variances, list(levels)).items():
             sd = (spread[q] or np.nan) ** 0.5
-            ratios[q].append(float(np.abs(found).mean() / (sd * (2 / np.pi) ** 0.5)))
+            ratios[q].append(float(np.abs(found).mean() / (sd * plan.mechanism.square_of_mean_error**0.5)))
             inside[q].append(float((np.abs(found) <= Z95 * sd).mean()))
     return [_summary(name, np.array(ratios[q]), np.array(inside[q]), product.cells(q)) for q, name in levels.items()]
 
@@ -158,13 +157,13 @@ def exact_counts(city: City, plan: PricedPlan, events: pa.Table, left_out: pa.Ta
 
 
 def released_frames(
-    city: City, plan: PricedPlan, exact: Exact, noise: Callable[[list[int], Fraction], list[int]]
+    city: City, plan: PricedPlan, exact: Exact, noise: Callable[[list[int], Noise], list[int]]
 ) -> dict[str, pd.DataFrame]:
     """Every dataset of a window, with `noise` on the exact counts."""
     committed = {}
     for name, (counts, priced, start) in exact.items():
-        about = {"unit_start": start.isoformat(), "table": priced.table.name}
-        committed[name] = Committed("w", 0, about, noise(counts.ravel().tolist(), priced.variance))
+        about = {"unit_start": start.isoformat(), "table": priced.table.name, **priced.noise.parameters}
+        committed[name] = Committed("w", 0, about, noise(counts.ravel().tolist(), priced.noise))
     return build(estimates(city, plan, committed), city)
 
 

@@ -3,6 +3,8 @@
 Bounding, counting and planning are the release code itself. Only the noise is a model: 10⁵ years cannot be drawn
 through diffprivlib, so numpy draws from the same discrete Gaussian by its exact probabilities; layer C holds
 that the release code's noise has that very distribution.
+
+A plan with discrete Gaussian noise is held to μ = √(2ρ) of Gaussian differential privacy, one with geometric noise to ε.
 """
 
 from __future__ import annotations
@@ -10,26 +12,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 from audit_sampler import draw_many
 from scipy import stats
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
+from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS
 from assets.identity.pseudonymise import LINKS
-from assets.privacy.accounting import UNITS_PER_RHO
+from assets.privacy.accounting import UNITS
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.counting import count
+from assets.privacy.mechanism import Geometric, Noise
 from assets.privacy.plan import PricedPlan, price
 
 CANARY_DAYS = (0, 7, 28, 35, 56, 63, 92, 183, 274)
 """Two events in each of three periods and more later: more than every cap lets through, in every quarter."""
 CONFIDENCE = 0.99
+PASSES = "passes"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Engine:
 
     name: str
     pseudonyms: int = 1
-    variance_factor: Fraction = Fraction(1)
+    weaker: int = 1
+    """How many times less noise is drawn than was paid for: σ² divided by it, ε₀ multiplied with it."""
     releases: int = 1
     extra_cap: int = 0
     only_occurring_cells: bool = False
@@ -47,13 +51,23 @@ class Engine:
 ENGINES = (
     Engine("correct"),
     Engine("two pseudonyms for a patient", pseudonyms=2),
-    Engine("σ² halved", variance_factor=Fraction(1, 2)),
+    Engine("noise halved", weaker=2),
     Engine("fresh noise on re-release", releases=2),
     Engine("cap off by one", extra_cap=1),
     Engine("data-dependent key set", only_occurring_cells=True),
 )
 
 Cells = dict[tuple[str, date], np.ndarray]
+
+
+def few_tables(city: City) -> City:
+    """The city with a plan of two tables by day, which takes geometric noise."""
+    tables = (
+        MeasuredTable(name="day", time="day", share=0.35),
+        MeasuredTable(name="day_area", time="day", dimensions=("area",), share=0.6),
+    )
+    plan = city.plan.model_copy(update={"tables": tables, "acceptance": ()})
+    return city.model_copy(update={"plan": plan})
 
 
 def _input(city: City, engine: Engine, with_canary: bool) -> pa.Table:
@@ -117,27 +131,61 @@ def key_set(cells: Cells, engine: Engine) -> set[tuple[object, ...]]:
 class Verdict:
     engine: str
     trials: int
-    mu_lower: float
-    mu_claimed: float
+    measure: str
+    """Of privacy loss: μ or ε."""
+    shown: float
+    """With 99% confidence it is at least that."""
+    claimed: float
     same_keys: bool
     certificate: str
 
     @property
     def flagged(self) -> bool:
-        return self.mu_lower > self.mu_claimed or not self.same_keys
+        return self.shown > self.claimed or not self.same_keys
+
+    @property
+    def caught(self) -> bool:
+        """Flagged, or stopped by the certificate before anything was drawn: one case more shows too little in ε for 10⁵ trials."""
+        return self.flagged or self.certificate != PASSES
 
 
-def mu_lower_bound(absent: np.ndarray, present: np.ndarray) -> float:
-    """Lower 99% bound on μ of Gaussian DP: threshold chosen on one half of the scores, rates bounded on the other."""
+def _weaker(noise: Noise, factor: int) -> Noise:
+    return type(noise)(noise.strength * factor if isinstance(noise, Geometric) else noise.strength / factor)
+
+
+def _scores(noise: np.ndarray, change: int, present: bool, claimed: Noise) -> np.ndarray:
+    """Log-likelihood ratio of a cell's published value, up to a constant: with the canary against without."""
+    value = noise + present * change
+    if isinstance(claimed, Geometric):
+        ratio: np.ndarray = float(claimed.strength) * (np.abs(value) - np.abs(value - change))
+        return ratio
+    return change * value / claimed.variance
+
+
+def lower_bound(absent: np.ndarray, present: np.ndarray, pure: bool) -> float:
+    """Lower 99% bound on μ, or on ε where `pure`: threshold chosen on one half of the scores, rates bounded on the other.
+
+    ε also of the lower tail: whoever is missing can be as conspicuous as whoever is there.
+    """
     half = len(absent) // 2
-    thresholds = np.quantile(np.concatenate([absent[:half], present[:half]]), np.linspace(0.02, 0.98, 97))
-    level = (1 - CONFIDENCE) / 2
+    places = np.concatenate(
+        [np.geomspace(1e-4, 0.02, 20), np.linspace(0.02, 0.98, 97), 1 - np.geomspace(1e-4, 0.02, 20)]
+    )
+    thresholds = np.unique(np.quantile(np.concatenate([absent[:half], present[:half]]), places))
+    level = (1 - CONFIDENCE) / (4 if pure else 2)  # of each rate that is bounded
+
+    def rates(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+        """Upper bound of the share of `x` that is true, lower bound of that of `y`."""
+        n, false, true = len(x), int(x.sum()), int(y.sum())
+        upper = stats.beta.ppf(1 - level, false + 1, max(n - false, 1e-9))
+        return float(upper), float(stats.beta.ppf(level, true, n - true + 1) if true else 0.0)
 
     def bound(x: np.ndarray, y: np.ndarray, threshold: float) -> float:
-        n, false, true = len(x), int((x > threshold).sum()), int((y > threshold).sum())
-        upper = stats.beta.ppf(1 - level, false + 1, max(n - false, 1e-9))
-        lower = stats.beta.ppf(level, true, n - true + 1) if true else 0.0
-        return float(stats.norm.ppf(lower) - stats.norm.ppf(upper))
+        false, true = rates(x > threshold, y > threshold)
+        if not pure:
+            return float(stats.norm.ppf(true) - stats.norm.ppf(false))
+        missing, there = rates(y <= threshold, x <= threshold)
+        return float(np.log(max(true / false, there / missing, 1.0)))
 
     best = max(thresholds, key=lambda t: bound(absent[:half], present[:half], t))
     return bound(absent[half:], present[half:], best)
@@ -149,23 +197,23 @@ def audit(city: City, engine: Engine, trials: int, seed: int) -> Verdict:
     cells = [measured(city, plan, engine, present) for present in (False, True)]
     try:
         certificate(cells[1][1], city, plan, cells[1][2])
-        certified = "passes"
+        certified = PASSES
     except RuntimeError:
         certified = "stops the release"
-    variances = {p.table.name: p.variance for p in plan.tables}
+    noises = {p.table.name: p.noise for p in plan.tables}
     scores = np.zeros((2, trials))
     for name, without in cells[0][0].items():
         signal = (cells[1][0][name] - without).ravel()
-        claimed = float(variances[name[0]])
-        actual = variances[name[0]] * engine.variance_factor
+        claimed = noises[name[0]]
+        actual = _weaker(claimed, engine.weaker)
         for s in signal[signal != 0]:
-            for present in (0, 1):
+            for present in (False, True):
                 for _ in range(engine.releases):
-                    noise = draw_many(rng, actual, trials)
-                    scores[present] += s * (noise + present * s) / claimed
+                    scores[int(present)] += _scores(draw_many(rng, actual, trials), int(s), present, claimed)
+    pure, spent = plan.mechanism is Geometric, plan.spent_units / UNITS
     return Verdict(
-        engine.name, trials, mu_lower_bound(scores[0], scores[1]), float(np.sqrt(2 * plan.spent_units / UNITS_PER_RHO)),
-        key_set(cells[0][0], engine) == key_set(cells[1][0], engine), certified,
+        engine.name, trials, "ε" if pure else "μ", lower_bound(scores[0], scores[1], pure),
+        spent if pure else float(np.sqrt(2 * spent)), key_set(cells[0][0], engine) == key_set(cells[1][0], engine), certified,
     )  # fmt: skip
 
 

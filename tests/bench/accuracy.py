@@ -24,9 +24,9 @@ from measure import BENCH, note
 from peers import NotInstalled, python_of
 
 from assets.contract.city import WINDOW_DAYS, City, load_city
-from assets.privacy.accounting import squared_sensitivity
+from assets.privacy.accounting import sensitivity
 from assets.privacy.consistency import Level, Product, estimate
-from assets.privacy.mechanism import draw
+from assets.privacy.mechanism import DiscreteGaussian, Noise, draw
 from assets.privacy.plan import level_of, price, product_of, published_levels
 
 HERE = Path(__file__).parent
@@ -97,12 +97,12 @@ def measured(city: City, years: int) -> tuple[dict[str, Errors | str], dict[Leve
     names: dict[Level, str] = {level_of(t, d): f"{t} × {' × '.join(d) or 'city'}" for t, d in published_levels(city)}
     levels = list(names)
     tables = {level_of(p.table.time, p.table.dimensions): p for p in plan.of_cases}
-    variances = {m: float(p.variance) for m, p in tables.items()}
+    variances = {m: p.noise.variance for m, p in tables.items()}
 
-    def drawn(variance_of: Callable[[Level], Fraction]) -> Tables:
-        return {m: np.array(draw([0] * product.cells(m), variance_of(m))).reshape(cells_of(product, m)) for m in tables}
+    def drawn(noise_of: Callable[[Level], Noise]) -> Tables:
+        return {m: np.array(draw([0] * product.cells(m), noise_of(m))).reshape(cells_of(product, m)) for m in tables}
 
-    noise = [drawn(lambda m: tables[m].variance) for _ in range(years)]
+    noise = [drawn(lambda m: tables[m].noise) for _ in range(years)]
     note("ours and the same tables without consistency are drawn")
     found: dict[str, Errors | str] = {
         OURS: average([
@@ -115,7 +115,7 @@ def measured(city: City, years: int) -> tuple[dict[str, Errors | str], dict[Leve
     asked: dict[str, object] = {
         "epsilon": city.budget.epsilon, "delta": city.budget.delta, "years": years,
         "tables": [
-            {"name": p.table.name, "cells": product.cells(m), "squared_sensitivity": squared_sensitivity(p.table.time, city.caps),
+            {"name": p.table.name, "cells": product.cells(m), "squared_sensitivity": sensitivity(p.table.time, city.caps, 2),
              "releases": product.time[m[0]], "of_one": {"period": city.caps.period, "window": city.caps.window}.get(p.table.time, 1)}
             for m, p in tables.items()
         ],
@@ -131,9 +131,12 @@ def measured(city: City, years: int) -> tuple[dict[str, Errors | str], dict[Leve
             found[side] = str(problem)
             continue
         if name == "dp-accounting":  # it calibrates and draws nothing: the release code's sampler draws
-            of_side = {m: Fraction(float(answer[p.table.name][0][0])) ** 2 for m, p in tables.items()}  # type: ignore[arg-type]
+            of_side = {
+                m: DiscreteGaussian(Fraction(float(answer[p.table.name][0][0])) ** 2)  # type: ignore[arg-type]
+                for m, p in tables.items()
+            }
             each = [drawn(of_side.__getitem__) for _ in range(max(1, years // 4))]
-            spread = {m: float(v) for m, v in of_side.items()}
+            spread = {m: n.variance for m, n in of_side.items()}
         else:
             each = [{m: np.array(answer[p.table.name][y]).reshape(cells_of(product, m)) for m, p in tables.items()}
                     for y in range(years)]  # fmt: skip

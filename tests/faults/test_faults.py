@@ -104,7 +104,7 @@ def state(lake: Lake, ledger: Ledger | None = None) -> dict[str, Any]:
     ledger = ledger or Ledger(lake.ledger_path)
     return {
         **{n: sorted(map(str, lake.read(n, s).to_pylist())) for n, s in tables.items()},
-        "spent": {m: (c.rho_units, c.values) for m, c in ledger.committed().items()},
+        "spent": {m: (c.cost_units, c.values) for m, c in ledger.committed().items()},
         "problems": [*ledger.verify(), *audit.verify(lake)],
         "published": published(lake),
     }

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import uuid
 from datetime import timedelta
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +234,7 @@ def audit(folder: Path, small: tuple[City, PricedPlan], trials: int) -> int:
 
 if __name__ == "__main__":
     mode, target = sys.argv[1], Path(sys.argv[2])
-    draw([0], Fraction(1))  # loads diffprivlib here and not in every fork
+    draw([0], small_city()[1].tables[0].noise)  # loads diffprivlib here and not in every fork
     if mode == "audit":
         with tempfile.TemporaryDirectory(dir=target) as name:
             sys.exit(audit(Path(name), small_city(), int(sys.argv[3]) if len(sys.argv) > 3 else 1_000))

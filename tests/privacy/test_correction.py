@@ -21,12 +21,12 @@ from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 from assets.privacy import stage
-from assets.privacy.accounting import variance_of
 from assets.privacy.consistency import variance_of_sum
-from assets.privacy.correction import CorrectionRefused, correct, costs
+from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import BudgetExceeded, Committed, Ledger
-from assets.privacy.measure import due, measurement_id, set_aside, units_of
+from assets.privacy.measure import due, measurement_id, units_of
+from assets.privacy.mechanism import DiscreteGaussian, Noise
 from assets.privacy.patient import contributions
 from assets.privacy.plan import level_of, price, product_of
 from pipelines import ledger_cli
@@ -130,9 +130,9 @@ def test_a_correction_costs_its_part_of_the_reserve_and_the_reserve_ends(lake: L
     window = city.budget.epoch.isoformat()
     before = ledger.windows()[window]
     first = correct(lake, city, WEEK)
-    part = set_aside(city, plan) // 2
-    assert part - 10 < first["rho_units"] <= part
-    assert first["rho_units"] == sum(costs(city, plan).values()) == ledger.windows()[window].corrections_units
+    part = plan.set_aside_units // 2
+    assert part - 10 < first["cost_units"] <= part
+    assert first["cost_units"] == sum(plan.correction_costs.values()) == ledger.windows()[window].corrections_units
     assert ledger.windows()[window].tables == before.tables and not ledger.windows()[window].paused
     assert correct(lake, city, WEEK)["version"] == 3
     entries = ledger.store.path.read_bytes()
@@ -142,7 +142,7 @@ def test_a_correction_costs_its_part_of_the_reserve_and_the_reserve_ends(lake: L
         ledger.verify() == []
         and measurement_id(city.plan.tables[0], units_of("week", WEEK, "day")[0], 4) not in ledger.reserved()
     )
-    assert entries and ledger.windows()[window].corrections_units == 2 * first["rho_units"] <= set_aside(city, plan)
+    assert entries and ledger.windows()[window].corrections_units == 2 * first["cost_units"] <= plan.set_aside_units
     run(lake, city, case_table([]), 41, 60)  # the planned series goes on
     assert ledger.windows()[window].planned_units > before.planned_units and ledger.verify() == []
 
@@ -181,7 +181,7 @@ def test_a_person_weighs_no_more_in_a_correction_than_it_is_charged_for(lake: La
     again = [c for n, c in Ledger(lake.ledger_path).committed().items() if n.endswith(":2")]
     variances = {c.parameters["table"]: Fraction(c.parameters["variance"]) for c in again}
     loss = sum(Fraction(1) / (2 * v) for v in variances.values())  # in one leaf of one week: one cell of each table
-    assert loss * 10**15 == done["rho_units"] == sum(c.rho_units for c in again) and len(variances) == 5
+    assert loss * 10**15 == done["cost_units"] == sum(c.cost_units for c in again) and len(variances) == 5
 
 
 def test_a_person_s_own_loss_holds_the_correction(lake: Lake, city: City):
@@ -192,7 +192,7 @@ def test_a_person_s_own_loss_holds_the_correction(lake: Lake, city: City):
     first = {n: v for n, v in again.items() if n != "correction"}
     rows = contributions(committed, [again])
     assert {r["measurement"].rsplit(":", 1)[1] for r in rows} == {"2"} and len(rows) == 5
-    assert sum(r["rho"] for r in rows) * 10**15 == done["rho_units"]
+    assert sum(r["cost"] for r in rows) * 10**15 == done["cost_units"]
     assert all(r["measurement"].endswith(":1") for r in contributions(committed, [first]))
 
 
@@ -200,23 +200,23 @@ def test_a_person_s_own_loss_holds_the_correction(lake: Lake, city: City):
 def noise(city: City) -> Callable[[int], dict[str, Committed]]:
     """Committed measurements of nothing but noise over whole `days`, with the third week measured again."""
     rng, plan = np.random.default_rng(21), price(city)
-    again, monday = costs(city, plan), city.budget.epoch + timedelta(14)
+    again, monday = plan.correction_costs, city.budget.epoch + timedelta(14)
 
-    def values(table: Any, variance: Fraction, mean: int = 0) -> list[int]:
+    def values(table: Any, noise: Noise, mean: int = 0) -> list[int]:
         cells = 2 * int(np.prod([len(city.categories(d)) for d in table.axes], dtype=int))
-        drawn: list[int] = (mean + np.rint(rng.normal(0, float(variance) ** 0.5, cells))).astype(int).tolist()
+        drawn: list[int] = (mean + np.rint(rng.normal(0, noise.variance**0.5, cells))).astype(int).tolist()
         return drawn
 
     def make(days: int) -> dict[str, Committed]:
         measured = {}
         for table, unit in due(city, [city.budget.epoch + timedelta(n) for n in range(days)], FAR, ()):
-            spread = next(p.variance for p in plan.tables if p.table.name == table.name)
-            about = {"unit_start": unit.start.isoformat(), "table": table.name}
+            spread: Noise = next(p.noise for p in plan.tables if p.table.name == table.name)
+            about = {"unit_start": unit.start.isoformat(), "table": table.name, **spread.parameters}
             measured[measurement_id(table, unit)] = Committed("w", 0, about, values(table, spread))
         for table in (t for t in city.plan.tables if t.name in again):
-            spread = variance_of(again[table.name])
+            spread = DiscreteGaussian.of_cost(again[table.name])
             for unit in units_of("week", monday, table.time):
-                about = {"unit_start": unit.start.isoformat(), "table": table.name, "variance": str(spread)}
+                about = {"unit_start": unit.start.isoformat(), "table": table.name, **spread.parameters}
                 measured[measurement_id(table, unit, 2)] = Committed("w", 0, about, values(table, spread))
         return measured
 
@@ -242,7 +242,7 @@ def test_a_longer_unit_has_the_variance_of_its_other_weeks_and_of_the_second_mea
 ):
     frame = frame_of(city, noise(28))  # four weeks, the third measured again
     total = frame[(frame["dimensions"] == "total") & (frame["care"] == "inpatient")]
-    variances = {level_of(p.table.time, p.table.dimensions, "period"): float(p.variance) for p in price(city).of_cases
+    variances = {level_of(p.table.time, p.table.dimensions, "period"): p.noise.variance for p in price(city).of_cases
                  if p.table.time != "window"}  # fmt: skip
     others = variance_of_sum(
         product_of(city, "period"), level_of("week", (), "period"), variances, np.array([1.0, 1, 0, 1]), {}

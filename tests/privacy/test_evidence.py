@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import date
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from assets.lake.zone import open_zone
 from assets.privacy import evidence
 from assets.privacy.evidence import LedgerBehind, gaps, head_of, remember, require_newest, write_evidence
 from assets.privacy.ledger import Ledger, Reservation
+from assets.privacy.mechanism import Noise
 
 PARAMETERS = '{"table": "day", "time": "day", "unit_start": "%s"}'
 
@@ -107,7 +107,7 @@ def test_the_stage_measures_and_publishes_nothing_then(
     from assets.privacy import measure as measuring
     from assets.privacy import stage
 
-    def drawn(values: list[int], variance: Fraction) -> list[int]:
+    def drawn(values: list[int], noise: Noise) -> list[int]:
         raise AssertionError("nothing may be drawn")
 
     monkeypatch.setattr(measuring, "draw", drawn)

@@ -16,7 +16,7 @@ import pytest
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS_PER_RHO, epsilon_of
+from assets.privacy.accounting import UNITS, epsilon_of
 from assets.privacy.ledger import (
     BudgetExceeded,
     Ledger,
@@ -348,9 +348,9 @@ def test_what_is_shown_are_exact_fractions(ledger: Ledger):
     ledger.reserve([ask("day:2024-12-30:2", rho=2, kind="correct")])
     report = window_report("w", ledger.windows()["w"], 1e-6)
     assert report["status"] == "open" and report["tables"].keys() == {"day", "week"}
-    assert Fraction(report["tables"]["day"]["rho"]) == Fraction(7, UNITS_PER_RHO)
-    assert Fraction(report["spent"]["rho"]) == Fraction(12, UNITS_PER_RHO) and report["spent"]["of_budget"] == 12 / CAP
-    assert Fraction(report["corrections"]["set_aside"]["rho"]) == Fraction(SET_ASIDE, UNITS_PER_RHO)
-    full = window_report("w", Window(cap_units=UNITS_PER_RHO // 4, tables={"day": UNITS_PER_RHO // 4}), 1e-6)
+    assert Fraction(report["tables"]["day"]["rho"]) == Fraction(7, UNITS)
+    assert Fraction(report["spent"]["rho"]) == Fraction(12, UNITS) and report["spent"]["of_budget"] == 12 / CAP
+    assert Fraction(report["corrections"]["set_aside"]["rho"]) == Fraction(SET_ASIDE, UNITS)
+    full = window_report("w", Window(cap_units=UNITS // 4, tables={"day": UNITS // 4}), 1e-6)
     assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == round(epsilon_of(0.25, 1e-6), 6)
     assert full["epsilon_five_years_like_this"] == round(epsilon_of(1.25, 1e-6), 6)

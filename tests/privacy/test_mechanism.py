@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from audit_sampler import p_value
 
-from assets.privacy.mechanism import draw
+from assets.privacy.mechanism import DiscreteGaussian, draw
 
 ROOT = Path(__file__).resolve().parents[2]
 BANNED = [
@@ -32,11 +32,13 @@ BANNED = [
 
 @pytest.mark.parametrize("variance", [Fraction(3, 5), Fraction(25), Fraction(12345, 67)])
 def test_noise_is_the_exact_discrete_gaussian(variance: Fraction):
-    assert p_value(np.array(draw([0] * 20_000, variance)), variance) > 1e-6
+    noise = DiscreteGaussian(variance)
+    assert p_value(np.array(draw([0] * 20_000, noise)), noise) > 1e-6
 
 
 def test_the_comparison_would_see_a_variance_a_tenth_too_small():
-    assert p_value(np.array(draw([0] * 40_000, Fraction(225, 10))), Fraction(25)) < 1e-6
+    drawn = draw([0] * 40_000, DiscreteGaussian(Fraction(225, 10)))
+    assert p_value(np.array(drawn), DiscreteGaussian(Fraction(25))) < 1e-6
 
 
 def test_noise_is_drawn_from_the_operating_system_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
@@ -50,7 +52,7 @@ def test_noise_is_drawn_from_the_operating_system_or_not_at_all(monkeypatch: pyt
 
     monkeypatch.setattr(mechanisms.GaussianDiscrete, "__init__", seeded)
     with pytest.raises(RuntimeError, match="operating system"):
-        draw([1], Fraction(2))
+        draw([1], DiscreteGaussian(Fraction(2)))
 
 
 def test_the_scale_is_never_rounded_below_what_was_paid_for(monkeypatch: pytest.MonkeyPatch):
@@ -59,7 +61,7 @@ def test_the_scale_is_never_rounded_below_what_was_paid_for(monkeypatch: pytest.
     seen: list[float] = []
     monkeypatch.setattr(mechanisms.GaussianDiscrete, "randomise", lambda self, v: seen.append(self._find_scale()) or v)
     for n in range(1, 300):
-        draw([0], Fraction(n, 7))
+        draw([0], DiscreteGaussian(Fraction(n, 7)))
         assert Fraction(seen[-1]) ** 2 >= Fraction(n, 7)
 
 

@@ -24,7 +24,7 @@ from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import stage
-from assets.privacy.accounting import squared_sensitivity
+from assets.privacy.accounting import sensitivity
 from assets.privacy.ledger import Ledger
 
 VERSION = st.fixed_dictionaries({
@@ -66,7 +66,7 @@ def check(folder: Path, city: City, cases: pa.Table, last: int) -> dict[str, int
         difference = [all_counts[m] - counts[m] for m in mine]
         assert all((d >= 0).all() for d in difference), "a patient more never lowers a count"
         squares[table.name] = sum(int((d**2).sum()) for d in difference)
-        assert squares[table.name] <= squared_sensitivity(table.time, city.caps)
+        assert squares[table.name] <= sensitivity(table.time, city.caps, 2)
         assert sum(int(d.sum()) for d in difference) <= city.caps.window
     return squares
 
@@ -90,7 +90,7 @@ def test_a_patient_at_every_cap_reaches_the_bounds_and_no_more(
     rows += [make_case("other", f"o{n}", 30 * n) for n in range(12)]
     squares = check(tmp_path, city, case_table(rows), 394)
     for table in city.plan.tables:
-        assert squares[table.name] == squared_sensitivity(table.time, city.caps), "the noise is not larger than needed"
+        assert squares[table.name] == sensitivity(table.time, city.caps, 2), "the noise is not larger than needed"
 
 
 @pytest.mark.parametrize("care", ["inpatient", "emergency_visit"])

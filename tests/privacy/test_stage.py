@@ -299,7 +299,7 @@ def test_a_withdrawal_between_a_crash_and_its_resume_needs_nobody(
         rows = execute("SELECT measurement, rho_units FROM entries WHERE kind = 'supersede'")
     superseded = {m for m, _ in rows}
     assert superseded and superseded <= waiting and {rho for _, rho in rows} == {0}
-    assert ledger.windows()[window].spent_units == sum(c.rho_units for c in committed.values()) >= spent
+    assert ledger.windows()[window].spent_units == sum(c.cost_units for c in committed.values()) >= spent
     days = stage.counted_events(lake).column("event_day").to_pylist()
     weeks = [m for m in superseded if m.startswith("week_area:")]
     for name in weeks:

@@ -58,10 +58,10 @@ def noisy(city: City) -> Noisy:
         measured = {}
         frozen = [EPOCH + timedelta(n) for n in range(days)]
         for table, unit in due(city, frozen, EPOCH + timedelta(9999), ()):
-            variance = next(p.variance for p in plan.tables if p.table.name == table.name)
+            drawn = next(p.noise for p in plan.tables if p.table.name == table.name)
             cells = 2 * int(np.prod([len(city.categories(d)) for d in table.axes], dtype=int))
-            values = np.rint(rng.normal(0, float(variance) ** 0.5, cells)).astype(int).tolist()
-            about: dict[str, Any] = {"unit_start": unit.start.isoformat(), "table": table.name}
+            values = np.rint(rng.normal(0, drawn.variance**0.5, cells)).astype(int).tolist()
+            about: dict[str, Any] = {"unit_start": unit.start.isoformat(), "table": table.name, **drawn.parameters}
             measured[measurement_id(table, unit)] = Committed("w", 0, about, values)
         return measured
 

@@ -16,7 +16,7 @@ from assets.contract.city import load_city
 from assets.contract.schemas import BOUNDING_DECISIONS
 from assets.privacy.accounting import rho_of
 from assets.privacy.bounding import decide
-from assets.privacy.mechanism import draw
+from assets.privacy.mechanism import DiscreteGaussian, draw
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     place = pc.index_in(events.column("area"), areas).to_numpy()
     counts = np.bincount((events.column("week").to_numpy() * len(areas) + place)[kept], minlength=52 * len(areas))
     # Days and weeks: at most one event a week, so a person changes `window` cells by one each.
-    noisy = draw(counts.tolist(), Fraction(city.caps.window) / Fraction(2 * rho_of(1.0, 1e-6)))
+    noisy = draw(counts.tolist(), DiscreteGaussian(Fraction(city.caps.window) / Fraction(2 * rho_of(1.0, 1e-6))))
     print(json.dumps({"seconds": time.perf_counter() - begin, "cells": len(noisy), "kept": int(kept.sum())}))
 
 
