@@ -24,11 +24,16 @@ DAYS_TAG: Final = "digitalstadt/days"
 """Shown in the list of runs, where Dagster hides its own tags."""
 
 
+def shown_days(first: date, last: date) -> str:
+    """One day, or a range in ISO's short form: more does not fit into the list of runs."""
+    return str(first) if first == last else f"{first}/{last}"
+
+
 def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
     """Ask for all days of `stretch` as one run. `mark`: the same request with the same mark is made once only."""
     first, last = stretch[0].isoformat(), stretch[1].isoformat()
     tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-    tags |= {REASON_TAG: reason, DAYS_TAG: f"{first} to {last}"}
+    tags |= {REASON_TAG: reason, DAYS_TAG: shown_days(*stretch)}
     return dg.RunRequest(run_key=f"{reason}/{first}/{last}/{mark}", tags=tags)
 
 

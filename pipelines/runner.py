@@ -20,7 +20,7 @@ from assets.contract.city import load_city
 from assets.lake.lease import lease
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
-from pipelines.nightly import DAYS_TAG, REASON_TAG
+from pipelines.nightly import DAYS_TAG, REASON_TAG, shown_days
 
 STAGES = (
     "landed_exports", "canonical_records", "consented_records", "validated_records", "pseudonymised_cases",
@@ -89,7 +89,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
             "dagster/asset_partition_range_start": first.isoformat(),
             "dagster/asset_partition_range_end": last.isoformat(),
             REASON_TAG: "by hand",
-            DAYS_TAG: f"{first} to {last}",
+            DAYS_TAG: shown_days(first, last),
         }
         database = load_city(environment.city_file).ledger
         with _instance() as instance, lease(environment.data_root, f"digitalstadt run {first} to {last}", 0, database):

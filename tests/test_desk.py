@@ -57,8 +57,10 @@ def test_a_check_names_rules_count_and_share_without_a_click():
 
 def test_a_run_shows_its_days_and_who_asked_for_it():
     tags = one_run((date(2025, 3, 1), date(2025, 3, 2)), "nightly", "x").tags
+    single = one_run((date(2025, 3, 1), date(2025, 3, 1)), "late", "x").tags
+    assert single["digitalstadt/days"] == "2025-03-01"
     shown = {name: value for name, value in tags.items() if not name.startswith("dagster/")}
-    assert shown == {"digitalstadt/days": "2025-03-01 to 2025-03-02", "digitalstadt/reason": "nightly"}
+    assert shown == {"digitalstadt/days": "2025-03-01/2025-03-02", "digitalstadt/reason": "nightly"}
 
 
 def test_the_command_line_does_not_repeat_for_each_stage_that_one_failed_before_it():
