@@ -49,6 +49,16 @@ def test_every_exit_message_has_a_row():
         assert tail.split("`")[0].strip(" :") in TEXT, message
 
 
+def test_messages_of_the_other_commands_have_a_row():
+    said = sources("pipelines") + sources("assets/lake")
+    for message in (
+        "run `digitalstadt run` first", "nothing was decided yet", "no run ended on that day",
+        "it is no backup, is damaged, or was made under another encryption key",
+        "the list `clinics` has to be written with one item a line",
+    ):  # fmt: skip
+        assert message in said and message in TEXT, message
+
+
 def test_links_to_the_runbook_lead_to_headings():
     for name in re.findall(r"docs/runbook\.md#([\w-]+)", sources("assets") + sources("pipelines")):
         assert name in {heading.lower() for heading in HEADINGS}, name
