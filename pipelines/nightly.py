@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from assets.contract.city import WINDOW_DAYS, City
+from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City
 from assets.lake.progress import Stretch, days_between, finished_days, stretches
 
 HOUR, MINUTE = 3, 30
@@ -38,8 +38,13 @@ def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
 
 
 def not_there_yet(landing: Path, city: City, yesterday: date) -> list[date]:
-    """Days of the freeze lag for which a clinic that is asked over the network has delivered nothing so far."""
-    recent = days_between(max(city.first_arrival, yesterday - timedelta(city.freeze_lag_days)), yesterday)
+    """Days for which a clinic that is asked over the network has delivered nothing so far, while it could still count.
+
+    After the freeze lag an export counts in the late leaf of its week, until the week takes no more late cases.
+    """
+    longest = city.freeze_lag_days + WEEK_DAYS - 1 + city.late_days
+    near = days_between(max(city.first_arrival, yesterday - timedelta(longest)), yesterday)
+    recent = [d for d in near if yesterday <= city.week_known_on(d)]
     remote = [c for c in city.clinics if c.connector.kind != "folder"]
     return [
         d for d in recent if not all((landing / c.key / d.isoformat()).is_dir() for c in remote if c.delivers_on(d))

@@ -104,7 +104,7 @@ def test_more_than_a_window_is_cut_into_windows_and_holes_are_runs_of_their_own(
     assert list(wanted(done, [day(8)], day(0), day(8))) == [(day(3), day(4)), (day(8), day(8))]
 
 
-def test_days_of_a_clinic_asked_over_the_network_are_asked_for_again_within_the_lag(city: City, tmp_path: Path):
+def test_days_of_a_clinic_asked_over_the_network_are_asked_for_again_until_the_week_closes(city: City, tmp_path: Path):
     sftp = SftpConnector.model_validate(
         {"kind": "sftp", "host": "h", "user": "u", "path": "/out", "known_hosts": "k", "password": {"env": "P"}}
     )
@@ -114,7 +114,14 @@ def test_days_of_a_clinic_asked_over_the_network_are_asked_for_again_within_the_
     assert not_there_yet(tmp_path, city, day(20)) == []
     for n in (17, 19):
         (tmp_path / "klinik-nord" / str(day(n))).mkdir(parents=True)
-    assert not_there_yet(tmp_path, remote, day(20)) == [day(18), day(20)]
+    # Day 20 is a Sunday, and a day is measured three days later: the week of the 14th closes with the 23rd.
+    assert not_there_yet(tmp_path, remote, day(20)) == [day(14), day(15), day(16), day(18), day(20)]
+    assert not_there_yet(tmp_path, remote, day(23))[:5] == [day(14), day(15), day(16), day(18), day(20)]
+    assert not_there_yet(tmp_path, remote, day(24)) == [day(21), day(22), day(23), day(24)]
+    longer = remote.model_copy(update={"late_days": 4})
+    assert not_there_yet(tmp_path, longer, day(27))[0] == day(14) and not_there_yet(tmp_path, longer, day(28))[
+        0
+    ] == day(21)
 
 
 def test_finished_days_are_kept_as_few_stretches(tmp_path: Path):
