@@ -185,23 +185,28 @@ WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
 # What is denied inside a permit counts as denied; a denial whose code cannot be read denies every code (`*`).
-# A consent without nested provisions still counts: its status may withdraw an earlier version (code `*`). So does
-# a deleted one: it ends what its earlier versions granted, whoever the patient was.
+# A consent that states nothing of ours still counts, whether it nests no provisions or those of other code systems:
+# it is the newest version and may withdraw an earlier one (code `*`). So does a deleted one: it ends what its earlier
+# versions granted, whoever the patient was.
 CONSENT_SQL: Final = f"""
+CREATE TEMP MACRO codes_of(p) AS list_transform(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: coalesce(c.code, '*'));
+CREATE TEMP MACRO ours(code) AS code = '*' OR regexp_replace(code, '^urn:oid:', '') LIKE '{CONSENT_CODE_SYSTEM}.%';
 CREATE TEMP VIEW consent_provisions AS
-WITH provisions AS (
+WITH stating AS (
+  SELECT * REPLACE (list_filter(provisions,
+    lambda p: coalesce(len(codes_of(p)), 0) = 0 OR len(list_filter(codes_of(p), lambda c: ours(c))) > 0) AS provisions)
+  FROM "Consent"),
+provisions AS (
   SELECT *, unnest(CASE WHEN len(provisions) > 0 THEN provisions
-    ELSE [{{'type': 'none', 'period': {{'start': NULL, 'end': NULL}}, 'code': NULL}}] END) AS p FROM "Consent"),
+    ELSE [{{'type': 'none', 'period': {{'start': NULL, 'end': NULL}}, 'code': NULL}}] END) AS p FROM stating),
 codes AS (
-  SELECT *, unnest(CASE WHEN len(flatten(list_transform(p.code, lambda c: c.coding))) > 0
-    THEN list_transform(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: coalesce(c.code, '*')) ELSE ['*'] END)
-    AS code FROM provisions)
+  SELECT *, unnest(CASE WHEN len(codes_of(p)) > 0 THEN codes_of(p) ELSE ['*'] END) AS code FROM provisions)
 SELECT {_PROVENANCE}, patient_id, id AS consent_id, status, declared_at, policy_uri,
   regexp_replace(code, '^urn:oid:', '') AS code, p.type AS decision,
   local_day(p.period.start) AS valid_from, local_day(p.period.end) AS valid_to,
   (local_day(p.period.start) IS NOT NULL AND (p.period.end IS NULL OR local_day(p.period.end) IS NOT NULL))
     AS period_readable
-FROM codes WHERE code = '*' OR regexp_replace(code, '^urn:oid:', '') LIKE '{CONSENT_CODE_SYSTEM}.%'
+FROM codes WHERE ours(code)
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
