@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,6 +32,15 @@ LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), (
 
 _TIES = ", ".join(n for n in PSEUDONYMISED_CASES.names if n not in ("arrival_day", "case_key"))
 """Versions of a case that arrived on one day: the order of rows is total."""
+
+
+_READ: Final = {
+    "cases": ["clinic", "arrival_day", "case_id", "patient_id", "status", "care", "admission_type", "admitted_on",
+              "discharged_on", "died", "age_years"],
+    "diagnoses": ["clinic", "arrival_day", "case_id", "icd_code", "role"],
+    "procedures": ["clinic", "arrival_day", "case_id", "ops_code", "performed_on"],
+}  # fmt: skip
+"""What is looked at: provenance above all is long and stays behind."""
 
 
 def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
@@ -73,13 +84,15 @@ def pseudonymise(
     with connect() as con:
         load(
             con,
-            **{name: valid[name] for name in ("cases", "diagnoses", "procedures")},
+            **{name: valid[name].select(columns) for name, columns in _READ.items()},
             areas=areas,
             patient_keys=patient_keys(valid["cases"], keys),
             case_keys=case_keys(valid["cases"], keys),
-            persons=persons.append_column("linked", linked_persons(persons.column("insured_id"), keys)),
+            persons=persons.drop_columns(["insured_id", "deceased_on"]).append_column(
+                "linked", linked_persons(persons.column("insured_id"), keys)
+            ),
             known_links=known_links,
-            decisions=decisions,
+            decisions=decisions.select(["clinic", "arrival_day", "case_id", "permitted", "reason"]),
         )
         con.execute("""
             CREATE TEMP TABLE latest_person AS SELECT * FROM persons

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from assets.lake.files import atomic_write, make_directory
@@ -99,7 +100,15 @@ def keyed_hashes(values: pa.Array | pa.ChunkedArray, key: bytes) -> pa.Array:
     """`keyed_hash` of each value, computed once for each distinct one; null stays null."""
     whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     encoded = whole.dictionary_encode()
-    names = pa.array([keyed_hash(key, v) for v in encoded.dictionary.to_pylist()], pa.string())
+    keyed = HMAC(key, hashes.SHA256())
+
+    def digits(value: str) -> str:
+        # A copy has taken in the key already: a third of the time of starting anew for each value.
+        copy = keyed.copy()
+        copy.update(value.encode())
+        return copy.finalize()[:HASH_BYTES].hex()
+
+    names = pa.array([digits(v) for v in encoded.dictionary.to_pylist()], pa.string())
     return names.take(encoded.indices) if len(names) else pa.nulls(len(encoded), pa.string())
 
 

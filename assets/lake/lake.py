@@ -140,7 +140,12 @@ class Lake:
 
     def _replace(self, table: str, month: date, new: Mapping[date, pa.Table | None]) -> None:
         """Replace days of one month (None: remove); the others keep their rows."""
-        former: dict[date, pa.Table | None] = {**self.read_month(table, month)}
+        path, former = self._file(table, month), dict[date, pa.Table | None]()
+        if path.exists():
+            with self._open(path) as file:
+                former = dict.fromkeys(_places(file))
+        if former.keys() - new.keys():  # rows that all go are not even read
+            former.update(self.read_month(table, month))
         if any(rows is not None or day in former for day, rows in new.items()):
             self.write_month(table, month, {d: r for d, r in {**former, **new}.items() if r is not None})
 
