@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from assets.consent.rule import decide
@@ -226,3 +227,22 @@ def test_a_consent_of_somebody_contained_in_the_line_permits_nobody(read: Callab
     tables = read(ENCOUNTER | {"subject": {"reference": "#p"}}, consent(permit(6, 7, 8), patient={"reference": "#p"}))
     decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
     assert decisions.column("permitted").to_pylist() == [False]
+
+
+def test_a_newer_version_that_states_nothing_of_ours_replaces_the_older_one(read: Callable, city: City):
+    study = {
+        "type": "permit",
+        "period": {"start": "2024-01-01"},
+        "code": [{"coding": [{"system": "urn:study", "code": "1"}]}],
+    }
+    older = read(PATIENT, ENCOUNTER, consent(permit(6, 7, 8)))
+    newer = read(PATIENT, consent(study, meta={"versionId": "2"}))["consent_provisions"]
+    place = newer.schema.get_field_index("arrival_day")
+    later = pa.array([d + timedelta(1) for d in newer.column(place).to_pylist()], pa.date32())
+    newer = newer.set_column(place, newer.schema.field(place), later)
+    for provisions, permitted in (
+        (older["consent_provisions"], True),
+        (pa.concat_tables([older["consent_provisions"], newer]), False),
+    ):
+        decisions = decide(older["cases"], provisions, city.consent, DAY)
+        assert decisions.column("permitted").to_pylist() == [permitted]
