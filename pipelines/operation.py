@@ -76,7 +76,8 @@ def silent(lake: Lake, city: City, done: set[date]) -> Iterator[Alert]:
         began = max(city.first_arrival, city.clinic(clinic).delivers_from or city.first_arrival)
         if not city.clinic(clinic).delivers_on(max(done)):
             continue
-        if (max(done) - (last or began - ONE_DAY)).days >= city.operation.silent_days:
+        heard = max([last or began - ONE_DAY, *(p.last for p in city.clinic(clinic).pauses if p.last <= max(done))])
+        if (max(done) - heard).days >= city.operation.silent_days:
             yield Alert("clinic_silent", f"{clinic}: last export of {last or 'no day so far'}")
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
-from assets.contract.city import DEFAULT_CITY, City, CityFileError, load_city
+from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_city
 from assets.lake.lake import Lake
 from assets.lake.progress import mark_finished
 from pipelines.alerts import KINDS, Alert, NotDelivered, send
@@ -30,7 +30,7 @@ from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import demo_end, overdue, problems
+from pipelines.operation import demo_end, overdue, problems, silent
 from pipelines.outbox import Outbox
 from pipelines.watch import watch
 
@@ -225,6 +225,20 @@ def test_a_state_is_told_again_after_its_time_and_forgotten_when_it_is_over(lake
     assert [a.kind for a in box.untold(states, now + timedelta(hours=7))] == ["disk_low"]
     assert box.untold([], now + timedelta(hours=8)) == []
     assert box.untold(states[1:2], now + timedelta(hours=9)) == states[1:2]
+
+
+def test_a_clinic_is_not_silent_while_its_pause_and_the_first_days_after_it_last(lake: Lake, city: City):
+    pause = Pause(first=START + timedelta(2), last=START + timedelta(40))
+    paused = city.clinics[0].model_copy(update={"pauses": (pause,)})
+    named = city.model_copy(update={"clinics": (paused,)})
+
+    def alarms(day: int, of: City = named) -> list[str]:
+        return [a.kind for a in silent(lake, of, {START + timedelta(day)})]
+
+    (lake.landing / paused.key / str(START + timedelta(1)) / "ab12").mkdir(parents=True)
+    assert alarms(30) == alarms(40) == alarms(40 + city.operation.silent_days - 1) == []
+    assert alarms(40 + city.operation.silent_days) == ["clinic_silent"]
+    assert alarms(30, city.model_copy(update={"clinics": city.clinics[:1]})) == ["clinic_silent"]
 
 
 def test_days_are_overdue_from_the_hour_of_the_city_on(city: City):

@@ -119,6 +119,13 @@ class QualityReport(_Model):
         return value
 
 
+class Pause(_Model):
+    """Announced days, both inclusive, of which a clinic delivers no cases: a move, a new hospital system."""
+
+    first: date
+    last: date
+
+
 class Clinic(_Model):
     key: Key
     name: str
@@ -134,9 +141,12 @@ class Clinic(_Model):
     """First day of which it delivers cases, where it joined later than the city began; None: from the beginning."""
     delivers_until: date | None = None
     """Last day of which it delivers cases, where it left."""
+    pauses: tuple[Pause, ...] = ()
+    """In order of time, inside the days that it delivers."""
 
     def delivers_on(self, day: date) -> bool:
-        return (self.delivers_from or day) <= day <= (self.delivers_until or day)
+        member = (self.delivers_from or day) <= day <= (self.delivers_until or day)
+        return member and not any(p.first <= day <= p.last for p in self.pauses)
 
     @model_validator(mode="after")
     def _channel_fits(self) -> Clinic:
@@ -144,6 +154,12 @@ class Clinic(_Model):
             raise ValueError("the connector fhir_bulk delivers the format fhir only")
         if self.delivers_from and self.delivers_until and self.delivers_until < self.delivers_from:
             raise ValueError("delivers_until lies before delivers_from")
+        days = [self.delivers_from, *(d for p in self.pauses for d in (p.first, p.last)), self.delivers_until]
+        known = [d for d in days if d]
+        if known != sorted(known):
+            raise ValueError(
+                "pauses: each needs first up to last, in order, without overlap, between delivers_from and delivers_until"
+            )
         return self
 
 

@@ -66,7 +66,7 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     usable = [e for e in exports if e.export_id not in rejected]
     lake.write_days("consent_deliveries", days, _consent_deliveries(usable), "arrival_day")
     accepted = {(e.clinic.key, e.arrival_day) for e in usable}
-    missing = {c.key: sum((c.key, d) not in accepted for d in days) for c in city.clinics}
+    missing = {c.key: sum((c.key, d) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
         "rejected": dict(Counter(rejected.values())),

@@ -36,6 +36,11 @@ def _start(days: pd.Series, city: City, size: int) -> pd.Series:
     return epoch + pd.to_timedelta((days - epoch).dt.days // size * size, "D")
 
 
+def _days_within(start: pd.Series, end: pd.Series, first: pd.Timestamp, after: pd.Timestamp) -> pd.Series:
+    """Days of the units from `start` up to, not including, `end` that lie in [first, after)."""
+    return (end.clip(upper=after) - start.clip(lower=first)).dt.days.clip(lower=0)
+
+
 def _expected(blocks: pd.DataFrame, city: City) -> pd.Series:
     """Cases of all patients in each of `blocks` by the public figures, of each clinic for the days it delivers."""
     expected = pd.Series(0.0, index=blocks.index)
@@ -46,13 +51,17 @@ def _expected(blocks: pd.DataFrame, city: City) -> pd.Series:
         after = (
             pd.Timestamp(clinic.delivers_until) + pd.Timedelta(1, "D") if clinic.delivers_until else pd.Timestamp.max
         )
-        days = (end.clip(upper=after) - blocks["unit_start"].clip(lower=first)).dt.days.clip(lower=0)
+        days = _days_within(blocks["unit_start"], end, first, after)
+        for pause in clinic.pauses:
+            days -= _days_within(
+                blocks["unit_start"], end, pd.Timestamp(pause.first), pd.Timestamp(pause.last) + pd.Timedelta(1, "D")
+            )
         expected += days * blocks["care"].map(cases).astype(float) / _DAYS_OF_YEAR
     return expected
 
 
 def clinics_changed(frame: pd.DataFrame, city: City) -> pd.Series:
-    """For each row (period_start, period_end): clinics that joined or left inside that unit of time; else null."""
+    """For each row (period_start, period_end): clinics that joined, left or paused inside that unit of time; else null."""
     found = pd.Series("", index=frame.index)
     for clinic in city.clinics:
         for day, word, shift in ((clinic.delivers_from, "from", 0), (clinic.delivers_until, "until", 1)):
@@ -60,6 +69,11 @@ def clinics_changed(frame: pd.DataFrame, city: City) -> pd.Series:
                 change = pd.Timestamp(day) + pd.Timedelta(shift, "D")
                 inside = (frame["period_start"] < change) & (change <= frame["period_end"])
                 found = found.where(~inside, found + f"; {clinic.key} {word} {day}")
+        for pause in clinic.pauses:
+            touched = (frame["period_start"] <= pd.Timestamp(pause.last)) & (
+                pd.Timestamp(pause.first) <= frame["period_end"]
+            )
+            found = found.where(~touched, found + f"; {clinic.key} paused {pause.first} to {pause.last}")
     return found.str.removeprefix("; ").replace("", None).astype("str")
 
 

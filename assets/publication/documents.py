@@ -112,9 +112,9 @@ def _accuracy(frame: pd.DataFrame) -> list[str]:
 
 
 def membership(clinic: Clinic) -> list[str]:
-    """Since when and until when a clinic delivers, where that is not the whole time."""
+    """Since when and until when a clinic delivers and when it pauses, where that is not the whole time."""
     days = (("delivers from", clinic.delivers_from), ("delivers until", clinic.delivers_until))
-    return [f"{word} {day}" for word, day in days if day]
+    return [f"{word} {day}" for word, day in days if day] + [f"paused {p.first} to {p.last}" for p in clinic.pauses]
 
 
 def _coverage(frame: pd.DataFrame, city: City) -> list[str]:

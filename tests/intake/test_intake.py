@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
-from assets.contract.city import City, CityFileError, load_city
-from assets.intake import read
+from assets.contract.city import City, CityFileError, Pause, load_city
+from assets.intake import read, stage
 from assets.intake.connector import landed, pull
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -160,3 +160,15 @@ def test_an_error_in_the_city_file_names_its_line(tmp_path: Path):
     broken.write_text("\n".join(lines))
     with pytest.raises(CityFileError, match=rf"city.yaml:{line + 1}: budget.epsilon"):
         load_city(broken)
+
+
+def test_days_without_an_export_are_counted_except_those_of_a_pause(
+    deliver: Callable[..., Path], lake: Lake, city: City
+):
+    pause = Pause(first=DAY + timedelta(2), last=DAY + timedelta(3))
+    nord = city.clinic("klinik-nord").model_copy(update={"pauses": (pause,)})
+    paused = city.model_copy(update={"clinics": (nord, city.clinic("praxisnetz"))})
+    deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]})
+    days = [DAY + timedelta(n) for n in range(5)]
+    stage.take(lake, paused, days, DAY + timedelta(10))
+    assert stage.read(lake, paused, days)["days_without_export"] == {"klinik-nord": 2, "praxisnetz": 5}

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from assets.contract.city import City
+from assets.contract.city import City, Pause
 from assets.publication.coverage import coverage, public_cases
 from assets.publication.indicators import build
 
@@ -125,6 +125,34 @@ def test_a_clinic_that_joins_or_leaves_is_said_and_counts_for_its_days_only(city
     window = area.query("time_level == 'window'").iloc[0]
     assert window["coverage"] == pytest.approx(window["value"] / expected)
     assert window["coverage"] > before["cases_by_area"].query("time_level == 'window'")["coverage"].min()
+
+
+def test_a_clinic_that_pauses_is_said_and_its_days_are_not_expected(city: City, estimates: pa.Table) -> None:
+    pause = Pause(first=date(2025, 7, 1), last=date(2025, 7, 31))
+    clinics = (city.clinics[0].model_copy(update={"pauses": (pause,)}), *city.clinics[1:])
+    after = build(estimates, city.model_copy(update={"clinics": clinics}))
+    area = after["cases_by_area"].query("measure == 'count' and care == 'inpatient' and area_key.isna()")
+    said = area.set_index(["time_level", "period_start"])["clinics_changed"]
+    text = f"{clinics[0].key} paused 2025-07-01 to 2025-07-31"
+    assert said["day", "2025-07-01"] == said["day", "2025-07-31"] == said["week", "2025-07-14"] == text
+    assert said["window", "2024-12-30"] == text
+    assert pd.isna(said["day", "2025-06-30"]) and pd.isna(said["day", "2025-08-01"])
+    expected = sum(
+        c.quality_report.cases["inpatient"] * (364 - (31 if c.pauses else 0)) / 365.25
+        for c in clinics
+        if c.quality_report
+    )
+    window = area.query("time_level == 'window'").iloc[0]
+    assert window["coverage"] == pytest.approx(window["value"] / expected)
+
+
+def test_a_pause_out_of_order_is_refused(city: City) -> None:
+    fields = city.clinics[0].model_dump()
+    for first, last in ((date(2025, 3, 5), date(2025, 3, 4)), (date(2024, 1, 1), date(2025, 3, 4))):
+        with pytest.raises(ValueError, match="pauses: each needs first up to last"):
+            type(city.clinics[0]).model_validate(
+                fields | {"delivers_from": date(2025, 1, 1), "pauses": [{"first": first, "last": last}]}
+            )
 
 
 def test_a_clinic_that_joins_before_it_leaves_is_refused(city: City) -> None:

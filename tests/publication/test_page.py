@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from assets.contract.city import City
+from assets.contract.city import City, Pause
 from assets.publication.bundle import publish
 from assets.publication.catalogue import DATASETS
 from assets.publication.guarantee import Guarantee
@@ -173,6 +173,20 @@ def test_a_clinic_that_joined_or_left_is_named_on_page_card_and_readme(
     for name in ("README.md", "release-card.yaml"):
         text = " ".join((tmp_path / "cases_by_area" / "latest" / name).read_text().split())
         assert "delivers from 2025-01-08" in text and "delivers until 2025-02-01" in text, name
+
+
+def test_a_clinic_that_pauses_is_named_on_page_card_and_readme(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee
+) -> None:
+    pause = Pause(first=date(2025, 1, 8), last=date(2025, 1, 20))
+    first = city.clinics[0].model_copy(update={"pauses": (pause,)})
+    other = city.model_copy(update={"clinics": (first, *city.clinics[1:])})
+    write_page(small, publish(small, other, tmp_path, date(2025, 2, 23), plan), other, tmp_path, plan)
+    html = (tmp_path / "index.html").read_text()
+    assert "pausiert vom 2025-01-08 bis 2025-01-20." in html and "pauses from 2025-01-08 to 2025-01-20." in html
+    for name in ("README.md", "release-card.yaml"):
+        text = " ".join((tmp_path / "cases_by_area" / "latest" / name).read_text().split())
+        assert "paused 2025-01-08 to 2025-01-20" in text, name
 
 
 def test_a_reader_with_a_keyboard_gets_everywhere(browser: Any, served: str) -> None:

@@ -23,7 +23,7 @@ from assets.quality.certificate import (
     table_sha256,
     verify_certificate,
 )
-from assets.quality.report import coverage, missing_days, report_markdown
+from assets.quality.report import report_markdown
 from assets.quality.rules import EXEMPT, FAMILIES, TABLES, predicate, rules
 from assets.quality.suite import SuiteFailed, run_gx
 from assets.quality.validate import QualityDisagreement, validate
@@ -300,14 +300,6 @@ def test_the_hash_tells_null_from_empty_and_ignores_what_lies_under_a_null():
 
 def test_the_version_of_the_rules_changes_with_a_rule(city: City):
     assert rules_sha256(rules(city)) != rules_sha256(rules(city)[1:])
-
-
-def test_coverage_lists_the_silent_clinics(city: City):
-    first, *others = [c.key for c in city.clinics]
-    days = [DAY, DAY + timedelta(1)]
-    accepted = pa.table({"clinic": [first, first], "arrival_day": pa.array([DAY, DAY], pa.date32())})
-    assert missing_days(accepted, city, days) == [(first, days[1]), *((o, d) for o in others for d in days)]
-    assert coverage(accepted, city, [DAY])[0] == (first, DAY, True)
 
 
 def test_a_large_day_loses_nothing(city: City):
