@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -71,6 +72,8 @@ def main() -> int:
     if not quick:
         pieces = [(BENCH / f"{n}.md").read_text().strip() for n in NAMES if (BENCH / f"{n}.md").exists()]
         (ROOT / "docs" / "bench.md").write_text(INTRODUCTION + "\n\n".join(pieces) + "\n")
+        for plot in (p for p in BENCH.glob("*.svg") if not p.stem.endswith("-quick")):
+            shutil.copy(plot, ROOT / "docs" / "images")
         with (HERE / "history.jsonl").open("a") as history:
             history.write(json.dumps({"on": header, **metrics}, sort_keys=True) + "\n")
     for name in failed:
