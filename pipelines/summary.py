@@ -68,6 +68,14 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
         )
     if privacy := meta.get("noisy_measurements"):
         add("privacy", "new measurements", int(privacy["measurements"]), "drawn once, booked in the ledger")
+        if (missing := str(privacy["missing_arrival_days"])) != "none":
+            number, _, first = missing.partition(", ")
+            add(
+                "privacy",
+                "arrival days that never ran",
+                int(number),
+                f"{first}; what waits for them is measured once they ran",
+            )
         for scope, window in open_ledger(lake, city).windows().items():
             epsilon = window.epsilon(city.budget.delta)
             paused = "; used up: the series is paused" if window.paused else ""

@@ -114,6 +114,21 @@ def test_a_week_end_to_end(
                 assert canary not in content and canary.decode() not in path.name, path
 
 
+def test_one_day_without_those_before_it_draws_nothing_and_publishes_nothing(
+    run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]
+):
+    late = START + timedelta(9)
+    deliver("klinik-nord", late, {
+        "Patient.ndjson": [patient("p1")], "Encounter.ndjson": [encounter("e1", "p1", "2025-01-05")], "Consent.ndjson": [consent("p1")],
+    })  # fmt: skip
+    result = run(late, late)
+    (measured,) = result.asset_materializations_for_node("noisy_measurements")
+    assert measured.metadata["missing_arrival_days"].value == f"9, the first is {START}"
+    assert Ledger(lake.ledger_path).windows() == {} and not list(lake.open_data.glob("*/latest"))
+    assert run(START, late - timedelta(1)).success
+    assert Ledger(lake.ledger_path).committed() and list(lake.open_data.glob("*/latest"))
+
+
 def test_a_withdrawn_patient_is_erased_by_the_next_run(
     run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]
 ):

@@ -86,9 +86,8 @@ def conclude_erasure(lake: Lake, schemas: Mapping[str, pa.Schema] | None = None)
 
 def record_again(lake: Lake, tables: Mapping[str, pa.Table]) -> None:
     """Bring every record up to `tables`, whole, whose pseudonyms were exchanged; what they were made from stays."""
-    paths = {date.fromisoformat(p.stem): p for p in (lake.confidential / "records" / FOLDER).glob("*.json")}
-    for day, recorded in _by_day(tables, sorted(paths)).items():
-        _write(lake, json.loads(paths[day].read_bytes()) | {"tables": recorded})
+    for day, recorded in _by_day(tables, recorded_days(lake)).items():
+        _write(lake, _read(lake, day) | {"tables": recorded})
 
 
 def _read(lake: Lake, day: date) -> dict[str, Any]:
@@ -119,9 +118,13 @@ def require_certified(lake: Lake, days: Iterable[date]) -> int:
     return number
 
 
+def recorded_days(lake: Lake) -> list[date]:
+    """Arrival days that identity took in, ascending; also those on which nobody came, unlike the days of a table."""
+    return sorted(date.fromisoformat(path.stem) for path in (lake.confidential / "records" / FOLDER).glob("*.json"))
+
+
 def verify_cases(lake: Lake, cases: pa.Table) -> None:
     """Raise `CertificateMismatch` unless `cases`, the whole table, is what identity wrote for each of its days."""
-    recorded = (date.fromisoformat(p.stem) for p in (lake.confidential / "records" / FOLDER).glob("*.json"))
-    for day, found in _hashes(cases, sorted({*lake.days("cases"), *recorded})).items():
+    for day, found in _hashes(cases, sorted({*lake.days("cases"), *recorded_days(lake)})).items():
         if found != _read(lake, day)["tables"]["cases"]:
             raise CertificateMismatch(f"{day}: the table cases is not what identity wrote; run that day again")

@@ -45,11 +45,13 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
             for scope, w in summary["windows"].items()
         ]
         newest = list(summary["windows"].values())[-1] if summary["windows"] else None
+        missing = summary["missing_days"]
         table = "| window from | ε so far | spent | of the budget |\n|---|---:|---:|---:|\n" + "\n".join(rows)
         return dg.MaterializeResult(
             metadata={
                 "measurements": summary["measurements"],
                 "budget": dg.MetadataValue.md(table),
+                "missing_arrival_days": f"{len(missing)}, the first is {missing[0]}" if missing else "none",
                 "budget_share": newest["share_of_budget"] if newest else 0.0,
                 **LINEAGE.metadata(),
             }

@@ -9,7 +9,7 @@ values are differentially private, so a ledger holds no one's data.
 | open | a window begins: its cap, and its mechanism where that is not the discrete Gaussian |
 | set_aside | this much of that cap is for corrections and nothing else |
 | reserve, correct | a measurement, or the correction of one, will be drawn over this snapshot for that much |
-| supersede | a reserved measurement, not yet committed, will be drawn over another snapshot; costs nothing |
+| supersede | a reserved measurement, not yet committed, is asked for again and will be drawn over this snapshot; costs nothing |
 | commit | its values |
 | pause | the budget of a window is used up: nothing more is measured in it |
 
@@ -24,9 +24,12 @@ randomness, independent of any earlier draw, and what made the earlier process d
 does not depend on the values it had drawn: none was written, and the sampler has no value that it rejects. Hence p has
 the distribution of M(x'), whatever was drawn before. For two neighbouring histories that differ in one person, x'
 differs in that person's events only, bounded as ever, so p is indistinguishable to the very cost that was reserved.
-That a crash and a withdrawal happened is said in the chain, without a value. Had values left the process before the
+Had values left the process before the
 commit, two draws about a person would be out for the price of one: that is why a commit names the snapshot it was
 drawn from, why the database takes only the last one, and why a committed name is never drawn again.
+
+Every such resumption is written down, whether or not the data changed: how many entries there are is published
+(`evidence`), and must not tell that somebody withdrew in between.
 """
 
 from __future__ import annotations
@@ -36,11 +39,12 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from assets.contract.city import City
+from assets.contract.city import WINDOW_DAYS, City
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS
 from assets.privacy.ledger_store import GENESIS, Execute, PostgresStore, Refused, SqliteStore, Store
@@ -55,7 +59,7 @@ class BudgetExceeded(RuntimeError):
 
 
 class CapChanged(ValueError):
-    """A window was opened with another cap or mechanism; neither changes once something was spent from it."""
+    """A window was opened with another cap or mechanism, or begins inside another one: neither changes once it is open."""
 
 
 class LedgerBroken(RuntimeError):
@@ -156,6 +160,7 @@ class Ledger:
         with self.store.write() as execute:
             rows = execute("SELECT rho_units, parameters FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
             if not rows:
+                self._require_apart(execute, scope)
                 about = "{}" if mechanism is DiscreteGaussian else json.dumps({"mechanism": mechanism.title})
                 self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", about, None))
                 if set_aside_units:
@@ -174,6 +179,15 @@ class Ledger:
                     f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
                 )
 
+    def _require_apart(self, execute: Execute, scope: str) -> None:
+        """Raise `CapChanged` where a window from `scope` would share days with another, and so pay for them twice."""
+        for (other,) in execute("SELECT scope FROM entries WHERE kind = 'open'"):
+            if abs((date.fromisoformat(other) - date.fromisoformat(scope)).days) < WINDOW_DAYS:
+                raise CapChanged(
+                    f"a window from {scope} would overlap the one from {other}, which is open: put the epoch of the budget "
+                    f"back, or begin the new one {WINDOW_DAYS} days after it"
+                )
+
     def _append(self, execute: Execute, content: Sequence[Any]) -> None:
         last = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")
         seq, previous = last[0] if last else (0, GENESIS)
@@ -185,7 +199,7 @@ class Ledger:
     def reserve(self, reservations: Sequence[Reservation]) -> list[Reservation]:
         """Reserve in this order, all in one transaction; those that may be drawn now.
 
-        A measurement that is reserved already costs nothing; over other data it is superseded (see above). The first
+        A measurement that is reserved already costs nothing and is superseded (see above). The first
         one that would pass its window's cap pauses the window: it and every new one after it are left out.
         """
         granted = []
@@ -206,16 +220,12 @@ class Ledger:
         return granted
 
     def _again(self, execute: Execute, r: Reservation, parameters: str) -> None:
-        """Nothing where nothing changed; a `supersede` where the data of an uncommitted measurement did."""
-        *_, (snapshot,) = execute(
-            f"SELECT snapshot FROM entries WHERE measurement = ? AND ({_CHARGED} OR kind = 'supersede') ORDER BY seq",
-            (r.measurement,),
-        )
-        if (snapshot, parameters) == (r.snapshot, r.parameters):
-            return
-        committed = execute("SELECT 1 FROM entries WHERE measurement = ? AND kind = 'commit'", (r.measurement,))
-        if committed or parameters != r.parameters:
+        """A `supersede` of an uncommitted measurement, also over the same data; nothing where it is committed so."""
+        committed = execute("SELECT snapshot FROM entries WHERE measurement = ? AND kind = 'commit'", (r.measurement,))
+        if parameters != r.parameters or committed not in ([], [(r.snapshot,)]):
             raise SnapshotMismatch(f"{r.measurement} was reserved with other parameters, or committed over other data")
+        if committed:
+            return
         self._append(execute, ("supersede", r.measurement, r.scope, 0, r.snapshot, r.parameters, None))
 
     def _affordable(self, execute: Execute, r: Reservation, window: Window) -> bool:

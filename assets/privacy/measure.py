@@ -98,15 +98,19 @@ def due(city: City, frozen: Collection[date], through: date, known: Collection[s
     return sorted(found, key=lambda d: known_by(city, *d))
 
 
-def _snapshot(events: pa.Table, table: MeasuredTable, key: bytes) -> str:
-    """Keyed digest of exactly the events that a measurement sees, in a total order."""
+def _snapshot(name: str, events: pa.Table, table: MeasuredTable, key: bytes) -> str:
+    """Keyed digest of exactly the events that the measurement `name` sees, in a total order.
+
+    With its name, since equal digests in a ledger would tell whoever reads it that two units of time hold the same events,
+    such as none.
+    """
     columns = ["event_day", "case_key", "care", *table.axes]
     rows = events.select(columns).sort_by([(c, "ascending") for c in columns])
     rows = rows if rows.num_rows else rows.schema.empty_table()  # chunks of nothing must not matter
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows.combine_chunks())
-    return hmac.new(key, sink.getvalue().to_pybytes(), hashlib.sha256).hexdigest()
+    return hmac.new(key, name.encode() + b"\0" + sink.getvalue().to_pybytes(), hashlib.sha256).hexdigest()
 
 
 Asked = tuple[Reservation, np.ndarray, Noise]
@@ -128,7 +132,7 @@ def ask(
     if correction:
         parameters["correction"] = correction[1].isoformat()
     name = measurement_id(table, unit, correction[0] if correction else 1)
-    scope, snapshot = city.window_start(unit.start).isoformat(), _snapshot(events, table, key)
+    scope, snapshot = city.window_start(unit.start).isoformat(), _snapshot(name, events, table, key)
     text = json.dumps(parameters, sort_keys=True)
     return Reservation(name, scope, cost, snapshot, text, "correct" if correction else "reserve"), counts, noise
 

@@ -120,6 +120,10 @@ def price(city: City) -> PricedPlan:
         raise PlanRefused(
             f"{plan.mechanism.title} noise has a δ of {plan.delta:.1e} from its sampler, above {city.budget.delta:g}"
         )
+    if plan.spent_units + plan.set_aside_units > plan.budget_units:
+        raise PlanRefused(
+            "the shares and corrections_share add up to more than the budget, if by very little: lower one"
+        )
     _refuse_misses(city, plan)
     return plan
 

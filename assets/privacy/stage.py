@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.pseudonymise import LINKS
-from assets.identity.record import verify_cases
+from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine
@@ -98,43 +98,65 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
     return everything
 
 
-def closing_days(lake: Lake, city: City, days: Sequence[date]) -> list[date]:
-    """Days that are to be frozen after `days`: all whose lag is over, also where their own arrival day never ran.
+def arrival_days(city: City, day: date) -> set[date]:
+    """Arrival days whose exports an event day is measured from: its own, or the city's first, and the freeze lag."""
+    return {city.known_on(day) - timedelta(n) for n in range(city.freeze_lag_days + 1)}
 
-    Days before the very first run of all stay open, because no export of theirs was ever asked for, unless the
-    city opened with the history of its clinics.
+
+def arrival_days_of_week(city: City, day: date) -> set[date]:
+    """Arrival days for whose late cases the week of `day` waits after its last day was known."""
+    return {city.week_known_on(day) - timedelta(n) for n in range(city.late_days + 1)}
+
+
+def _open_days(lake: Lake, city: City, through: date) -> list[date]:
+    """Event days whose lag is over on `through` and that are not frozen, ascending."""
+    span = _days_from(city.start, (through - city.start).days + 1)
+    return sorted({day for day in span if city.known_on(day) <= through} - set(lake.days("events")))
+
+
+def closing_days(lake: Lake, city: City, through: date) -> list[date]:
+    """Event days that are to be frozen on `through`: their lag is over, and every arrival day behind them ran.
+
+    So a day that was left out holds back what waits for it, and costs nothing until it ran; what decides is which days
+    ran, never whether somebody came.
     """
-    lag, done = timedelta(city.freeze_lag_days), lake.days("events")
-    began = min([days[0] - lag, *done[:1], *(d - lag for d in lake.days("cases")[:1])])
-    first = city.start if city.opened_on else max(city.start, began)
-    span = (first + timedelta(n) for n in range((days[-1] - lag - first).days + 1))
-    return sorted({day for day in span if city.known_on(day) <= days[-1]} - set(done))
+    ran = set(recorded_days(lake))
+    return [day for day in _open_days(lake, city, through) if arrival_days(city, day) <= ran]
 
 
 def closing_weeks(lake: Lake, city: City, through: date) -> list[date]:
     """Days of the weeks that take no more late cases from `through` on: all frozen, and not closed before."""
-    frozen, done = set(lake.days("events")), set(lake.days("late_events"))
+    frozen, done, ran = set(lake.days("events")), set(lake.days("late_events")), set(recorded_days(lake))
     days = (day for day in frozen - done if city.week_known_on(day) <= through)
-    whole = (day for day in days if frozen.issuperset(_days_from(city.unit_start("week", day), WEEK_DAYS)))
-    return sorted(whole)
+    waited = (day for day in days if arrival_days_of_week(city, day) <= ran)
+    return sorted(d for d in waited if frozen.issuperset(_days_from(city.unit_start("week", d), WEEK_DAYS)))
+
+
+def missing_days(lake: Lake, city: City, through: date) -> list[date]:
+    """Arrival days that never ran and hold back an event day whose lag is over on `through`, ascending."""
+    behind = (arrival_days(city, day) for day in _open_days(lake, city, through))
+    return sorted(set().union(*behind) - set(recorded_days(lake)))
 
 
 def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
     """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
 
-    An event is late where it was decided after `City.known_on` its day. A case whose last version by then says that it
-    does not count (cancelled) is no event.
+    An event is late where it was decided after `City.known_on` its day, and is in none of the days yet: whoever shortens
+    the freeze lag must not count a case twice. A case whose last version by then says that it does not count (cancelled)
+    is no event.
     """
+    before = lake.read("events", EVENTS) if late else EVENTS.empty_table()
     own = ("event_day", "person_key", "case_key", "clinic")
     with connect() as con:
         con.register("cases", cases)
         con.register("decisions", decisions)
         con.register("closing", _known(city, closing))
+        con.register("before", before)
         events = (
             con.execute(
                 f"""WITH known AS (
               SELECT {", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)}
-              FROM decisions d JOIN closing k USING (event_day)
+              FROM decisions d JOIN closing k USING (event_day) ANTI JOIN before b ON b.case_key = d.case_key
               JOIN cases c ON c.case_key = d.case_key
                 AND c.arrival_day <= CASE WHEN $late THEN k.week_known_on ELSE k.known_on END
               WHERE d.kept AND (d.decided_on > k.known_on) = $late
@@ -178,7 +200,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
     decisions = bound(lake, city, cases, through, engine)
-    freeze(lake, city, cases, decisions, closing_days(lake, city, days), late=False)
+    freeze(lake, city, cases, decisions, closing_days(lake, city, through), late=False)
     freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
     left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
     events = counted_events(lake)
@@ -205,6 +227,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
         raise LedgerBroken("the ledger does not verify: " + "; ".join(problems))
     return {
         "measurements": measured,
+        "missing_days": missing_days(lake, city, through),
         "windows": {
             scope: {
                 "mechanism": window.mechanism.title,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from assets.lake.files import make_directory
 from assets.lake.lake import Lake
 from assets.privacy.evidence import write_evidence
 from assets.privacy.ledger import open_ledger
-from assets.privacy.stage import publishable
+from assets.privacy.stage import arrival_days, arrival_days_of_week, publishable
 from assets.publication.bundle import publish, stamped
 from assets.publication.database import build_database
 from assets.publication.dcat import write_catalogue
@@ -29,12 +28,9 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     Raises `CertificateMismatch` where an arrival day behind a measured day was not certified: then nothing is
     published.
     """
-    lags = [timedelta(n) for n in range(city.freeze_lag_days + 1)]
-    seen = {max(day, city.first_arrival) for day in lake.days("events")}
-    # What a closed week has seen lies between the lags of its first days and the day on which it was closed.
-    closed = [city.week_known_on(day) for day in lake.days("late_events")]
-    waited = {day - timedelta(n) for day in closed for n in range(city.late_days + 1)}
-    certified = require_certified(lake, {day + lag for day in seen for lag in lags} | waited)
+    seen = (arrival_days(city, day) for day in lake.days("events"))
+    waited = (arrival_days_of_week(city, day) for day in lake.days("late_events"))
+    certified = require_certified(lake, set().union(*seen, *waited))
     estimates = publishable(lake, city)
     if not estimates.num_rows:
         return {"datasets": {}, "changed": 0}, {}

@@ -19,8 +19,8 @@ from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_DIAGNOSES,
 from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
+from assets.privacy import correction, stage
 from assets.privacy import measure as measuring
-from assets.privacy import stage
 from assets.privacy.consistency import variance_of_sum
 from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.estimates import estimates
@@ -147,14 +147,32 @@ def test_a_correction_costs_its_part_of_the_reserve_and_the_reserve_ends(lake: L
     assert ledger.windows()[window].planned_units > before.planned_units and ledger.verify() == []
 
 
-@pytest.mark.parametrize(
-    ("day", "message"), [(date(2025, 2, 10), "not measured yet"), (date(2025, 1, 15), "nothing to correct")]
-)
-def test_what_needs_no_correction_costs_nothing(lake: Lake, city: City, day: date, message: str):
+def test_a_week_that_is_not_measured_yet_needs_no_correction(lake: Lake, city: City):
     before = Ledger(lake.ledger_path).windows()
-    with pytest.raises(CorrectionRefused, match=message):
-        correct(lake, city, day)
+    with pytest.raises(CorrectionRefused, match="not measured yet"):
+        correct(lake, city, date(2025, 2, 10))
     assert Ledger(lake.ledger_path).windows() == before
+
+
+def test_a_correction_that_is_asked_for_happens_whether_or_not_data_changed(lake: Lake, city: City):
+    """That it happened is public, so a refusal where nothing changed would tell of one late case for sure."""
+    unchanged, changed = (correct(lake, city, monday) for monday in (date(2025, 1, 13), WEEK))
+    assert {k: v for k, v in unchanged.items() if k != "week"} == {k: v for k, v in changed.items() if k != "week"}
+
+
+def test_a_correction_holds_the_lease_of_the_ledger_s_database_too(
+    lake: Lake, city: City, monkeypatch: pytest.MonkeyPatch
+):
+    class Asked(Exception):
+        pass
+
+    def lease(_root: Path, _purpose: str, _wait: float, database: str | None) -> None:
+        assert database == "postgresql://ledger@db/health"
+        raise Asked
+
+    monkeypatch.setattr(correction, "lease", lease)
+    with pytest.raises(Asked):
+        correct(lake, city.model_copy(update={"ledger": "postgresql://ledger@db/health"}), WEEK)
 
 
 def test_a_correction_that_was_killed_is_finished_at_the_same_price(

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable
+from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 from assets.contract.city import City
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS, epsilon_of
+from assets.privacy.evidence import head_of
 from assets.privacy.ledger import (
     BudgetExceeded,
+    CapChanged,
     Ledger,
     Overtaken,
     Reservation,
@@ -31,16 +34,17 @@ from assets.privacy.ledger_store import GENESIS, VERSION, PostgresStore, Refused
 from pipelines.ledger_cli import window_report
 
 CAP, SET_ASIDE = 30, 5
+WINDOW = "2024-12-30"
 
 
 def ask(name: str = "t:2024-12-30:1", rho: int = 10, snapshot: str = "s", **over: Any) -> Reservation:
-    return Reservation(name, "w", rho, snapshot, "{}", **over)
+    return Reservation(name, WINDOW, rho, snapshot, "{}", **over)
 
 
 @pytest.fixture
 def ledger(ledger_location: Path | str) -> Ledger:
     ledger = Ledger(ledger_location)
-    ledger.open_scope("w", CAP, SET_ASIDE)
+    ledger.open_scope(WINDOW, CAP, SET_ASIDE)
     return ledger
 
 
@@ -48,7 +52,7 @@ def ledger(ledger_location: Path | str) -> Ledger:
 def insert(ledger: Ledger) -> Callable[..., None]:
     """An entry written past our code, as if by hand; `seq` and `previous` are right unless given."""
 
-    def write(kind: str, name: str, rho: int, scope: str = "w", snapshot: str = "s", **over: Any) -> None:
+    def write(kind: str, name: str, rho: int, scope: str = WINDOW, snapshot: str = "s", **over: Any) -> None:
         with ledger.store.write() as execute:
             last = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")[0]
             row = {
@@ -68,7 +72,7 @@ def insert(ledger: Ledger) -> Callable[..., None]:
 
 
 def spent(ledger: Ledger) -> int:
-    return ledger.windows()["w"].spent_units
+    return ledger.windows()[WINDOW].spent_units
 
 
 def test_the_same_measurement_is_drawn_and_paid_once(ledger: Ledger):
@@ -93,6 +97,17 @@ def test_other_data_before_the_commit_are_drawn_instead_at_no_cost(ledger: Ledge
     assert ledger.verify() == []
 
 
+def test_how_long_the_chain_is_does_not_tell_that_data_changed_before_a_resume(ledger: Ledger):
+    """Its length is published: with and without a withdrawal between crash and resume it is the same."""
+    lengths = []
+    for name, resumed in (("a:2024-12-30:1", "same"), ("b:2024-12-30:1", "other")):
+        ledger.reserve([ask(name, snapshot="same")])
+        ledger.reserve([ask(name, snapshot=resumed)])
+        ledger.commit({ask(name, snapshot=resumed): [1]})
+        lengths.append(head_of(ledger).entries)
+    assert lengths[1] - lengths[0] == 3 == lengths[0] - len(["open", "set_aside"]) and ledger.verify() == []
+
+
 def test_data_may_change_more_than_once_and_back(ledger: Ledger):
     for snapshot in ("a", "b", "a"):
         ledger.reserve([ask(snapshot=snapshot)])
@@ -112,13 +127,13 @@ def test_other_data_after_the_commit_are_refused(ledger: Ledger):
 def test_other_parameters_are_refused_even_before_the_commit(ledger: Ledger):
     ledger.reserve([ask()])
     with pytest.raises(SnapshotMismatch):
-        ledger.reserve([Reservation("t:2024-12-30:1", "w", 10, "other", '{"variance": "1/2"}')])
+        ledger.reserve([Reservation("t:2024-12-30:1", WINDOW, 10, "other", '{"variance": "1/2"}')])
 
 
 def test_the_first_measurement_above_the_cap_pauses_the_window_for_good(ledger: Ledger):
     granted = ledger.reserve([ask("a:1:1"), ask("b:1:1"), ask("c:1:1"), ask("d:1:1", rho=1)])
     assert [r.measurement for r in granted] == ["a:1:1", "b:1:1"]
-    assert ledger.windows()["w"].paused and spent(ledger) == 20
+    assert ledger.windows()[WINDOW].paused and spent(ledger) == 20
     assert ledger.reserve([ask("e:1:1", rho=1)]) == []
     assert ledger.reserve([ask("a:1:1")]) == [ask("a:1:1")], "what was paid for may still be drawn"
     ledger.commit({r: [1] for r in granted})
@@ -128,17 +143,26 @@ def test_the_first_measurement_above_the_cap_pauses_the_window_for_good(ledger: 
 def test_corrections_are_paid_from_what_is_set_aside_and_from_nothing_else(ledger: Ledger):
     ledger.reserve([ask("a:1:1", rho=25)])
     ledger.reserve([ask("a:1:2", rho=3, kind="correct")])
-    with pytest.raises(BudgetExceeded, match="more than the 5 which the window from w has set aside"):
+    with pytest.raises(BudgetExceeded, match="more than the 5 which the window from 2024-12-30 has set aside"):
         ledger.reserve([ask("a:1:3", rho=3, kind="correct")])
-    assert spent(ledger) == 28 and not ledger.windows()["w"].paused
+    assert spent(ledger) == 28 and not ledger.windows()[WINDOW].paused
     assert ledger.reserve([ask("b:1:1", rho=1)]) == [], "the rest of it is not for measurements"
     assert ledger.verify() == []
 
 
 def test_a_window_keeps_the_cap_it_was_opened_with(ledger: Ledger):
-    ledger.open_scope("w", CAP, SET_ASIDE)
+    ledger.open_scope(WINDOW, CAP, SET_ASIDE)
     with pytest.raises(ValueError, match="never changes"):
-        ledger.open_scope("w", CAP + 1)
+        ledger.open_scope(WINDOW, CAP + 1)
+
+
+@pytest.mark.parametrize("days", [-363, -7, 1, 28, 363])
+def test_a_window_that_overlaps_another_one_is_not_opened(ledger: Ledger, days: int):
+    other = date.fromisoformat(WINDOW) + timedelta(days)
+    with pytest.raises(CapChanged, match="would overlap the one from 2024-12-30"):
+        ledger.open_scope(other.isoformat(), CAP)
+    ledger.open_scope((date.fromisoformat(WINDOW) + timedelta(364)).isoformat(), CAP)
+    assert len(ledger.windows()) == 2
 
 
 @pytest.mark.parametrize(
@@ -150,7 +174,7 @@ def test_a_window_keeps_the_cap_it_was_opened_with(ledger: Ledger):
         (("set_aside", "more", 1), "caps are fixed"),
         (("open", "window:again", 1_000_000), "caps are fixed"),
         (("commit", "x", 1), "commit without reservation"),
-        (("commit", "t:2024-12-30:1", 10, "w", "other"), "commit without reservation"),
+        (("commit", "t:2024-12-30:1", 10, WINDOW, "other"), "commit without reservation"),
         (("commit", "t:2024-12-30:1", 9), "commit without reservation"),
         (("supersede", "x", 0), "nothing to supersede"),
         (("supersede", "done:1:1", 0), "nothing to supersede"),
@@ -183,7 +207,7 @@ def test_an_entry_follows_the_last_one_or_is_refused(insert: Callable[..., None]
 def test_nothing_is_changed_or_deleted(ledger: Ledger, statement: str):
     with pytest.raises(Refused, match="append only"), ledger.store.write() as execute:
         execute(statement)
-    assert ledger.windows()["w"].cap_units == CAP
+    assert ledger.windows()[WINDOW].cap_units == CAP
 
 
 @pytest.mark.parametrize("verb", ["INSERT OR REPLACE", "INSERT"])
@@ -226,7 +250,7 @@ def tamper(ledger: Ledger) -> Callable[[str], None]:
         ("UPDATE entries SET measured = '[6]' WHERE kind = 'commit'", "was changed"),
         ("UPDATE entries SET rho_units = 1000000 WHERE kind = 'open'", "entry 1 .* was changed"),
         ("UPDATE entries SET rho_units = 0 WHERE kind = 'reserve'", "commits what was not reserved so"),
-        ("UPDATE entries SET rho_units = 9 WHERE kind = 'open'", "passes the cap of window w"),
+        ("UPDATE entries SET rho_units = 9 WHERE kind = 'open'", "passes the cap of window 2024-12-30"),
         ("UPDATE entries SET rho_units = 1 WHERE kind = 'set_aside'", "has set aside for corrections"),
         ("UPDATE entries SET snapshot = 's' WHERE kind = 'supersede'", "commits what was not reserved so"),
         ("DELETE FROM entries WHERE kind = 'open'", "entry 1 is missing"),
@@ -245,7 +269,7 @@ def test_tampering_is_found(ledger: Ledger, tamper: Callable[[str], None], state
 def _race(location: Path | str, worker: int) -> int:
     ledger, won = Ledger(location), 0
     for n in range(20):
-        won += len(ledger.reserve([Reservation(f"t{n}:{worker}:1", "w", 1, "s", "{}")]))
+        won += len(ledger.reserve([Reservation(f"t{n}:{worker}:1", WINDOW, 1, "s", "{}")]))
     return won
 
 
@@ -272,7 +296,7 @@ def test_whoever_writes_past_our_code_waits_for_the_other(ledger: Ledger, insert
         (last,) = execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1")
         execute(
             "INSERT INTO entries (seq, kind, measurement, scope, rho_units, snapshot, parameters, previous, hash)"
-            " VALUES (?, 'reserve', 'first', 'w', 20, 's', '{}', ?, 'g')", (last[0] + 1, last[1]),
+            " VALUES (?, 'reserve', 'first', '2024-12-30', 20, 's', '{}', ?, 'g')", (last[0] + 1, last[1]),
         )  # fmt: skip
         other = threading.Thread(target=second)
         other.start()
@@ -300,8 +324,8 @@ def test_a_file_of_the_first_release_opens_and_goes_on(tmp_path: Path):
     with sqlite3.connect(path) as db:
         db.executescript(FIRST_SCHEMA)
         for content in (
-            ("open", "window:w", "w", 25, "", "{}", None), ("reserve", "t:1:1", "w", 10, "s", "{}", None),
-            ("commit", "t:1:1", "w", 10, "s", "{}", "[3]"), ("reserve", "t:2:1", "w", 10, "s", "{}", None),
+            ("open", f"window:{WINDOW}", WINDOW, 25, "", "{}", None), ("reserve", "t:1:1", WINDOW, 10, "s", "{}", None),
+            ("commit", "t:1:1", WINDOW, 10, "s", "{}", "[3]"), ("reserve", "t:2:1", WINDOW, 10, "s", "{}", None),
         ):  # fmt: skip
             digest = _digest(previous, content)
             db.execute(
@@ -312,11 +336,11 @@ def test_a_file_of_the_first_release_opens_and_goes_on(tmp_path: Path):
     db.close()
     ledger = Ledger(path)
     assert ledger.verify() == [] and ledger.committed()["t:1:1"].values == [3]
-    ledger.open_scope("w", 25)
+    ledger.open_scope(WINDOW, 25)
     waiting = ask("t:2:1", snapshot="after a withdrawal")
     assert ledger.reserve([waiting, ask("t:3:1")]) == [waiting], "its cap holds on"
     ledger.commit({waiting: [4]})
-    assert ledger.verify() == [] and Ledger(path).windows()["w"].paused
+    assert ledger.verify() == [] and Ledger(path).windows()[WINDOW].paused
 
 
 def test_a_ledger_of_a_newer_program_is_left_alone(ledger: Ledger, ledger_location: Path | str):
@@ -334,7 +358,7 @@ def test_the_city_file_chooses_the_database_and_holds_no_password(
 ):
     if isinstance(ledger_location, str):
         chosen = open_ledger(lake, city.model_copy(update={"ledger": ledger_location}))
-        assert chosen.windows().keys() == {"w"} and not lake.ledger_path.exists()
+        assert chosen.windows().keys() == {WINDOW} and not lake.ledger_path.exists()
     else:
         assert open_ledger(lake, city).windows() == {} and lake.ledger_path.exists()
     fields = json.loads(city.model_dump_json())
@@ -346,11 +370,11 @@ def test_the_city_file_chooses_the_database_and_holds_no_password(
 def test_what_is_shown_are_exact_fractions(ledger: Ledger):
     ledger.reserve([ask("day:2024-12-30:1", rho=7), ask("week:2024-12-30:1", rho=3)])
     ledger.reserve([ask("day:2024-12-30:2", rho=2, kind="correct")])
-    report = window_report("w", ledger.windows()["w"], 1e-6)
+    report = window_report(WINDOW, ledger.windows()[WINDOW], 1e-6)
     assert report["status"] == "open" and report["tables"].keys() == {"day", "week"}
     assert Fraction(report["tables"]["day"]["rho"]) == Fraction(7, UNITS)
     assert Fraction(report["spent"]["rho"]) == Fraction(12, UNITS) and report["spent"]["of_budget"] == 12 / CAP
     assert Fraction(report["corrections"]["set_aside"]["rho"]) == Fraction(SET_ASIDE, UNITS)
-    full = window_report("w", Window(cap_units=UNITS // 4, tables={"day": UNITS // 4}), 1e-6)
+    full = window_report(WINDOW, Window(cap_units=UNITS // 4, tables={"day": UNITS // 4}), 1e-6)
     assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == round(epsilon_of(0.25, 1e-6), 6)
     assert full["epsilon_five_years_like_this"] == round(epsilon_of(1.25, 1e-6), 6)

@@ -18,7 +18,7 @@ from assets.privacy import measure as measuring
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger
 from assets.privacy.measure import Unit
-from assets.privacy.plan import price
+from assets.privacy.plan import PlanRefused, price
 
 LATER = date(2027, 1, 1)
 DIMENSIONS = ("area", "age_group", "sex", "chapter", "admission", "los", "outcome")
@@ -170,3 +170,23 @@ def test_a_used_up_budget_pauses_the_series_and_borrows_nothing(city: City, ledg
     assert set(there["status"]) == {"paused"} and {"day", "week"} <= set(there["time_level"])
     later = frame[frame["unit_end"] >= city.budget.epoch + timedelta(364)]
     assert second.tables and set(later["status"]) == {"paused" if second.paused else "provisional"}
+
+
+def test_a_ledger_does_not_tell_which_units_of_time_are_empty(city: City, ledger: Ledger, load: Load):
+    """Digests of the input are of one measurement each: equal data, such as none, show in no two of them."""
+
+    def nobody(table: MeasuredTable, unit: Unit) -> pa.Table:
+        return load(table, unit).slice(0, 0)
+
+    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 28), LATER, ()), nobody, b"k")
+    with ledger.store.read() as execute:
+        digests = [row[0] for row in execute("SELECT snapshot FROM entries WHERE kind = 'reserve'")]
+    assert len(digests) == len(set(digests)) > 28
+
+
+def test_shares_that_pass_the_budget_by_a_hair_are_refused_before_anything_is_spent(city: City):
+    first, *rest = city.plan.tables
+    hair = 1 - sum(t.share for t in rest) - city.plan.corrections_share + 5e-10
+    tables = (first.model_copy(update={"share": hair}), *rest)
+    with pytest.raises(PlanRefused, match="more than the budget"):
+        price(city.model_copy(update={"plan": city.plan.model_copy(update={"tables": tables})}))

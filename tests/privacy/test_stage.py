@@ -63,13 +63,13 @@ def new_lake(tmp_path: Path) -> Callable[[str], Lake]:
     return lambda name: Lake(tmp_path / name, Keyring.load(tmp_path / "keys"))
 
 
-def run(lake: Lake, city: City, cases: pa.Table, first: int, last: int) -> None:
+def run(lake: Lake, city: City, cases: pa.Table, first: int, last: int) -> dict[str, Any]:
     """Take in the arrival days `first` to `last` and run the stage once over them."""
     days = [city.budget.epoch + timedelta(n) for n in range(first, last + 1)]
     lake.write_days("cases", days, cases, "arrival_day")
     nothing = {"diagnoses": PSEUDONYMISED_DIAGNOSES.empty_table(), "procedures": PSEUDONYMISED_PROCEDURES.empty_table()}
     record_days(lake, days, {"cases": cases, **nothing}, "no certificate: identity is not under test")
-    stage.run(lake, city, days)
+    return stage.run(lake, city, days)
 
 
 def snapshots(lake: Lake) -> dict[str, tuple[Any, ...]]:
@@ -116,29 +116,56 @@ def test_a_resume_on_a_later_day_measures_what_it_reserved(
     assert state(crashed) == state(straight)
 
 
-def test_days_that_never_ran_are_frozen_once_a_later_day_runs(
+def test_a_day_that_never_ran_holds_back_what_waits_for_it_and_costs_nothing(
     city: City, history: pa.Table, new_lake: Any, no_noise: None, arrival: Any
 ):
-    lake = new_lake("gap")
+    lake, straight = new_lake("gap"), new_lake("straight")
     run(lake, city, history, 0, 9)
-    run(lake, city, history, 14, 14)  # 10 to 13 failed
-    assert lake.days("events") == [arrival(n) for n in range(12)]
-    frozen = lake.read("events", EVENTS)
-    run(lake, city, history, 10, 13)  # now they are caught up: late for the frozen days, in time for the others
-    run(lake, city, history, 15, 20)
-    assert lake.days("events") == [arrival(n) for n in range(18)]
-    assert lake.read("events", EVENTS).slice(0, frozen.num_rows) == frozen
-    assert Ledger(lake.ledger_path).verify() == []
+    before = Ledger(lake.ledger_path).windows()
+    # 10 to 13 failed
+    assert run(lake, city, history, 14, 14)["missing_days"] == [arrival(n) for n in range(10, 14)]
+    assert lake.days("events") == [arrival(n) for n in range(7)] and Ledger(lake.ledger_path).windows() == before
+    run(lake, city, history, 10, 13)
+    assert run(lake, city, history, 15, DAYS - 1)["missing_days"] == []
+    run(straight, city, history, 0, DAYS - 1)
+    assert lake.days("events") == straight.days("events") and snapshots(lake).keys() == snapshots(straight).keys()
 
 
-def test_a_first_run_late_in_the_year_freezes_nothing_before_it(
+def test_one_isolated_day_of_a_new_city_draws_nothing(
     city: City, history: pa.Table, new_lake: Any, no_noise: None, arrival: Any
 ):
-    lake = new_lake("late")
-    run(lake, city, history, 35, 35)
-    assert lake.days("events") == [arrival(32)]
+    lake = new_lake("isolated")
+    summary = run(lake, city, history, 35, 35)
+    assert lake.days("events") == [] and Ledger(lake.ledger_path).reserved() == {}
+    assert summary["measurements"] == 0 and summary["missing_days"] == [arrival(n) for n in range(35)]
     run(lake, city, history, 0, 34)
-    assert lake.days("events") == [arrival(n) for n in range(33)]
+    assert lake.days("events") == [arrival(n) for n in range(32)]
+
+
+@pytest.mark.parametrize("first", [[], ["canary"]])
+def test_which_days_are_measured_does_not_depend_on_who_came(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any, first: list[str]
+):
+    """With the only patient of the first day, or without: names in the ledger and frozen days are the same."""
+    lake, rows = new_lake("lake"), [make_case(p, p, 0) for p in first] + [make_case("other", "o", 9)]
+    run(lake, city, case_table(rows), 0, 0)
+    run(lake, city, case_table(rows), 9, 12)
+    assert lake.days("events") == [arrival(9)]
+    assert [m for m in Ledger(lake.ledger_path).reserved() if m.startswith("day:")] == [f"day:{arrival(9)}:1"]
+
+
+def test_a_shorter_freeze_lag_counts_no_case_twice(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
+):
+    """A case that was in time under the long lag would be late under the short one."""
+    lake, rows = new_lake("lag"), case_table([make_case("p", "c", 0, delay=5)])
+    long, short = (city.model_copy(update={"freeze_lag_days": n, "late_days": 0}) for n in (6, 3))
+    run(lake, long, rows, 0, 6)
+    assert lake.read("events", EVENTS).num_rows == 1
+    run(lake, short, rows, 7, 12)
+    assert stage.counted_events(lake).num_rows == 1
+    week = next(c for n, c in Ledger(lake.ledger_path).committed().items() if n.startswith("week_area:"))
+    assert sum(week.values) == 1
 
 
 def test_a_case_that_is_cancelled_in_time_is_no_event(
@@ -223,10 +250,9 @@ def test_late_cases_are_bounded_in_order_of_arrival(
 def test_a_case_of_a_day_that_was_measured_without_its_export_is_late(
     patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
 ):
-    """An outage: the run of the arrival day is missing and is caught up when its day is measured already."""
+    """An outage: a clinic's export of an arrival day can only be had when its day is measured already."""
     lake, rows = new_lake("outage"), [make_case("a", "missed", 7, 2), make_case("b", "later day", 9, 3)]
-    run(lake, patient_city, case_table([]), 0, 8)
-    run(lake, patient_city, case_table([]), 10, 11)  # day 9 failed; day 8 is now frozen
+    run(lake, patient_city, case_table([]), 0, 11)  # day 8 is now frozen
     run(lake, patient_city, case_table(rows), 9, 9)
     run(lake, patient_city, case_table(rows), 12, 25)
     decided = {r["case_key"]: r["decided_on"] for r in lake.read("bounding", BOUNDING_DECISIONS).to_pylist()}
