@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := false
 PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder # two files at a time, in the order of tests/conftest.py
 export PYTHONDONTWRITEBYTECODE := # what is compiled once is kept, whatever the caller's environment says
 
-.PHONY: run test test-ckan audit bench ui web lint clean sbom dist vulnerabilities
+.PHONY: run test test-ckan audit faults bench ui web lint clean sbom dist vulnerabilities
 
 # Python compiles what is imported, when it is: compiling all that is installed would take half a minute more.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -34,14 +34,31 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: $(BIN)/.installed ## planted faults against the privacy guarantee, mutants against consent and bounding; minutes
+# Two at a time, the longest first; what one prints is kept together.
+AUDITS := audit-consent audit-guarantee audit-crashes audit-lines audit-patients audit-bounding
+$(AUDITS): $(BIN)/.installed
+audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; a quarter of an hour
+	mkdir -p $(DIGITALSTADT_DATA)/audit
+	$(MAKE) --no-print-directory --output-sync --keep-going -j 2 $(AUDITS)
+
+audit-guarantee: ## planted faults, accounting by others, errors and intervals; writes an HTML report with plots
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
-	$(BIN)/python tests/mutation/mutate.py
-	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest tests/consent/test_independent.py
-	DIGITALSTADT_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest tests/intake/test_hostile.py -k mutated # 100,000 lines and rows
+
+audit-crashes: ## 1,000 crashes between reserving and publishing, two processes at once, and an engine that is wrong
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/audit $(BIN)/python tests/privacy/crash_trials.py audit $(DIGITALSTADT_DATA)/audit
+
+audit-consent audit-bounding: audit-%: ## every mutant of the rule fails a test
+	$(BIN)/python tests/mutation/mutate.py $*
+
+audit-patients: ## a second consent rule agrees on 100,000 patients
+	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest -q tests/consent/test_independent.py
+
+audit-lines: ## 100,000 mutated lines and rows land or are quarantined
+	DIGITALSTADT_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/intake/test_hostile.py -k mutated
+
+faults: $(BIN)/.installed ## every fault at every stage, every kill of an erasure, deployment as processes, 30 nights; most of an hour
 	DIGITALSTADT_FAULTS=all DIGITALSTADT_KILLS=6 $(BIN)/python -m pytest tests/faults tests/deploy tests/identity/test_erasure.py
 	DIGITALSTADT_NIGHTS=30 $(BIN)/python -m pytest tests/test_nights_with_faults.py
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/audit $(BIN)/python tests/privacy/crash_trials.py audit $(DIGITALSTADT_DATA)/audit
 
 web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wrote; needs npm
 	$(BIN)/digitalstadt web

@@ -1,7 +1,7 @@
 """Nights with faults at random (seeded) beside a faultless twin: late clinics, crashes, withdrawals.
 
 Both run stage by stage with the same keys and without noise, so that values can be compared. The short version
-is part of the suite; `make audit` runs 30 nights (DIGITALSTADT_NIGHTS).
+is part of the suite; `make faults` runs 30 nights (DIGITALSTADT_NIGHTS).
 """
 
 from __future__ import annotations

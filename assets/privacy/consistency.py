@@ -2,13 +2,15 @@
 
 A table is a marginal y = Sx + noise of a product of balanced chains (window ⊃ period ⊃ week ⊃ day, and total ⊃
 categories for each dimension). On such a product all marginals share the orthogonal ANOVA subspaces i =
-(time level, set of dimensions). In subspace i, with N_m cells in table m and N_i in the subspace's own grid, the
-averaged and residualised table a_m estimates u_i/N_m with precision w_m = N_m/(N_i σ_m²), so
+(time level, set of dimensions). Let u_i be the part of the true counts in subspace i, times the number of cells: for every
+marginal q that contains i, the same u_i/N_q. With N_m cells in table m, N_i in the subspace's own grid and Q_i the projection
+on i there, the averaged and residualised table a_m (`Product.component`) has the mean u_i/N_m and the covariance
+σ_m² · N_i/N_m · Q_i. So N_m · a_m estimates u_i with precision p_m = 1/(N_m N_i σ_m²), independently of the other tables:
 
-    û_i = Σ_m w_m N_m a_m / Σ_m w'_m,   w'_m = 1/(N_m N_i σ_m²) · N_m²,   Var(û_i) = Q_i / Σ_m 1/(N_m N_i σ_m²)
+    û_i = Σ_m p_m N_m a_m / Σ_m p_m,   Cov(û_i) = Q_i / Σ_m p_m      (`estimate`, `precision`: Σ_m p_m)
 
-and a marginal q is Σ_{i ≤ q} û_i/N_q (ResidualPlanner, Xiao et al. 2023; HDMM, McKenna et al. 2018). The tests
-compare it with dense least squares.
+over the tables m ≥ i, and a marginal q is Σ_{i ≤ q} û_i/N_q, its parts being uncorrelated (ResidualPlanner, Xiao et al. 2023;
+HDMM, McKenna et al. 2018). The tests compare it with dense least squares.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def ready(url: str) -> bool:
         return False
 
 
-@pytest.mark.skipif(os.environ.get("DIGITALSTADT_FAULTS") != "all", reason="minutes: DIGITALSTADT_FAULTS=all, as `make audit` sets")  # fmt: skip
+@pytest.mark.skipif(os.environ.get("DIGITALSTADT_FAULTS") != "all", reason="minutes: DIGITALSTADT_FAULTS=all, as `make faults` sets")  # fmt: skip
 @pytest.mark.skipif(postgres_server.binaries() is None, reason="the Debian package postgresql is not installed")
 def test_a_tick_makes_a_release_though_run_and_daemon_are_killed(tmp_path: Path, small_export: Callable[..., Any]):
     yesterday = date.today() - timedelta(1)

@@ -40,7 +40,7 @@ STAGES = ("landed_exports", "canonical_records", "consented_records", "validated
           "noisy_measurements", "open_data")  # fmt: skip
 Run = Callable[[Lake, City, list[date]], None]
 long = pytest.mark.skipif(
-    os.environ.get("DIGITALSTADT_FAULTS") != "all", reason="minutes: DIGITALSTADT_FAULTS=all, as `make audit` sets"
+    os.environ.get("DIGITALSTADT_FAULTS") != "all", reason="minutes: DIGITALSTADT_FAULTS=all, as `make faults` sets"
 )
 
 

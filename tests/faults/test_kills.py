@@ -1,7 +1,7 @@
 """Real `digitalstadt run` processes: killed at random moments, and two at once on one data root.
 
 Noise stays as it is, so a twin is compared by what was measured over which snapshot and for how much, by every
-stored row, and by the cells that are published. Two kills in the suite, `DIGITALSTADT_KILLS` of them in `make audit`.
+stored row, and by the cells that are published. Two kills in the suite, `DIGITALSTADT_KILLS` of them in `make faults`.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
 def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_does_not_heal(
     run: Run, lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Killed before the n-th change of a file, for every 6th n (every one in `make audit`); then the same day again."""
+    """Killed before the n-th change of a file, for every 6th n (every one in `make faults`); then the same day again."""
     hospital_week(deliver)
     run(0, 5)
     mine, day = pseudonyms(lake, *(c.key for c in city.clinics)), START + timedelta(6)

@@ -140,7 +140,7 @@ def test_a_crash_after_reserving_spends_nothing_twice(
 
 def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load: Load):
     measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 56), LATER, ()), load, b"k")
-    tables = tuple(t.model_copy(update={"share": 0.05}) if t.name == "day" else t for t in city.plan.tables)
+    tables = tuple(t.model_copy(update={"share": 0.01}) if t.name == "day" else t for t in city.plan.tables)
     other = city.model_copy(update={"plan": city.plan.model_copy(update={"tables": tables})})
     wanted = measuring.due(other, first_days(city, 60), LATER, ledger.committed().keys())
     with pytest.raises(measuring.PlanChanged, match="day"):
