@@ -76,6 +76,19 @@ def test_the_report_names_consent_cases_releases_and_the_exact_loss(lake: Lake, 
     assert sum(r["rho"] for r in about["releases"]) == pytest.approx(about["loss"]["rho"])
 
 
+def test_what_was_counted_before_the_insured_number_was_known_is_the_person_s_loss_too(
+    run: Callable[..., None], lake: Lake, city: City
+):
+    insured = "Versicherten-ID;" + FALL
+    run(0, 6, {"FALL.csv": insured + ";f1;1970;w;64297;202412300800;N;54;;q\n",
+               "consent.csv": CONSENT + ";q;2024-01-01;6 7 8;2024-01-01;;\n"})  # fmt: skip
+    run(7, 20, {"FALL.csv": insured + "A123456780;f2;1970;w;64297;202501060800;N;55;;q\n"})
+    about = report(lake, city, "hospital-sued", "q")
+    assert sorted({r["first_day"] for r in about["releases"] if r["table"] == "day"}) == [START, START + timedelta(7)]
+    assert about["loss"]["rho"] == pytest.approx(sum(r["rho"] for r in about["releases"])) and about["exact"]
+    assert about["loss_at_most"]["rho"] >= about["loss"]["rho"]
+
+
 def test_nobody_s_loss_passes_what_the_ledger_charged(lake: Lake, city: City, fortnight: None):
     charged = sum(w.spent_units for w in Ledger(lake.ledger_path).windows().values()) / 10**15
     assert report(lake, city, "hospital-sued", "q")["loss"]["rho"] <= charged

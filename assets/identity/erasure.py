@@ -35,7 +35,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
-from assets.identity.pseudonymise import LINKS, case_keys, patient_keys
+from assets.identity.pseudonymise import LINKS, case_keys, linked, patient_keys
 from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
 from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
 from assets.intake.landing import Erased, erase_patients
@@ -125,17 +125,18 @@ def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: da
         counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
     links = lake.read("links", LINKS)
     ended = pc.is_in(links.column("patient_key"), patients)
+    erased = pc.is_in(stored.column("case_key"), everything)
+    living = stored.filter(pc.invert(erased)).column("person_key").unique()
+    bounding = lake.read("bounding", BOUNDING_DECISIONS)
+    # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
+    retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
+    if not retired.equals(bounding):
+        lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
     sealed = seal_links(links.filter(ended), lake.keys)
     if sealed.num_rows:
         sealed = pa.concat_tables([lake.read("link_tombstones", LINK_TOMBSTONES), sealed])
         lake.write_days("link_tombstones", set(sealed.column("arrival_day").to_pylist()), sealed, "arrival_day")
     counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", links, ended)
-    erased = pc.is_in(stored.column("case_key"), everything)
-    living = stored.filter(pc.invert(erased)).column("person_key").unique()
-    bounding = lake.read("bounding", BOUNDING_DECISIONS)
-    retired = retire(bounding, everything, living, on, lake.keys)
-    if not retired.equals(bounding):
-        lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
     # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
     counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", stored, erased)
     return counts

@@ -19,6 +19,7 @@ from assets.contract.codes import (
     chapter_case_sql,
 )
 from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
@@ -63,6 +64,23 @@ def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
     return pa.concat_tables([empty, *parts])
+
+
+def linked(decided: pa.Table, links: pa.Table) -> pa.Table:
+    """`BOUNDING_DECISIONS` with each patient as the person that an insured number links them to (`LINKS`)."""
+    if not links.num_rows:
+        return decided
+    with connect() as con:
+        load(con, decided=decided, links=links)
+        return (
+            con.execute(
+                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
+                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
+                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
+            )
+            .to_arrow_table()
+            .cast(BOUNDING_DECISIONS)
+        )
 
 
 def pseudonymise(

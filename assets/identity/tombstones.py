@@ -55,21 +55,24 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
 
 
 def recognise(bounding: pa.Table, cases: pa.Table, keys: Keyring) -> pa.Table:
-    """`bounding` with the pseudonyms of persons and cases that are in `cases` again, in memory only."""
-    for column in ("person_key", "case_key"):
+    """`bounding` with the pseudonyms of persons and cases that are in `cases` again, in memory only.
+
+    A person is found by the patient too: who had no insured number before may come again with one.
+    """
+    for column, names in (("person_key", ("person_key", "patient_key")), ("case_key", ("case_key",))):
         values = bounding.column(column)
         if not pc.any(pc.starts_with(values, MARK)).as_py():
             continue
-        back = cases.column(column).unique()
+        back = pa.chunked_array([c for n in names for c in cases.column(n).chunks], pa.string()).unique()
         place = pc.index_in(values, _hashes(back, keys, column))
         known = pc.if_else(pc.is_null(place), values, back.take(pc.fill_null(place, 0))) if len(back) else values
         bounding = bounding.set_column(bounding.column_names.index(column), column, known)
     return bounding.cast(BOUNDING_DECISIONS)
 
 
-def person_rows(bounding: pa.Table, person_key: str, keys: Keyring) -> list[dict[str, Any]]:
-    """Rows of `bounding` of one person, erased ones included, with `erased`."""
-    names = pa.array([person_key, _hashes(pa.array([person_key]), keys, "person_key")[0].as_py()])
+def person_rows(bounding: pa.Table, person_keys: pa.Array, keys: Keyring) -> list[dict[str, Any]]:
+    """Rows of `bounding` of one person, by all pseudonyms it was counted under, erased ones included, with `erased`."""
+    names = pa.concat_arrays([person_keys, _hashes(person_keys, keys, "person_key")])
     rows = bounding.filter(pc.is_in(bounding.column("person_key"), names)).to_pylist()
     return [row | {"erased": row["case_key"].startswith(MARK)} for row in rows]
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import WEEK_DAYS, City
 from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.identity.pseudonymise import LINKS, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
@@ -32,7 +33,7 @@ from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
 from assets.privacy.measure import Asked, ask, book, measurement_id, units_of
 from assets.privacy.plan import PricedPlan, PricedTable, price
-from assets.privacy.stage import TIES, linked
+from assets.privacy.stage import TIES
 
 
 class CorrectionRefused(ValueError):
@@ -61,7 +62,7 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
             WHERE care <> 'other' AND admitted_on BETWEEN $monday AND $sunday ORDER BY ALL""",
             {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
         ).to_arrow_table()
-    fresh = decide(new, linked(lake, decided), city.caps, city.budget.epoch)
+    fresh = decide(new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch)
     everything = pa.concat_tables([decided, fresh])
     if fresh.num_rows:
         lake.write_days("bounding", [on], everything, "decided_on")

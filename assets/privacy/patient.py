@@ -43,13 +43,19 @@ def _only(table: pa.Table, **values: str) -> pa.Table:
     return table
 
 
-def _person_key(lake: Lake, patient: pa.Array) -> str:
-    """The person over all clinics: by the link of the patient, also of an erased one, else the patient."""
+def _of(table: pa.Table, person: pa.Array) -> pa.Table:
+    return table.filter(pc.is_in(table.column("person_key"), person))
+
+
+def _person_keys(lake: Lake, patient: pa.Array) -> pa.Array:
+    """Pseudonyms that the person was counted under over all clinics: the person that a link of the patient names, also of
+    an erased one, else the patient; and every patient who is linked to it, as whom it was counted before."""
     links = lake.read("links", LINKS)
     own = links.filter(pc.is_in(links.column("patient_key"), patient))
     sealed = open_links(lake.read("link_tombstones", LINK_TOMBSTONES), patient, lake.keys, LINKS)
-    known = pa.concat_tables([own, sealed]).sort_by("arrival_day").column("person_key").to_pylist()
-    return str(known[0] if known else patient[0].as_py())
+    known = pa.concat_tables([own, sealed]).sort_by("arrival_day").column("person_key").to_pylist()[:1]
+    linked = links.filter(pc.is_in(links.column("person_key"), pa.array(known, pa.string()))).column("patient_key")
+    return pa.array([*known, *patient.to_pylist(), *linked.to_pylist()], pa.string()).unique()
 
 
 def contributions(
@@ -141,16 +147,16 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     city.clinic(clinic)
     asked = pa.table({"clinic": [clinic], "patient_id": [patient_id]}, schema=PATIENTS)
     patient = patient_keys(asked, lake.keys).column("key").combine_chunks()
-    person = _person_key(lake, patient)
+    person = _person_keys(lake, patient)
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     own = cases.filter(pc.is_in(cases.column("patient_key"), patient)).sort_by("arrival_day").to_pylist()
     decisions = _only(lake.read("consent_decisions", CONSENT_DECISIONS), clinic=clinic, patient_id=patient_id)
     known = cases.sort_by("arrival_day")
     over = {r["case_key"]: {"los": r["los"], "outcome": OUTCOMES[not r["died"]]}
-            for r in _only(known, person_key=person).to_pylist() if r["los"]}  # fmt: skip
+            for r in _of(known, person).to_pylist() if r["los"]}  # fmt: skip
     still_in = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
     events = [e | over.get(e["case_key"], still_in)
-              for e in _only(counted_events(lake), person_key=person).to_pylist()]  # fmt: skip
+              for e in _of(counted_events(lake), person).to_pylist()]  # fmt: skip
     committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
     mine = {r["case_key"] for r in own}

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City, MeasuredTable
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
-from assets.identity.pseudonymise import LINKS
+from assets.identity.pseudonymise import LINKS, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel
@@ -46,21 +46,6 @@ def _known(city: City, days: Sequence[date]) -> pa.Table:
     known = [city.known_on(d) for d in days], [city.week_known_on(d) for d in days]
     names = ("event_day", "known_on", "week_known_on")
     return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
-
-
-def linked(lake: Lake, decided: pa.Table) -> pa.Table:
-    """`decided` with each patient as the person that an insured number links them to."""
-    with connect() as con:
-        load(con, decided=decided, links=lake.read("links", LINKS))
-        return (
-            con.execute(
-                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
-                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
-                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
-            )
-            .to_arrow_table()
-            .cast(BOUNDING_DECISIONS)
-        )
 
 
 def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
@@ -91,7 +76,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
             WHERE care <> 'other' AND decided_on <= week_known_on ORDER BY ALL""",
             {"through": through},
         ).to_arrow_table()
-    fresh = kernel.decide(engine, new, linked(lake, decided), city.caps, city.budget.epoch)
+    fresh = kernel.decide(engine, new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch)
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")

@@ -299,6 +299,48 @@ def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliv
     assert sorted((r["kept"], r["person_key"]) for r in decided) == [(False, before[0]["person_key"]), (True, before[0]["person_key"])]  # fmt: skip
 
 
+INSURED: dict[str, Any] = {"identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]}
+
+
+def test_joining_again_with_a_first_insured_number_keeps_the_counter(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    """What was counted before the number was known is found by the patient, whose link leads to the person."""
+
+    def deliver_all(day: int, **files: Any) -> None:
+        deliver("klinik-nord", START + timedelta(day), {f"{name}.ndjson": rows for name, rows in files.items()})
+        run(day)
+
+    deliver_all(0, Patient=[person("BACK")], Encounter=[stay("c1", "BACK")], Consent=[fhir_consent("BACK")])
+    deliver_all(1, Consent=[fhir_consent("BACK", kind="deny", on="2024-12-31", ident="w")])
+    assert lake.read("bounding", BOUNDING_DECISIONS).column("person_key")[0].as_py().startswith(MARK)
+    deliver_all(2, Patient=[person("BACK", **INSURED)], Encounter=[stay("c2", "BACK", "2025-01-01")],
+                Consent=[fhir_consent("BACK", on="2025-01-01", ident="anew")])  # fmt: skip
+    assert lake.read("bounding", BOUNDING_DECISIONS).column("kept").to_pylist() == [True, False]
+
+
+def test_who_withdraws_at_one_clinic_keeps_at_the_other_what_was_counted_before_they_were_linked(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    csv = CONSENT + ";q;2024-01-01;6,7,8;2024-01-01;;\n"
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [person("GONE")], "Encounter.ndjson": [stay("c1", "GONE")], "Consent.ndjson": [fhir_consent("GONE")],
+    })  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), {"Patient.ndjson": [person("GONE", **INSURED)], "Encounter.ndjson": [stay("c1", "GONE")]})  # fmt: skip
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), {"Consent.ndjson": [fhir_consent("GONE", kind="deny", on="2025-01-01", ident="w")]})  # fmt: skip
+    run(2)
+    deliver("hospital-sued", START + timedelta(3), {
+        "FALL.csv": FALL + "f1;A123456780;1980;w;64283;202501020800;E;44;q\n", "consent.csv": csv,
+    })  # fmt: skip
+    run(3)
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys).to_pylist()
+    assert [r["kept"] for r in decided] == [True, False], "both lie in one ISO week of one person"
+    assert {r["person_key"] for r in decided} == set(cases.column("person_key").to_pylist())
+
+
 def test_a_consent_gone_from_a_full_delivery_counts_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
     clinics = tuple(
         c.model_copy(update={"consent_delivery": "full"}) if c.key == "klinik-nord" else c for c in city.clinics
