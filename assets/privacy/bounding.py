@@ -19,20 +19,23 @@ from assets.contract.schemas import BOUNDING_DECISIONS
 _NEVER = -(10**9)
 
 
-def _window_full(days: np.ndarray, new: np.ndarray, cap: int) -> np.ndarray:
-    """Whether adding `new` puts more than `cap` of the kept `days` (persons × slots) into some 364 days.
+def _fits(days: np.ndarray, new: np.ndarray, caps: Caps) -> np.ndarray:
+    """Whether each person may keep the event on `new` beside the kept `days` (slots × persons).
 
-    An interval that is too full can be moved to start at one of its events; only intervals that hold the
-    new day can become too full.
+    An interval that is too full can be moved to start at one of its events; only intervals that hold the new day can
+    become too full, so only whoever has `caps.window` events less than a window away needs a closer look.
     """
-    starts = np.concatenate([days, new[:, None]], axis=1)
-    full = np.zeros(len(new), dtype=bool)
-    for column in range(starts.shape[1]):
-        start = starts[:, column]
-        holds_new = (start <= new) & (new < start + WINDOW_DAYS)
-        inside = ((days >= start[:, None]) & (days < start[:, None] + WINDOW_DAYS)).sum(axis=1) + 1
-        full |= holds_new & (inside > cap)
-    return full
+    same_week = (days // WEEK_DAYS == new // WEEK_DAYS).sum(axis=0, dtype=np.int16)
+    same_period = (days // PERIOD_DAYS == new // PERIOD_DAYS).sum(axis=0, dtype=np.int16)
+    near = (np.abs(days - new) < WINDOW_DAYS).sum(axis=0, dtype=np.int16)
+    fits: np.ndarray = (same_week < caps.week) & (same_period < caps.period)
+    close = np.flatnonzero(fits & (near >= caps.window))
+    mine, added = days[:, close], new[close]
+    for start in (*mine, added):
+        holds_new = (start <= added) & (added < start + WINDOW_DAYS)
+        inside = ((mine >= start) & (mine < start + WINDOW_DAYS)).sum(axis=0, dtype=np.int16) + 1
+        fits[close[holds_new & (inside > caps.window)]] = False
+    return fits
 
 
 def _days(column: pa.ChunkedArray, epoch: date) -> np.ndarray:
@@ -55,45 +58,52 @@ def _order(new: pa.Table, person: np.ndarray, decided_on: np.ndarray, day: np.nd
     return order
 
 
+def _before(decided: pa.Table, people: pa.Array, day: np.ndarray, epoch: date) -> tuple[np.ndarray, np.ndarray]:
+    """Person (place in `people`) and day of the events kept earlier that can matter to events on the days `day`."""
+    kept = decided.filter(decided.column("kept"))
+    who = pc.index_in(kept.column("person_key"), value_set=people).combine_chunks().fill_null(-1).to_numpy()
+    days = _days(kept.column("event_day"), epoch)
+    near = (who >= 0) & (days > day.min() - WINDOW_DAYS) & (days < day.max() + WINDOW_DAYS)
+    return who[near].astype(np.int64), days[near]
+
+
 def decide(new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Table:
     """`BOUNDING_DECISIONS` for the events of `new`, in their order, given all earlier decisions.
 
     `new`: decided_on, person_key, case_key, clinic, event_day; each case once and not in `decided`. All persons
-    take their next event at the same time, so Python runs as often as the busiest person has events.
+    take their next event at the same time, so Python runs as often as the busiest person has events. The busiest come
+    first: whoever has a next event is in front of those who have none.
     """
     if not new.num_rows:
         return BOUNDING_DECISIONS.empty_table()
     encoded = new.column("person_key").combine_chunks().dictionary_encode()
     person = encoded.indices.to_numpy().astype(np.int64)
-    n_persons = len(encoded.dictionary)
     decided_on, day = _days(new.column("decided_on"), epoch), _days(new.column("event_day"), epoch)
+    events = np.bincount(person)
+    busiest = np.argsort(-events, kind="stable")
+    first, events = (np.cumsum(events) - events)[busiest], events[busiest]
     order = _order(new, person, decided_on, day)
 
-    earlier = decided.filter(decided.column("kept"))
-    before_day = _days(earlier.column("event_day"), epoch)
-    before = pc.index_in(earlier.column("person_key"), value_set=encoded.dictionary).combine_chunks()
-    who_before = before.fill_null(-1).to_numpy().astype(np.int64)
-    near = (who_before >= 0) & (before_day > day.min() - WINDOW_DAYS) & (before_day < day.max() + WINDOW_DAYS)
-    who_before, before_day = who_before[near], before_day[near]
-    used = np.bincount(who_before, minlength=n_persons)
-    events = np.bincount(person, minlength=n_persons)
-    kept_days = np.full((n_persons, int(used.max() + events.max())), _NEVER, dtype=np.int32)
-    by_person = np.argsort(who_before, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(used)[:-1]])
-    slot = np.arange(len(by_person)) - starts[who_before[by_person]]
-    kept_days[who_before[by_person], slot] = before_day[by_person]
+    who, days = _before(decided, encoded.dictionary, day, epoch)
+    used = np.bincount(who, minlength=len(busiest))
+    by_person = np.argsort(who, kind="stable")
+    slot = np.arange(len(who)) - (np.cumsum(used) - used)[who[by_person]]
+    windows = int(day.max() - day.min()) // WINDOW_DAYS + 1
+    room = int(used.max()) + min(
+        int(events[0]), caps.window * windows
+    )  # of each window that `day` spans no more is kept
+    used = used[busiest]
+    kept_days = np.full((room, len(busiest)), _NEVER, dtype=np.int32)
+    kept_days[slot, np.argsort(busiest)[who[by_person]]] = days[by_person]
 
     kept = np.zeros(new.num_rows, dtype=bool)
-    first = np.concatenate([[0], np.cumsum(events)[:-1]])
-    for turn in range(int(events.max())):
-        who = np.flatnonzero(events > turn)
-        rows = order[first[who] + turn]
+    for turn in range(int(events[0])):
+        active = int(np.searchsorted(-events, -turn))
+        rows = order[first[:active] + turn]
         when = day[rows].astype(np.int32)
-        mine = kept_days[:, : int(used[who].max()) + 1][who]
-        week = (mine // WEEK_DAYS == (when // WEEK_DAYS)[:, None]).sum(axis=1) >= caps.week
-        period = (mine // PERIOD_DAYS == (when // PERIOD_DAYS)[:, None]).sum(axis=1) >= caps.period
-        keep = ~(week | period | _window_full(mine, when, caps.window))
+        keep = _fits(kept_days[: int(used[:active].max()), :active], when, caps)
         kept[rows] = keep
-        kept_days[who[keep], used[who[keep]]] = when[keep]
-        used[who[keep]] += 1
+        keeping = np.flatnonzero(keep)
+        kept_days[used[keeping], keeping] = when[keeping]
+        used[keeping] += 1
     return new.append_column("kept", pa.array(kept)).select(BOUNDING_DECISIONS.names).cast(BOUNDING_DECISIONS)

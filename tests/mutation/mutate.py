@@ -44,18 +44,20 @@ BOUNDS: Final = [
     *_SHARED,
     (r"WINDOW_DAYS", "(WINDOW_DAYS - 1)"), (r"WEEK_DAYS", "(WEEK_DAYS + 1)"), (r"PERIOD_DAYS", "(PERIOD_DAYS + 1)"), (r" \| ", " & "),
     (r" & ", " | "), (r"~\(", "("), (r"\|= ", "&= "), (r"\bcaps\.week\b", "caps.week + 1"), (r"\bcaps\.period\b", "caps.period + 1"),
-    (r"\bcaps\.window\b", "caps.window + 1"), (r"earlier\[\"kept\"\] & ", ""), (r"\+= 1", "+= 0"), (r"used\[who\[keep\]\]\] = ", "used[who[keep]]] = 0 * "),
+    (r"\bcaps\.window\b", "caps.window + 1"), (r"earlier\[\"kept\"\] & ", ""), (r"\+= 1", "+= 0"), (r", keeping\] = ", ", keeping] = 0 * "),
     (r"== turn", "== 0"), (r"\+ before_day", ""), (r"- origin", "- origin + np.timedelta64(1, 'D')"), (r", \"event_day\"", ""),
     (r"\"decided_on\", ", ""), (r"== \(when", "!= (when"), (r"n_before\.copy\(\)", "0 * n_before"), (r" == column", " != column"),
 ]  # fmt: skip
 
 # What a survivor may be: the line it is on (a part of it), the replacement, and why it lets nobody in.
 EQUIVALENT: Final[list[tuple[str, str, str]]] = [
-    ("mine = kept_days[:, :", "+ 0", "the column that is left out is always empty"),
-    ("mine = kept_days[:, :", "+ 2", "one more empty column"),
+    ("windows = int(", "+ 2", "more empty slots"),
+    ("windows = int(", "(WINDOW_DAYS - 1)", "more empty slots"),
+    ("near = (np.abs(", "<=", "a closer look at more, which finds room"),
+    ("close = np.flatnonzero(", " | ", "a closer look at more, which finds room or changes nothing"),
     ("key = (person * (arrival", "+ 2", "a wider base sorts the same"),
-    ("near = (who_before", ">=", "keeps a decision that no interval reaches: it counts for nothing"),
-    ("near = (who_before", "<=", "keeps a decision that no interval reaches: it counts for nothing"),
+    ("near = (who >= 0)", ">=", "keeps a decision that no interval reaches: it counts for nothing"),
+    ("near = (who >= 0)", "<=", "keeps a decision that no interval reaches: it counts for nothing"),
     ("c.admitted_on < p.valid_from", "<=", "adds a permit that is there already"),
     ("code <> '*'", "'x'", "no needed code is called *, so such a permit covers nothing"),
     ("SELECT * FROM patients WHERE ok", "WHERE true", "only spares work: the others are refused before"),

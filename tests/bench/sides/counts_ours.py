@@ -22,7 +22,7 @@ from assets.privacy.mechanism import DiscreteGaussian, draw
 def main() -> None:
     city = load_city()
     begin = time.perf_counter()
-    events = pq.read_table(sys.argv[1], columns=["person", "day", "week", "area"])
+    events = pq.read_table(sys.argv[1], columns=["person", "day", "week", "area"], use_threads=False)
     day = pa.array(np.datetime64(city.budget.epoch, "D") + events.column("day").to_numpy())
     new = pa.table({
         "decided_on": day, "person_key": events.column("person"), "case_key": events.column("person"),
