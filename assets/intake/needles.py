@@ -1,7 +1,7 @@
 """Which lines of a raw file could name one of many ids: a fast sieve before a line is taken apart.
 
 It may let lines through that name none, never hold one back that does: an id stands in a line as its own bytes,
-unless an escape stands for one of them, so a line with a backslash always passes. Not here: what names a patient
+unless an escape stands for one of them, so a line with such an escape always passes. Not here: what names a patient
 (`landing`).
 """
 
@@ -10,54 +10,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import ahocorasick_rs
 import numpy as np
-import numpy.typing as npt
 
-_MOST_BITS: Final = 22
-_LEAST_BITS: Final = 19
-"""A table for few ids (512 KiB) fits the processor's cache, where looking up every word of a file takes two thirds of the time."""
-_MULTIPLIER: Final = 0x9E3779B97F4A7C15
-"""Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4): the upper bits of the product are well spread."""
-_NEWLINE: Final = 10
-_BACKSLASH: Final = 92
-_BLOCK: Final = 2**22
+_SHORTEST: Final = 4
+"""Shorter ids stand by chance in so many lines that looking for them saves nothing."""
+_ESCAPES: Final = tuple(rb"\u00%d" % n for n in range(2, 8))
+"""How JSON (RFC 8259, 7) may write a character of ASCII other than as itself; `_ESCAPED` may be written shorter."""
+_ESCAPED: Final = frozenset('"\\/')
 
 
 class Sieve:
-    """The last bytes of every id, hashed; `passes` all where an id is too short or not plain ASCII."""
+    """All `ids` are looked for in one pass; every line passes where one is too short or not plain ASCII."""
 
     def __init__(self, ids: Sequence[str]) -> None:
-        shortest = min((len(i) for i in ids), default=0)
-        self._width = 8 if shortest >= 8 else 4
-        self._all = shortest < 4 or not all(i.isascii() for i in ids)
-        if not self._all:
-            ends = b"".join(i.encode()[-self._width :] for i in ids)
-            # Some 16,000 places for each id, so that few lines of a thousand words pass by chance.
-            self._bits = min(max((len(ids) << 14).bit_length(), _LEAST_BITS), _MOST_BITS)
-            self._marked = np.zeros(1 << self._bits, dtype=bool)
-            self._marked[self._hashes(np.frombuffer(ends, f"<u{self._width}"))] = True
-
-    def _hashes(self, words: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.int64]:
-        hashes = (words.astype(np.uint64) * np.uint64(_MULTIPLIER)) >> np.uint64(64 - self._bits)
-        return hashes.view(np.int64)  # numpy would copy unsigned places
+        self._all = not all(len(i) >= _SHORTEST and i.isascii() and i.isprintable() for i in ids)
+        escapes = _ESCAPES if _ESCAPED.isdisjoint("".join(ids)) else (b"\\",)
+        self._needles = ahocorasick_rs.BytesAhoCorasick([*escapes, *(i.encode() for i in ids if i)])
 
     def lines(self, content: bytes) -> list[tuple[int, bytes]]:
         """(number from 0, line with its end) of each line of `content` that could name an id."""
         if self._all:
             return list(enumerate(split_lines(content)))
-        data = np.frombuffer(content, np.uint8)
-        hits = [np.flatnonzero(data == _BACKSLASH)]
-        for begin in range(0, len(content), _BLOCK):
-            for shift in range(begin, min(begin + self._width, len(content))):
-                number = (min(begin + _BLOCK + self._width - 1, len(content)) - shift) // self._width
-                words = np.frombuffer(content, f"<u{self._width}", number, shift)
-                hits.append(np.flatnonzero(self._marked[self._hashes(words)]) * self._width + shift)
-        places = np.concatenate(hits)
-        ends = np.flatnonzero(data == _NEWLINE) + 1
+        # Matches that overlap are told once; they lie in one line, because no needle holds a newline.
+        places = [first for _, first, _ in self._needles.find_matches_as_indexes(content)]
+        if not places:
+            return []
+        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
         numbers = np.unique(np.searchsorted(ends, places, side="right")).tolist()
-        begins = [0, *ends.tolist()]
-        bounds = [*begins[1:], len(content)]
-        return [(n, content[begins[n] : bounds[n]]) for n in numbers]
+        bounds = [0, *ends.tolist(), len(content)]
+        return [(n, content[bounds[n] : bounds[n + 1]]) for n in numbers]
 
 
 def split_lines(content: bytes) -> list[bytes]:
