@@ -11,7 +11,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.lake.engine import connect, load
@@ -65,33 +67,26 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. The patients' own ids
     stand in the result in memory only. Second: (clinic, patient_id) of those who had a tombstone.
     """
-    if not tombstones.num_rows:
-        return register, live.slice(0, 0).select(["clinic", "patient_id"])
+    names = ["clinic", "patient_id"]
+    hashes = patient_hashes(pa.concat_tables([live.select(names), register.select(names)]), keys)
+    known = hashes.filter(pc.is_in(hashes.column("key"), tombstones.column("patient_id").unique()))
+    known = known.rename_columns({"id": "patient_id"}).sort_by([("clinic", "ascending"), ("patient_id", "ascending")])
+    if not known.num_rows:
+        return register, known.select(names)
     with connect() as con:
-        load(con, register=register)
-        load(con, tombstones=tombstones)
-        load(con, live=live)
-        everybody = con.execute(
-            "SELECT clinic, patient_id FROM live UNION SELECT clinic, patient_id FROM register ORDER BY ALL"
+        load(con, known=known, tombstones=tombstones,
+             ids=register.select(names).append_column("n", pa.array(np.arange(register.num_rows))))  # fmt: skip
+        theirs = con.execute("SELECT n FROM ids SEMI JOIN known USING (clinic, patient_id) ORDER BY n").to_arrow_table()
+        mine = register.take(theirs.column("n"))
+        others = np.ones(register.num_rows, dtype=bool)
+        others[theirs.column("n").to_numpy()] = False
+        load(con, mine=mine, documents=_document_hashes(mine, keys))
+        rows = con.execute(
+            """SELECT m.* REPLACE (coalesce(d.key, m.consent_id) AS consent_id) FROM mine m
+            LEFT JOIN documents d ON d.clinic = m.clinic AND d.id = m.consent_id
+            UNION ALL BY NAME
+            SELECT t.* REPLACE (k.patient_id AS patient_id) FROM tombstones t
+            JOIN known k ON k.clinic = t.clinic AND k.key = t.patient_id ORDER BY ALL"""
         ).to_arrow_table()
-        load(con, hashes=patient_hashes(everybody, keys))
-        con.execute("CREATE TEMP TABLE known AS SELECT DISTINCT h.clinic, h.id, h.key FROM hashes h "
-                    "JOIN tombstones t ON t.clinic = h.clinic AND t.patient_id = h.key")  # fmt: skip
-        mine = con.execute(
-            "SELECT r.* FROM register r SEMI JOIN known k ON k.clinic = r.clinic AND k.id = r.patient_id"
-        ).to_arrow_table()
-        load(con, documents=_document_hashes(mine, keys))
-        rows = (
-            con.execute(
-                """SELECT r.* REPLACE (coalesce(d.key, r.consent_id) AS consent_id) FROM register r
-                LEFT JOIN known k ON k.clinic = r.clinic AND k.id = r.patient_id
-                LEFT JOIN documents d ON d.clinic = r.clinic AND d.id = r.consent_id AND k.id IS NOT NULL
-                UNION ALL BY NAME
-                SELECT t.* REPLACE (k.id AS patient_id) FROM tombstones t
-                JOIN known k ON k.clinic = t.clinic AND k.key = t.patient_id ORDER BY ALL"""
-            )
-            .to_arrow_table()
-            .select(CONSENT_PROVISIONS.names)
-            .cast(CONSENT_PROVISIONS)
-        )
-        return rows, con.execute("SELECT clinic, id AS patient_id FROM known ORDER BY ALL").to_arrow_table()
+    rows = rows.select(CONSENT_PROVISIONS.names).cast(CONSENT_PROVISIONS)
+    return pa.concat_tables([register.filter(pa.array(others)), rows]), known.select(names)

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from assets.consent.majority import MAJORITY
 from assets.consent.rule import decide
-from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, majority, register_of
+from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, majority
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.consent.tombstones import bury, patient_hashes
+from assets.consent.tombstones import bury, patient_hashes, recognise
 from assets.contract.city import City
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
@@ -46,6 +46,8 @@ from assets.lake.lake import Lake
 
 _FROZEN: Final = ("events", "late_events")
 """Tables in which the file of a day means that it is closed."""
+_DECIDED: Final = ("clinic", "arrival_day", "export_id", "case_id", "patient_id", "permitted")
+"""What erasure asks of decisions: text about where they stood is most of them."""
 BEGUN: Final = "erasure_begun"
 """Keyed hashes of the patients whose erasure was begun and is not done."""
 _FOLLOWING: Final = (
@@ -77,39 +79,31 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
     return len(erased)
 
 
-def no_longer_permitted(lake: Lake, city: City, days: Sequence[date]) -> pa.Array:
-    """Keys of stored cases that today's consents do not permit, each judged by its newest version.
+def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], documents: pa.Table) -> pa.Array:
+    """Keys of stored cases that today's consents (`documents`: the register) do not permit, by their newest version.
 
     Those whose newest version came in this run were just judged, by the same consents on the same day.
     """
     judged_by = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
+    register, _ = recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents, PATIENTS.empty_table(), lake.keys)
     with connect() as con:
-        load(con, stored=lake.read("cases", pa.schema([PSEUDONYMISED_CASES.field(n) for n in judged_by])))
+        load(con, stored=lake.read("cases", pa.schema([PSEUDONYMISED_CASES.field(n) for n in judged_by])),
+             patients=patient_keys(register, lake.keys))  # fmt: skip
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*judged_by, "case_id", "patient_id"))
         newest = con.execute(
-            f"""SELECT clinic, arrival_day, case_key AS case_id, patient_key AS patient_id, admitted_on, discharged_on,
-            {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1)
+            f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on, {absent}
+            FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
+            LEFT JOIN patients p ON p.clinic = s.clinic AND p.key = s.patient_key
             WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[])))""",
             {"days": list(days)},
         ).to_arrow_table()
     if not newest.num_rows:
         return pa.array([], pa.string())
-    register, _ = register_of(lake, PATIENTS.empty_table())
-    keys, of_age = patient_keys(register, lake.keys), majority(lake, city)
     decisions = decide(
-        newest.select(CASES.names).cast(CASES), _under_keys(register, keys).cast(CONSENT_PROVISIONS), city.consent,
-        evaluation_day(lake, days), full_exports(lake, city), None if of_age is None else _under_keys(of_age, keys).cast(MAJORITY),
+        newest.select(CASES.names).cast(CASES), register, city.consent, evaluation_day(lake, days), full_exports(lake, city),
+        majority(lake, city),
     )  # fmt: skip
     return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
-
-
-def _under_keys(rows: pa.Table, keys: pa.Table) -> pa.Table:
-    """`rows` with the pseudonyms of patients (`keys`: clinic, id, key) instead of their ids; others are left out."""
-    with connect() as con:
-        load(con, rows=rows, keys=keys)
-        return con.execute(
-            "SELECT r.* REPLACE (k.key AS patient_id) FROM rows r JOIN keys k ON k.clinic = r.clinic AND k.id = r.patient_id"
-        ).to_arrow_table()
 
 
 def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
@@ -158,15 +152,15 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 
 
 def _erase_original(
-    lake: Lake, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
+    lake: Lake, documents: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase patients `gone` and their `cases` from landing and every table that holds original ids.
+    """Erase patients `gone`, their `documents` and their `cases` from landing and every table that holds original ids.
 
     Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
     was begun is noted until all is done, so that after a crash the next run does it again.
     `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
     """
-    raw, documents = Erased(), lake.read("consent_register", CONSENT_PROVISIONS)
+    raw = Erased()
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
@@ -178,8 +172,7 @@ def _erase_original(
         of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
         ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())
         charts = chart.column("case_id").to_pylist()
-        own = documents.filter(pc.and_(pc.equal(documents.column("clinic"), clinic),
-                                       pc.is_in(documents.column("patient_id"), pa.array(sorted(ids)))))  # fmt: skip
+        own = documents.filter(pc.equal(documents.column("clinic"), clinic))
         consents = own.column("consent_id").unique().drop_null().to_pylist()
         for who, where in ((known, None), (ids - known, days)):
             if who:
@@ -222,23 +215,23 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
-    """Decisions on cases of this run whose newest version is not permitted."""
+    """(clinic, case_id) of cases of this run whose newest version is not permitted."""
     with connect() as con:
         load(con, decisions=decisions)
-        return (
-            con.execute(
-                """SELECT * FROM (SELECT * FROM decisions
+        return con.execute(
+            """WITH now AS (FROM decisions WHERE arrival_day BETWEEN $first AND $last),
+            newest AS (
+              FROM decisions SEMI JOIN now USING (clinic, case_id)
               QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
-            WHERE NOT permitted AND arrival_day BETWEEN $first AND $last""",
-                {"first": days[0], "last": days[-1]},
-            )
-            .to_arrow_table()
-            .cast(CONSENT_DECISIONS)
-        )
+            SELECT clinic, case_id FROM newest WHERE NOT permitted AND arrival_day BETWEEN $first AND $last""",
+            {"first": days[0], "last": days[-1]},
+        ).to_arrow_table()
 
 
 def _deleted_patients(deletions: pa.Table, decisions: pa.Table) -> pa.Table:
     """(clinic, patient_id) whom a clinic deleted, and of whom nothing came after that."""
+    if not deletions.num_rows:
+        return PATIENTS.empty_table()
     with connect() as con:
         load(con, deletions=deletions, decisions=decisions)
         rows = con.execute(
@@ -256,17 +249,18 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     conclude_erasure(lake, {"cases": PSEUDONYMISED_CASES, **{name: schema for name, schema, _ in _FOLLOWING}})
     on = evaluation_day(lake, days)
     standing = lake.read("staging/standing", STANDING, [days[-1]])
-    decisions = lake.read("consent_decisions", CONSENT_DECISIONS)
+    decisions = lake.read("consent_decisions", pa.schema([CONSENT_DECISIONS.field(n) for n in _DECIDED]))
     deleted = _deleted_patients(deletions, decisions)
     refused = pa.concat_tables([standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names), deleted])
     gone = standing.filter(standing.column("erase")).select([*PATIENTS.names, "erased_before"])
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     gone = _with_interrupted(lake, gone, standing)
-    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table()))
+    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
     stored = lake.read("cases", PSEUDONYMISED_CASES)
     removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")
-    stale = no_longer_permitted(lake, city, days)
+    documents = lake.read("consent_register", CONSENT_PROVISIONS)
+    stale = no_longer_permitted(lake, city, days, documents)
     counts = _erase_pseudonymised(
         lake, patient_keys(refused, lake.keys).column("key").combine_chunks(),
         pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), on,
@@ -274,7 +268,8 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     raw = Erased()
     if gone.num_rows:
         fresh = gone.filter(pc.invert(gone.column("erased_before")))
-        original, raw = _erase_original(lake, gone, fresh, theirs.select(["clinic", "case_id"]), days, on)
+        theirs_too = documents.filter(_of(documents, gone, CASES.empty_table()))
+        original, raw = _erase_original(lake, theirs_too, gone, fresh, theirs, days, on)
         counts |= original
     else:
         lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase
