@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-from dataclasses import dataclass, field
+import io
 from pathlib import Path
 from typing import Final
 
@@ -19,20 +20,13 @@ from assets.intake.text import detect_encoding
 MAX_FIELDS: Final = 200
 MAX_HEADER_CHARACTERS: Final = 1 << 16
 MAX_CELL_CHARACTERS: Final = 4096
+MAX_LINE_BYTES: Final = 1 << 20
+"""More than `MAX_FIELDS` cells of `MAX_CELL_CHARACTERS`."""
+BLOCK: Final = 4 * MAX_LINE_BYTES
+_CELL: Final = r'(?:"(?:[^"]|"")*"(?:[^";][^;]*)?|(?:[^";][^;]*)?)'
+_CLOSED_QUOTES: Final = rf"^{_CELL}(?:;{_CELL})*\n$"
 _FORMULA: Final = r"^\s*[=@]|^\t|^[+-].*[^0-9.,]"
 """What a spreadsheet would execute. A sign before a number is none."""
-
-
-@dataclass
-class _Ragged:
-    """Collects the numbers of lines that have another count of fields than the header, blank ones apart."""
-
-    lines: list[int] = field(default_factory=list)
-    blank: list[int] = field(default_factory=list)
-
-    def __call__(self, row: pacsv.InvalidRow) -> str:
-        (self.lines if row.text.strip() else self.blank).append(row.number or 0)
-        return "skip"
 
 
 def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
@@ -50,23 +44,87 @@ def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
     return names[:MAX_FIELDS]
 
 
-def _open_quotes_closed(path: Path) -> pa.BufferReader | Path:
-    """`path`, or its bytes in which each line with an odd number of quotes has become a line of one field.
+class _Screen:
+    """A table's bytes, block by block, to UTF-8 lines that a parser takes apart safely: the others become empty.
 
-    An open quote would swallow the lines after it. No cell of these formats spans lines.
+    A quote that opens and does not close would swallow the lines after it, and a line without end all memory. No
+    cell of these formats spans lines. `empty`: numbers of all lines that are empty now, among them those in which
+    nothing stood, as spreadsheets write them; `open_quotes`: numbers; `too_long`: number → the cell that makes
+    the line so, counted from 0, or None where it is the number of cells.
     """
-    content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    quotes = np.flatnonzero(content == ord('"'))
-    if not len(quotes):
-        return path
-    ends = np.append(np.flatnonzero(content == ord("\n")), len(content))
-    line = np.searchsorted(ends, quotes)
-    numbers, counts = np.unique(line, return_counts=True)
-    mended = content.copy()
-    for number in numbers[counts % 2 == 1]:
-        first = ends[number - 1] + 1 if number else 0
-        mended[first : ends[number]] = ord("?")
-    return pa.BufferReader(mended.tobytes())
+
+    def __init__(self, encoding: str) -> None:
+        # A line ends as spreadsheets of any system end it.
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+        self._rest, self._before, self._skipping = b"", 0, False
+        self.empty: list[int] = []
+        self.open_quotes: list[int] = []
+        self.too_long: dict[int, int | None] = {}
+
+    def __call__(self, block: pa.Buffer) -> bytes:
+        last = not len(block)
+        text = self._rest + self._decoder.decode(bytes(block), final=last).encode()
+        if self._skipping:
+            text = text[text.find(b"\n") :] if b"\n" in text else b""
+        if last and (text or self._skipping) and not text.endswith(b"\n"):
+            text += b"\n"
+        whole, self._rest = text[: text.rfind(b"\n") + 1], text[text.rfind(b"\n") + 1 :]
+        self._skipping = self._skipping and not whole
+        screened = self._screened(whole) if whole else b""
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._note_long(self._before + 1, self._rest)
+            self._rest, self._skipping = b"", True
+        return screened
+
+    def _screened(self, text: bytes) -> bytes:
+        data = np.frombuffer(text, dtype=np.uint8)
+        ends = np.flatnonzero(data == ord("\n")) + 1
+        starts = np.concatenate(([0], ends[:-1]))
+        offsets = pa.py_buffer(np.append(starts, len(text)).astype(np.int32))
+        lines = pa.StringArray.from_buffers(len(ends), offsets, pa.py_buffer(text))
+        long = ends - starts > MAX_LINE_BYTES
+        for place in np.flatnonzero(long):
+            self._note_long(self._before + 1 + int(place), text[starts[place] : ends[place]])
+        empty = long | pc.match_substring_regex(lines, r"^[;\s\x0b]*$").to_numpy(zero_copy_only=False)
+        if b'"' in text:
+            readable = pc.or_(
+                pc.invert(pc.match_substring(lines, '"')), pc.match_substring_regex(lines, _CLOSED_QUOTES)
+            )
+            unclosed = ~readable.to_numpy(zero_copy_only=False) & ~long
+            self.open_quotes += (np.flatnonzero(unclosed) + self._before + 1).tolist()
+            empty |= unclosed
+        self.empty += (np.flatnonzero(empty) + self._before + 1).tolist()
+        self._before += len(ends)
+        return data[~np.repeat(empty, ends - starts) | (data == ord("\n"))].tobytes() if empty.any() else text
+
+    def _note_long(self, number: int, line: bytes) -> None:
+        lengths = [len(cell) for cell in line[:MAX_LINE_BYTES].split(b";", MAX_FIELDS)[:MAX_FIELDS]]
+        self.too_long[number] = next((i for i, n in enumerate(lengths) if n > MAX_CELL_CHARACTERS), None)
+
+
+def _parsed(path: Path, encoding: str, header: list[str], wanted: list[str]) -> tuple[pa.Table, _Screen, list[int]]:
+    """The `wanted` columns of a file below its header as text, what was screened, and the numbers of ragged lines."""
+    screen, ragged = _Screen(encoding), list[int]()
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        ragged.append(row.number or 0)
+        return "skip"
+
+    convert = pacsv.ConvertOptions(
+        include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), null_values=[""],
+        strings_can_be_null=True,
+    )  # fmt: skip
+    try:
+        raw = pacsv.read_csv(
+            pa.TransformInputStream(pa.OSFile(str(path)), screen),
+            pacsv.ReadOptions(column_names=header, skip_rows=1, block_size=BLOCK, use_threads=False),
+            pacsv.ParseOptions(delimiter=";", invalid_row_handler=skip, ignore_empty_lines=False),
+            convert,
+        )
+    except pa.ArrowInvalid:
+        # Arrow quotes the offending cell in its message, which may be a person's value.
+        raise RejectedExport("csv_unreadable", path) from None
+    return raw, screen, ragged
 
 
 def read_delimited(
@@ -90,23 +148,17 @@ def read_delimited(
     missing = sorted(ours for ours in required if found[ours] is None)
     if missing:
         raise RejectedExport(f"header_misses_{missing[0]}", path)
-    ragged = _Ragged()
-    try:
-        raw = pacsv.read_csv(
-            _open_quotes_closed(path),
-            read_options=pacsv.ReadOptions(column_names=header, skip_rows=1, encoding=encoding, use_threads=False),
-            parse_options=pacsv.ParseOptions(delimiter=";", invalid_row_handler=ragged, ignore_empty_lines=False),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in header}, null_values=[""], strings_can_be_null=True
-            ),
-        )
-    except pa.ArrowInvalid:
-        # Arrow quotes the offending cell in its message, which may be a person's value.
-        raise RejectedExport("csv_unreadable", path) from None
-    for line in ragged.lines:
+    raw, screen, ragged = _parsed(path, encoding, header, [theirs for theirs in found.values() if theirs])
+    for line in sorted(ragged + screen.open_quotes):
         findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
-    n = raw.num_rows
-    numbers = np.setdiff1d(np.arange(2, n + 2 + len(ragged.lines) + len(ragged.blank)), ragged.lines + ragged.blank)[:n]
+    ours_at = {header.index(theirs): ours for ours, theirs in found.items() if theirs}
+    for line, cell in screen.too_long.items():
+        where = None if cell is None else ours_at.get(cell, f"column {cell + 1}")
+        rule = "wrong_number_of_fields" if cell is None else "cell_too_long"
+        findings.add(export, rule, "quarantined", path.name, line, where)
+    numbers = np.setdiff1d(np.arange(2, raw.num_rows + 2 + len(ragged)), ragged)
+    written = ~np.isin(numbers, screen.empty)
+    raw, numbers, n = raw.filter(pa.array(written)), numbers[written], int(written.sum())
     data: dict[str, pa.Array | pa.ChunkedArray] = {
         "clinic": pa.repeat(export.clinic.key, n),
         "arrival_day": pa.repeat(pa.scalar(export.arrival_day, pa.date32()), n),
