@@ -72,7 +72,7 @@ def check_export(
         raise typer.Exit(1) from None
     if as_json:
         about = {"passed": result.passed, "evaluation_day": today.isoformat(), "cases": result.cases,
-                 "permitted": result.permitted, "usable": result.usable, "reasons": result.reasons,
+                 "consenting": result.consenting, "deletions": result.deletions, "permitted": result.permitted, "usable": result.usable, "reasons": result.reasons,
                  "ignored_files": ignored_files(path), "findings": result.findings}  # fmt: skip
         sys.stdout.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
         raise typer.Exit(0 if result.passed else 1)
@@ -82,7 +82,6 @@ def check_export(
 
 def _print(out: Console, result: Check, ignored: list[str]) -> None:
     """The summary that a person reads."""
-    lost = sum(f["count"] for f in result.findings if f["severity"] in ("rejected", "quarantined"))
     out.print(
         f"{result.cases} cases read. {result.permitted} have a valid consent today. {result.usable} can be used.",
         markup=False, highlight=False,
@@ -98,5 +97,23 @@ def _print(out: Console, result: Check, ignored: list[str]) -> None:
             cells = (f["severity"], f["file"] or "", lines, f["column"] or "", str(f["count"]), f"{f['text']} ({f['rule']})", f["remedy"])  # fmt: skip
             table.add_row(*(c.replace("[", r"\[") for c in cells))
         out.print(table)
-    verdict = "Everything can be used." if result.passed else f"{lost} findings cost rows: mend them, or send as it is."
-    out.print(verdict, markup=False, highlight=False)
+    out.print(_verdict(result), markup=False, highlight=False)
+
+
+def _verdict(result: Check) -> str:
+    """The last line: what becomes of the export if it is sent as it is."""
+    from assets.quality.check import SERIOUS
+
+    lost = sum(f["count"] for f in result.findings if f["severity"] in SERIOUS)
+    beside = f"{result.consenting} patients' consents and {result.deletions} deletions"
+    if any(f["severity"] == "rejected" for f in result.findings):
+        return "The export would be refused as a whole: mend what is named above."
+    if not result.cases and not result.consenting + result.deletions:
+        return (
+            "There is no case in it, and no consent. Right for a day without patients; else look why nothing was read."
+        )
+    if lost:
+        return f"{lost} findings cost rows: mend them, or send as it is."
+    if not result.cases:
+        return f"There is no case in it. Everything else can be used: {beside}."
+    return "Everything can be used." if result.usable else "Nothing can be used: no case has a valid consent today."

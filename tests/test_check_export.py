@@ -128,6 +128,23 @@ def test_a_dirty_practice_table_is_told_by_row_and_column(folder: Callable[..., 
     assert code == 1 and ("cases.admitted_on_missing", "practice.csv", "visited_on", 3) in found(result)
 
 
+def test_an_export_without_a_case_says_so(folder: Callable[..., Path]):
+    """Nothing at all is a problem; consents or deletions alone are a delivery."""
+    r = resources("CANARYp1")
+    where = folder({"Patient.ndjson": ndjson(r["Patient"]), "Encounter.ndjson": ""})
+    code, result, text = call("klinik-nord", str(where))
+    assert code == 1 and not result["passed"] and "There is no case in it, and no consent." in " ".join(text.split())
+    (where / "Consent.ndjson").write_text(ndjson(r["Consent"]))
+    code, result, text = call("klinik-nord", str(where))
+    assert code == 0 and (result["cases"], result["consenting"]) == (0, 1)
+    assert "There is no case in it. Everything else can be used: 1 patients' consents" in " ".join(text.split())
+    (where / "Consent.ndjson").unlink()
+    entry = {"request": {"method": "DELETE", "url": "Consent/c"}}
+    (where / "deleted.ndjson").write_text(ndjson({"resourceType": "Bundle", "type": "transaction", "entry": [entry]}))
+    code, result, text = call("klinik-nord", str(where))
+    assert code == 0 and result["deletions"] == 1 and "1 deletions" in " ".join(text.split())
+
+
 def test_a_missing_header_rejects_the_export_and_says_which(folder: Callable[..., Path]):
     code, result, text = call("-", str(folder({"practice.csv": "case_id;CANARY\n1;2\n"})), "--format", "practice")
     assert code == 1 and result["usable"] == 0 and result["findings"][0]["severity"] == "rejected"
@@ -136,8 +153,12 @@ def test_a_missing_header_rejects_the_export_and_says_which(folder: Callable[...
 
 def test_a_set_without_any_consent_is_a_problem(folder: Callable[..., Path]):
     where = folder({"FALL.csv": FALL + "1;;1970;w;64297;202501050800;E;0101;202501061200;54;q\n"})
-    code, result, _ = call("hospital-sued", str(where))
-    assert code == 1 and result["reasons"] == {"no_consent": 1}
+    code, result, text = call("hospital-sued", str(where))
+    assert (
+        code == 1
+        and result["reasons"] == {"no_consent": 1}
+        and "no case has a valid consent today" in " ".join(text.split())
+    )
 
 
 def test_wrong_use_is_told_apart_from_a_wrong_export(folder: Callable[..., Path], tmp_path: Path):

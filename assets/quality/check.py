@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
@@ -89,6 +90,9 @@ class Check:
     """The outcome: counts, and findings grouped by rule, file and column. Holds no value of a person."""
 
     cases: int
+    consenting: int
+    """Patients of whom a consent was read, whatever it says."""
+    deletions: int
     permitted: int
     usable: int
     reasons: dict[str, int]
@@ -97,8 +101,9 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is lost and something can be used; a delivery of consents alone can be."""
-        return not any(f["severity"] in SERIOUS for f in self.findings) and (self.usable > 0 or self.cases == 0)
+        """Whether nothing is lost and something can be used; a delivery of consents or deletions alone can be."""
+        usable = self.usable if self.cases else self.consenting + self.deletions
+        return not any(f["severity"] in SERIOUS for f in self.findings) and usable > 0
 
 
 def clinic_of_format(kind: str) -> Clinic:
@@ -162,6 +167,8 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     findings = pa.concat_tables([tables["findings"], result.findings.cast(tables["findings"].schema)])
     return Check(
         cases=decisions.num_rows,
+        consenting=pc.count_distinct(consents.column("patient_id")).as_py(),
+        deletions=tables["deletions"].num_rows,
         permitted=reasons.get(PERMITTED, 0),
         usable=usable if not rejected else 0,
         reasons={code: reasons[code] for code in REASONS if code in reasons},
