@@ -67,6 +67,10 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
             f"{int(identity['erased_cases']):,} erased after withdrawal",
         )
     if privacy := meta.get("noisy_measurements"):
+        for key, what in (("late_cases", "cases that came late: in no day, but in their week and longer"),
+                          ("too_late_cases", "cases that came too late: counted nowhere")):  # fmt: skip
+            late = counts(privacy.get(key))
+            add("privacy", what, sum(late.values()), _listed(late) if late else "")
         add("privacy", "new measurements", int(privacy["measurements"]), "drawn once, booked in the ledger")
         if (missing := str(privacy["missing_arrival_days"])) != "none":
             number, _, first = missing.partition(", ")

@@ -14,9 +14,12 @@ import pytest
 from assets.contract.city import DEFAULT_CITY, City
 from assets.contract.schemas import EVENTS, PSEUDONYMISED_CASES
 from assets.lake.lake import Lake
+from assets.metadata import counts_table
 from assets.privacy.ledger import Ledger
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
+from pipelines.runner import Outcome
+from pipelines.summary import summarise
 
 START = date(2024, 12, 30)
 OID = "2.16.840.1.113883.3.1937.777.24.5.3"
@@ -141,3 +144,14 @@ def test_a_withdrawn_patient_is_erased_by_the_next_run(
     run(START + timedelta(1), START + timedelta(1))
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
     assert lake.read("events", EVENTS).num_rows == 0
+
+
+def test_the_summary_of_a_run_names_late_cases_by_clinic(lake: Lake, city: City):
+    late, none = counts_table("clinic", {"klinik-nord": 3, "praxisnetz": 1}), counts_table("clinic", {})
+    privacy = {"measurements": 0, "late_cases": late.value, "too_late_cases": none.value}
+    rows = summarise(Outcome("r", True, {"noisy_measurements": privacy}), lake, city)
+    shown = [(r["what"], r["count"], r["details"]) for r in rows if "late" in str(r["what"])]
+    assert shown == [
+        ("cases that came late: in no day, but in their week and longer", 4, "klinik-nord 3, praxisnetz 1"),
+        ("cases that came too late: counted nowhere", 0, ""),
+    ]

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.contract.schemas import EVENTS
 from assets.guard import value_free
-from assets.metadata import Lineage, column_schema, described
+from assets.metadata import Lineage, column_schema, counts_table, described
 from assets.partitions import BACKFILL, days_of
 from assets.privacy import stage
 from assets.resources import Site
@@ -50,6 +50,8 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "measurements": summary["measurements"],
+                "late_cases": counts_table("clinic", summary["late"]),
+                "too_late_cases": counts_table("clinic", summary["too_late"]),
                 "budget": dg.MetadataValue.md(table),
                 "missing_arrival_days": f"{len(missing)}, the first is {missing[0]}" if missing else "none",
                 "budget_share": newest["share_of_budget"] if newest else 0.0,

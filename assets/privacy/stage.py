@@ -83,6 +83,26 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
     return everything
 
 
+def came_late(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, days: Sequence[date]) -> dict[str, Any]:
+    """Cases by clinic whose first version arrived on one of `days` after their day was known.
+
+    `late`: counted in their week and longer; `too_late`: their week was closed as well, so nothing counts them.
+    """
+    with connect() as con:
+        load(con, cases=cases, decisions=decisions, days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
+             run=pa.table({"arrived": pa.array(days, pa.date32())}))  # fmt: skip
+        rows = con.execute(
+            """WITH first AS (
+              SELECT case_key, min(arrival_day) AS arrived, arg_min({'clinic': clinic, 'event_day': admitted_on,
+                'counts': care <> 'other'}, arrival_day) AS v FROM cases GROUP BY case_key)
+            SELECT v.clinic, count(*) FILTER (d.decided_on > k.known_on) AS late,
+              count(*) FILTER (d.case_key IS NULL AND v.counts) AS too_late
+            FROM first f SEMI JOIN run USING (arrived) JOIN days k ON k.event_day = f.v.event_day
+            LEFT JOIN decisions d USING (case_key) GROUP BY v.clinic ORDER BY v.clinic"""
+        ).fetchall()
+    return {name: {row[0]: row[n] for row in rows if row[n]} for n, name in ((1, "late"), (2, "too_late"))}
+
+
 def arrival_days(city: City, day: date) -> set[date]:
     """Arrival days whose exports an event day is measured from: its own, or the city's first, and the freeze lag."""
     return {city.known_on(day) - timedelta(n) for n in range(city.freeze_lag_days + 1)}
@@ -179,7 +199,7 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
-    """Measure what is due after `days`; returns budget and counts of measurements (no count of persons)."""
+    """Measure what is due after `days`; returns budget, counts of measurements and of cases that came late."""
     plan = price(city)
     through = days[-1]
     cases = lake.read("cases", PSEUDONYMISED_CASES)
@@ -213,6 +233,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     return {
         "measurements": measured,
         "missing_days": missing_days(lake, city, through),
+        **came_late(lake, city, cases, decisions, days),
         "windows": {
             scope: {
                 "mechanism": window.mechanism.title,

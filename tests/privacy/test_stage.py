@@ -232,6 +232,24 @@ def test_late_cases_count_in_their_week_and_longer_but_in_no_day(
     assert "too late" not in decided.column("case_key").to_pylist()
 
 
+def test_a_run_says_how_many_cases_came_late_by_clinic(
+    patient_city: City, make_case: Any, case_table: Any, new_lake: Any
+):
+    lake, other = new_lake("counted"), {"clinic": "praxisnetz"}
+    rows = [
+        make_case("a", "on time", 7, 3), make_case("b", "late", 7, 4), make_case("b", "late", 7, 6),
+        make_case("c", "late too", 8, 4), make_case("d", "elsewhere", 9, 4, **other),
+        make_case("e", "too late", 8, 12), make_case("e", "no case of ours", 8, 12, care="other"),
+    ]  # fmt: skip
+    first, second, third = (run(lake, patient_city, case_table(rows), *days) for days in ((0, 11), (12, 13), (14, 20)))
+    assert (first["late"], second["late"], third["late"]) == (
+        {"klinik-nord": 1},
+        {"klinik-nord": 1, "praxisnetz": 1},
+        {},
+    )
+    assert [r["too_late"] for r in (first, second, third)] == [{}, {}, {"klinik-nord": 1}]
+
+
 def test_late_cases_are_bounded_in_order_of_arrival(
     patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
 ):
