@@ -84,7 +84,7 @@ def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | N
     if any(not SAFE_NAME.match(p.name) for p in files):
         return "a file name holds characters other than letters, digits, dot, dash and underscore"
     if len(files) > MAX_FILES or sum(p.stat().st_size for p in files) > MAX_BYTES:
-        return f"it is larger than {MAX_FILES} files or {MAX_BYTES // 2**30} GiB"
+        return f"it is larger than {MAX_FILES} files or {MAX_BYTES // 2**30} GiB; deliver larger files, or in parts"
     return None
 
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connector import landed, pull
 from assets.intake.connectors.bulk_client import BulkClient
-from assets.intake.connectors.fhir_bulk import count_resources
+from assets.intake.connectors.fhir_bulk import _items, count_resources
 from assets.intake.connectors.smart import grants
 from assets.intake.connectors.transfer import FetchProblem
 from assets.intake.read import read_exports
@@ -585,3 +585,13 @@ def test_a_secure_server_does_not_send_us_to_a_plain_address():
     with BulkClient(settings) as client, pytest.raises(FetchProblem, match="not https"):
         with client.stream("GET", "http://127.0.0.1:1/file", {}):
             pass
+
+
+def test_a_yearly_export_of_many_files_is_taken_and_one_without_end_refused_with_what_to_do():
+    def manifest(files: int) -> dict[str, Any]:
+        return {"output": [{"type": "Patient", "url": f"/file/{i}", "count": 1000} for i in range(files)]}
+
+    items = _items(manifest(50_000), ["Patient"], "http://127.0.0.1/status")
+    assert len({item.name for item in items}) == len({item.url for item in items}) == 50_000
+    with pytest.raises(FetchProblem, match="larger than 100000 files; let the server write larger ones"):
+        _items(manifest(100_001), ["Patient"], "http://127.0.0.1/status")

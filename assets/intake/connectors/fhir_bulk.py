@@ -154,7 +154,7 @@ def _items(manifest: State, types: Collection[str], status_url: str) -> list[_It
             number = numbers[stem] = numbers.get(stem, -1) + 1
             items.append(_Item(f"{stem}.{number:03d}.ndjson", url, count if isinstance(count, int) else None))
     if len(items) > MAX_FILES:
-        raise FetchProblem(f"the export is larger than {MAX_FILES} files")
+        raise FetchProblem(f"the export is larger than {MAX_FILES} files; let the server write larger ones")
     return items
 
 

@@ -106,7 +106,7 @@ class S3Store:
                 if o["Key"] != prefix  # some tools write an empty object for the folder itself
             ]
             if len(found) > MAX_FILES + 1:
-                raise FetchProblem(f"it is larger than {MAX_FILES} files")
+                raise FetchProblem(f"it is larger than {MAX_FILES} files; deliver larger ones")
         return found
 
     def chunks(self, folder: str, file: RemoteFile, offset: int) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ class SftpStore:
                     raise FetchProblem("it holds something other than plain files; deliver plain files only")
                 found.append(RemoteFile(name, int(attrs.size or 0), str(attrs.mtime)))
                 if len(found) > MAX_FILES + 1:
-                    raise FetchProblem(f"it is larger than {MAX_FILES} files")
+                    raise FetchProblem(f"it is larger than {MAX_FILES} files; deliver larger ones")
             return found
 
         return self._run(list_them())

@@ -24,7 +24,8 @@ from assets.contract.connectors import FhirBulkConnector, S3Connector, Secret, S
 from assets.lake.files import atomic_write, fsync_directory, make_directory
 
 COMPLETE_MARKER: Final = "_COMPLETE"
-MAX_FILES: Final = 10_000
+MAX_FILES: Final = 100_000
+"""Of one export: 100 million resources of a server that writes a thousand a file. Each costs a moment, no memory."""
 SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$")
 UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 CHUNK: Final = 4 * 2**20
@@ -183,7 +184,9 @@ def refusal_of(files: Collection[RemoteFile], settings: Remote) -> str | None:
     if not files:
         return "it is empty; deliver at least one file, or no folder at all"
     if len(files) > MAX_FILES or sum(f.size for f in files) > settings.max_gigabytes * 2**30:
-        return f"it is larger than {MAX_FILES} files or {settings.max_gigabytes:g} GiB"
+        return (
+            f"it is larger than {MAX_FILES} files or {settings.max_gigabytes:g} GiB; deliver larger files, or in parts"
+        )
     if any(f.name.endswith(UNFINISHED) for f in files):
         return f"it holds unfinished files; write {COMPLETE_MARKER} last"
     return None
