@@ -16,7 +16,8 @@ from assets.consent.rule import FULL_EXPORTS, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
-from assets.contract.schemas import CONSENT_PROVISIONS
+from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS
+from assets.intake.consent_csv import OF_CASE
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
@@ -55,16 +56,25 @@ def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
-    """`provisions` in which the deletion of a document, which names no patient, has the one of its earlier versions."""
+    """`provisions` in which one that names no patient has its own: of the deleted document's earlier versions, or of
+    the case that a row of a side file names and an earlier delivery held. One of no known case belongs to nobody and goes."""
     if not provisions.column("patient_id").null_count:
         return provisions
     with connect() as con:
-        load(con, provisions=provisions, register=lake.read("consent_register", CONSENT_PROVISIONS))
+        load(
+            con,
+            provisions=provisions,
+            register=lake.read("consent_register", CONSENT_PROVISIONS),
+            held=lake.read("consent_decisions", CONSENT_DECISIONS),
+        )
         rows = con.execute(
-            """SELECT p.* REPLACE (coalesce(p.patient_id, o.owner) AS patient_id) FROM provisions p LEFT JOIN (
+            f"""SELECT p.* REPLACE (coalesce(p.patient_id, o.owner, c.owner) AS patient_id) FROM provisions p LEFT JOIN (
               SELECT clinic, consent_id, arg_max(patient_id, arrival_day) AS owner
               FROM (FROM register UNION ALL BY NAME FROM provisions) WHERE patient_id IS NOT NULL GROUP BY ALL) o
-            ON o.clinic = p.clinic AND o.consent_id = p.consent_id"""
+            ON o.clinic = p.clinic AND o.consent_id = p.consent_id LEFT JOIN (
+              SELECT clinic, '{OF_CASE}' || case_id AS named, arg_max(patient_id, arrival_day) AS owner FROM held GROUP BY ALL) c
+            ON c.clinic = p.clinic AND c.named = p.consent_id
+            WHERE coalesce(p.patient_id, o.owner, c.owner) IS NOT NULL OR NOT starts_with(p.consent_id, '{OF_CASE}')"""
         )
         return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
 

@@ -1,7 +1,8 @@
 """The consent side file of formats without consent: one CSV row for each signed document.
 
 Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`,
-`valid_to`, `withdrawn_on`. A withdrawal is a deny of every code, without end, from that day on.
+`valid_to`, `withdrawn_on`; dates as 2025-01-31, 31.01.2025 or 202501310800. A withdrawal is a deny of every code,
+without end, from that day on. What cannot be read permits nothing, denies everything, and is named.
 """
 
 from __future__ import annotations
@@ -28,33 +29,69 @@ COLUMNS: Final = {
     "withdrawn_on": ("withdrawn_on",),
 }
 
+OF_CASE: Final = "case:"
+"""The `consent_id` of a row that names a case which no file beside it holds: this, and the case's id."""
+
+_MACROS: Final = """
+CREATE TEMP MACRO parsed(t) AS coalesce(try_cast(t AS TIMESTAMP),
+  try_strptime(t, ['%d.%m.%Y', '%d.%m.%Y %H:%M', '%d.%m.%Y %H:%M:%S', '%Y%m%d%H%M', '%Y%m%d']));
+CREATE TEMP MACRO moment(t) AS CASE WHEN year(parsed(t)) >= 1900 THEN parsed(t) END;
+CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
+CREATE TEMP TABLE rows AS
+SELECT c.* REPLACE (coalesce(c.patient_id, k.patient_id) AS patient_id)
+FROM consent_rows c LEFT JOIN (SELECT DISTINCT clinic, case_id, patient_id FROM case_patients) k USING (clinic, case_id);
+"""
+
+_PROBLEMS: Final = """
+SELECT export_id, source_file, source_line, unnest(list_concat(
+  list_transform(list_filter([{'name': 'signed_on', 't': coalesce(signed_on, '')}, {'name': 'valid_from', 't': valid_from},
+      {'name': 'valid_to', 't': valid_to}, {'name': 'withdrawn_on', 't': withdrawn_on}],
+      lambda d: d.t IS NOT NULL AND moment(d.t) IS NULL),
+    lambda d: {'rule': 'consent_date_unreadable', 'severity': 'quarantined', 'name': d.name}),
+  CASE WHEN withdrawn_on IS NULL AND valid_from IS NULL
+    THEN [{'rule': 'consent_without_start', 'severity': 'quarantined', 'name': 'valid_from'}] ELSE [] END,
+  CASE WHEN withdrawn_on IS NULL AND (coalesce(len(codes(policy_codes)), 0) = 0
+      OR len(list_filter(codes(policy_codes), lambda c: NOT regexp_matches(c, '^[.]?[0-9]{1,4}$|^(urn:oid:)?[0-9]+([.][0-9]+){2,}$'))) > 0)
+    THEN [{'rule': 'consent_codes_unreadable', 'severity': 'quarantined', 'name': 'policy_codes'}] ELSE [] END,
+  CASE WHEN patient_id IS NULL AND case_id IS NULL
+    THEN [{'rule': 'consent_of_nobody', 'severity': 'quarantined', 'name': 'patient_id'}]
+    WHEN patient_id IS NULL THEN [{'rule': 'consent_of_case_elsewhere', 'severity': 'info', 'name': 'case_id'}]
+    ELSE [] END)) AS problem
+FROM rows ORDER BY ALL"""
+
 _SQL: Final = f"""
-WITH rows AS (
-  SELECT c.* REPLACE (coalesce(c.patient_id, k.patient_id) AS patient_id), c.patient_id IS NULL AS by_case
-  FROM consent_rows c
-  LEFT JOIN (SELECT DISTINCT clinic, case_id, patient_id FROM case_patients) k USING (clinic, case_id)),
-permits AS (
-  SELECT *, unnest(list_filter(regexp_split_to_array(trim(policy_codes), '[ ,|]+'), lambda x: x <> '')) AS code,
+WITH permits AS (
+  SELECT *, unnest(codes(policy_codes)) AS code,
          'permit' AS decision, valid_from AS period_from, valid_to AS period_to, signed_on AS declared FROM rows),
 denies AS (
   SELECT *, '*' AS code, 'deny' AS decision, withdrawn_on AS period_from, CAST(NULL AS VARCHAR) AS period_to,
          withdrawn_on AS declared FROM rows WHERE withdrawn_on IS NOT NULL)
 SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
-  concat_ws(':', patient_id, signed_on, policy_codes) AS consent_id, 'active' AS status,
-  try_cast(declared AS TIMESTAMP) AS declared_at, CAST(NULL AS VARCHAR) AS policy_uri,
+  CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, signed_on, policy_codes) END
+    AS consent_id, 'active' AS status,
+  moment(declared) AS declared_at, CAST(NULL AS VARCHAR) AS policy_uri,
   CASE WHEN code = '*' THEN code WHEN regexp_matches(code, '^[.]?[0-9]+$')
        THEN '{CONSENT_CODE_SYSTEM}.' || ltrim(code, '.') ELSE regexp_replace(code, '^urn:oid:', '') END AS code,
-  decision, try_cast(period_from AS DATE) AS valid_from, try_cast(period_to AS DATE) AS valid_to,
-  (try_cast(period_from AS DATE) IS NOT NULL AND (period_to IS NULL OR try_cast(period_to AS DATE) IS NOT NULL))
-    AS period_readable
-FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE patient_id IS NOT NULL
+  decision, CAST(moment(period_from) AS DATE) AS valid_from, CAST(moment(period_to) AS DATE) AS valid_to,
+  (moment(period_from) IS NOT NULL AND (period_to IS NULL OR moment(period_to) IS NOT NULL)) AS period_readable
+FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE coalesce(patient_id, case_id) IS NOT NULL
 """
 
 
 def read(
     con: duckdb.DuckDBPyConnection, exports: list[Export], case_patients: pa.Table, findings: Findings
 ) -> pa.Table:
-    """Consent provisions of all side files. `case_patients` (clinic, case_id, patient_id) resolves case ids."""
+    """Consent provisions of all side files. `case_patients` (clinic, case_id, patient_id) resolves case ids.
+
+    A row of a case that is not among them keeps no patient, and the case's id in `consent_id`: an earlier delivery
+    may have held it.
+    """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
     con.register("case_patients", case_patients)
+    con.execute(_MACROS)
+    by_id = {e.export_id: e for e in exports}
+    for export, file, line, problem in con.execute(_PROBLEMS).fetchall():
+        findings.add(
+            by_id[export], problem["rule"], problem["severity"], file, line, problem["name"], "consent_provisions"
+        )
     return con.execute(_SQL).to_arrow_table().cast(CONSENT_PROVISIONS)

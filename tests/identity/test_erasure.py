@@ -160,6 +160,21 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
 
 
+def test_a_withdrawal_that_names_only_a_case_of_an_earlier_delivery_withdraws(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    hospital_week(deliver)
+    run(0, 5)
+    rows = "caseGONEcsv;;;;;;2025-01-04\ncaseUNKNOWN;;2025-01-01;6 7 8;2025-01-01;;\n;other;2025-13-01;6;x;;\n"
+    deliver("hospital-sued", START + timedelta(6), {"consent.csv": CONSENT + rows})
+    run(6)
+    left = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
+    assert sorted(r["clinic"] for r in left) == ["hospital-sued", "klinik-nord", "klinik-nord", "praxisnetz"]
+    assert places(lake, ["GONEcsv"]) == set()
+    # of a case that nobody knows nothing is kept beside the raw file
+    assert not places(lake, ["caseUNKNOWN"]) - {str(p.relative_to(lake.root)) for p in lake.landing.rglob("consent.csv")}
+
+
 def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_does_not_heal(
     run: Run, lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,0 +1,76 @@
+"""The consent side file, as spreadsheets and hospital systems write it: what it says counts, what it cannot say is named."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from pathlib import Path
+
+import pytest
+
+from assets.contract.city import City
+from assets.intake.connector import Export
+from assets.intake.read import read_exports
+
+DAY = date(2025, 1, 6)
+HEAD = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
+VISITS = "case_id;patient_id;sex;visited_on;visit_type\nv1;p1;w;2025-01-05;emergency\n"
+
+
+@pytest.fixture
+def read(city: City, tmp_path: Path):
+    def provisions(rows: str) -> tuple[list[dict], list[tuple]]:
+        (tmp_path / "consent.csv").write_text(HEAD + rows)
+        (tmp_path / "practice.csv").write_text(VISITS)
+        tables, rejected = read_exports([Export(city.clinic("praxisnetz"), DAY, "x", tmp_path)], city)
+        assert rejected == {}
+        found = tables["findings"].to_pylist()
+        assert {f["table_name"] for f in found} <= {"consent_provisions"}
+        return tables["consent_provisions"].to_pylist(), [
+            (f["rule"], f["severity"], f["source_line"], f["column_name"]) for f in found
+        ]
+
+    return provisions
+
+
+@pytest.mark.parametrize(
+    ("signed", "begin", "end"),
+    [
+        ("2024-11-02", "2024-11-02", "2054-11-01"),
+        ("02.11.2024", "2.11.2024", "01.11.2054"),
+        ("02.11.2024 00:00", "02.11.2024 23:59:59", "01.11.2054 00:00"),
+        ("20241102", "202411020000", "20541101"),
+        ("2024-11-02T00:00:00+01:00", "2024-11-02", "2054-11-01"),
+    ],
+)
+def test_dates_are_read_as_people_and_systems_write_them(read, signed: str, begin: str, end: str):
+    rows, findings = read(f";p1;{signed};6 7 8;{begin};{end};\n")
+    said = {(r["decision"], r["declared_at"], r["valid_from"], r["valid_to"], r["period_readable"]) for r in rows}
+    assert said == {("permit", datetime(2024, 11, 2), date(2024, 11, 2), date(2054, 11, 1), True)}
+    assert len(rows) == 3 and findings == []
+
+
+@pytest.mark.parametrize("day", ["20.01.25", "31.02.2025", "ja", "0025-01-20", "infinity"])
+def test_a_date_that_cannot_be_read_permits_nothing_denies_everything_and_is_named(read, day: str):
+    """A year of two digits would be the year 25, before the signature: the withdrawal would count for nothing."""
+    (deny,), findings = read(f";p1;2024-11-02;;2024-11-02;;{day}\n")
+    assert (deny["decision"], deny["code"], deny["declared_at"], deny["period_readable"]) == ("deny", "*", None, False)
+    assert findings == [("consent_date_unreadable", "quarantined", 2, "withdrawn_on")]
+    for column, row in (("valid_from", f"{day};"), ("valid_to", f"2024-11-02;{day}")):
+        permits, findings = read(f";p1;2024-11-02;6 7 8;{row};\n")
+        assert [p["period_readable"] for p in permits] == [False] * 3
+        assert findings == [("consent_date_unreadable", "quarantined", 2, column)]
+
+
+def test_rows_that_say_nothing_usable_are_named_by_line_and_column(read):
+    rows, findings = read(
+        ";p1;2024-11-02;6 7 8;;;\n;p1;2024-11-02;yes;2024-11-02;;\n;p1;2024-11-02;;2024-11-02;;\n;;2024-11-02;6 7 8;2024-11-02;;\n"
+        "gone;;2024-11-02;6;2024-11-02;;\nv1;;2024-11-02;6;2024-11-02;;\n"
+    )
+    assert findings == [
+        ("consent_without_start", "quarantined", 2, "valid_from"),
+        ("consent_codes_unreadable", "quarantined", 3, "policy_codes"),
+        ("consent_codes_unreadable", "quarantined", 4, "policy_codes"),
+        ("consent_of_nobody", "quarantined", 5, "patient_id"),
+        ("consent_of_case_elsewhere", "info", 6, "case_id"),
+    ]
+    assert {r["source_line"]: r["patient_id"] for r in rows} == {2: "p1", 3: "p1", 6: None, 7: "p1"}
