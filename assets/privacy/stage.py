@@ -21,7 +21,7 @@ from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine
-from assets.lake.engine import connect
+from assets.lake.engine import connect, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel

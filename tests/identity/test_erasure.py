@@ -172,7 +172,9 @@ def test_a_withdrawal_that_names_only_a_case_of_an_earlier_delivery_withdraws(
     assert sorted(r["clinic"] for r in left) == ["hospital-sued", "klinik-nord", "klinik-nord", "praxisnetz"]
     assert places(lake, ["GONEcsv"]) == set()
     # of a case that nobody knows nothing is kept beside the raw file
-    assert not places(lake, ["caseUNKNOWN"]) - {str(p.relative_to(lake.root)) for p in lake.landing.rglob("consent.csv")}
+    assert not places(lake, ["caseUNKNOWN"]) - {
+        str(p.relative_to(lake.root)) for p in lake.landing.rglob("consent.csv")
+    }
 
 
 def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_does_not_heal(
