@@ -32,7 +32,10 @@ STANDING: Final = pa.schema(
 
 
 def evaluation_day(lake: Lake, days: Sequence[date]) -> date:
-    """The newest arrival day known: a run for an earlier day never forgets a withdrawal that came since."""
+    """The newest arrival day that ran: a run for an earlier day never forgets a withdrawal that came since.
+
+    The register has a day of each, with or without rows: who came must not decide on which day others are judged.
+    """
     return max([days[-1], *lake.days("consent_register"), *lake.days("cases"), *lake.days(TOMBSTONES)])
 
 
@@ -83,7 +86,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     """Stages consented tables and the standing of every patient; returns counts by reason."""
     tables = staged(lake, "canonical", days)
     provisions = in_order(_with_owners(lake, tables["consent_provisions"]))
-    lake.write_days("consent_register", days, provisions, "arrival_day")
+    lake.write_days("consent_register", days, provisions, "arrival_day", keep_empty=True)
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
     register, erased_before = register_of(lake, live)

@@ -45,7 +45,7 @@ from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
 _FROZEN: Final = ("events", "late_events")
-"""Tables in which the file of a day means that it is closed."""
+"""Tables in which a day means that it is closed; one of the consent register means that it ran."""
 _DECIDED: Final = ("clinic", "arrival_day", "export_id", "case_id", "patient_id", "permitted")
 """What erasure asks of decisions: text about where they stood is most of them."""
 BEGUN: Final = "erasure_begun"
@@ -73,7 +73,7 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
     days = days.to_pylist()
     if table in RECORDED and days:
         announce_erasure(lake, table, days, kept)
-    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in _FROZEN)
+    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in (*_FROZEN, "consent_register"))
     if table in RECORDED:
         conclude_erasure(lake)
     return len(erased)

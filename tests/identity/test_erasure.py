@@ -319,6 +319,29 @@ def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliv
 INSURED: dict[str, Any] = {"identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]}
 
 
+@pytest.mark.parametrize("others", [[], ["GONE"]])
+def test_on_which_day_consents_are_judged_does_not_depend_on_who_came(
+    run: Run, lake: Lake, deliver: Callable[..., Path], others: list[str]
+):
+    for who in others:
+        files = {
+            "Patient.ndjson": [person(who)],
+            "Encounter.ndjson": [stay("c", who)],
+            "Consent.ndjson": [fhir_consent(who)],
+        }
+        deliver("klinik-nord", START + timedelta(4), files)
+    run(0, 4)
+    assert consent.evaluation_day(lake, [START]) == START + timedelta(4)
+    for who in others:
+        deliver(
+            "klinik-nord",
+            START + timedelta(5),
+            {"Consent.ndjson": [fhir_consent(who, kind="deny", on="2025-01-04", ident="w")]},
+        )
+    run(5)
+    assert places(lake, ["GONE"]) == set() and consent.evaluation_day(lake, [START]) == START + timedelta(5)
+
+
 def test_joining_again_with_a_first_insured_number_keeps_the_counter(
     run: Run, lake: Lake, deliver: Callable[..., Path]
 ):
