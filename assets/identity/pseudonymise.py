@@ -74,7 +74,8 @@ def linked(decided: pa.Table, links: pa.Table) -> pa.Table:
         load(con, decided=decided, links=links)
         return (
             con.execute(
-                """WITH person AS (SELECT patient_key, arg_min(person_key, arrival_day) AS linked FROM links GROUP BY ALL)
+                """WITH person AS (SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS linked
+                  FROM links GROUP BY ALL)
                 SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
                 FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
             )
