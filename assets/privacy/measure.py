@@ -46,9 +46,24 @@ class PlanChanged(RuntimeError):
     """A table's noise, shape or caps differ from those its window began with: charges would no longer add up."""
 
 
-def _terms(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What must stay the same for all measurements of a table in one window."""
-    return {k: v for k, v in parameters.items() if k not in ("unit_start", "late")}
+def _terms(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
+    """What must stay the same for all measurements of a table in one window, as the ledger holds it."""
+    return {
+        "table": table.name, "time": table.time, "shape": [len(city.categories(a)) for a in ("care", *table.axes)],
+        "dimensions": list(table.dimensions), "caps": city.caps.model_dump(), **noise.parameters,
+    }  # fmt: skip
+
+
+def require_agreed(city: City, plan: PricedPlan, ledger: Ledger, scopes: Collection[str]) -> None:
+    """Raise `PlanChanged` where a table of the plan was measured on other terms in one of the windows `scopes`."""
+    present = {p.table.name: _terms(city, p.table, p.noise) for p in plan.tables}
+    for earlier in ledger.reserved().values():
+        scope = city.window_start(date.fromisoformat(earlier["unit_start"])).isoformat()
+        terms = present.get(earlier["table"])
+        if scope in scopes and "correction" not in earlier and terms and not terms.items() <= earlier.items():
+            raise PlanChanged(
+                f"{earlier['table']}: share, dimensions or caps changed inside window {scope}; put them back"
+            )
 
 
 def measurement_id(table: MeasuredTable, unit: Unit, version: int = 1) -> str:
@@ -123,10 +138,7 @@ def ask(
 ) -> Asked:  # fmt: skip
     """A measurement of `events`, counted `by`, charged with `cost` units; `correction`: its version and as of which day its data are."""
     counts = (by or count)(events, table, city)
-    parameters: dict[str, Any] = {
-        "table": table.name, "time": table.time, "unit_start": unit.start.isoformat(), "shape": list(counts.shape),
-        "dimensions": list(table.dimensions), "caps": city.caps.model_dump(), **noise.parameters,
-    }  # fmt: skip
+    parameters = _terms(city, table, noise) | {"unit_start": unit.start.isoformat()}
     if unit.late:
         parameters["late"] = True
     if correction:
@@ -159,7 +171,7 @@ def measure(
     """
     costs = {p.table.name: p for p in plan.tables}
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
-    agreed: dict[tuple[str, str], dict[str, Any]] = {}
+    require_agreed(city, plan, ledger, {city.window_start(unit.start).isoformat() for _, unit in wanted})
     for known, earlier in ledger.reserved().items():
         if "correction" in earlier:
             continue
@@ -167,7 +179,6 @@ def measure(
         first = date.fromisoformat(label.partition("+")[0])
         window = city.window_start(first).isoformat()
         released[table_name, window].add(first)
-        agreed[table_name, window] = _terms(earlier)
     asked = []
     for scope in sorted({city.window_start(unit.start).isoformat() for _, unit in wanted}):
         ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
@@ -183,9 +194,4 @@ def measure(
         priced = costs[table.name]
         cost = (spent[1] - spent[0]) * priced.cost_units
         asked.append(ask(city, table, unit, cost, priced.noise, load(table, unit), key, by))
-        terms = _terms(json.loads(asked[-1][0].parameters))
-        if agreed.setdefault((table.name, scope), terms) != terms:
-            raise PlanChanged(
-                f"{table.name}: share, dimensions or caps changed inside window {scope}; wait for the next"
-            )
     return book(ledger, asked)

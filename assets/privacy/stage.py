@@ -30,7 +30,7 @@ from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import LedgerBroken, open_ledger
-from assets.privacy.measure import Unit, due, known_by, measure, unit_days
+from assets.privacy.measure import Unit, due, known_by, measure, require_agreed, unit_days
 from assets.privacy.plan import price
 
 TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
@@ -200,8 +200,11 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget, counts of measurements and of cases that came late."""
-    plan = price(city)
-    through = days[-1]
+    plan, ledger, through = price(city), open_ledger(lake, city), days[-1]
+    require_newest(lake, city, ledger)
+    # Before anything is bounded: what other caps let through would pass the bounds of its window for good.
+    bounded = (d for d in _days_from(city.start, (through - city.start).days + 1) if city.week_known_on(d) >= days[0])
+    require_agreed(city, plan, ledger, {city.window_start(day).isoformat() for day in bounded})
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
     decisions = bound(lake, city, cases, through, engine)
@@ -220,8 +223,6 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
             seen = seen.filter(pc.equal(seen.column("late"), unit.late))
         return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen
 
-    ledger = open_ledger(lake, city)
-    require_newest(lake, city, ledger)
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
     measured = measure(city, plan, ledger, wanted, load, key, partial(kernel.count, engine))

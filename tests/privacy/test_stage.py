@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from assets.contract.city import City, load_city
+from assets.contract.city import Caps, City, load_city
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
     EVENTS,
@@ -28,6 +28,7 @@ from assets.privacy import measure as measuring
 from assets.privacy import stage
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.ledger import Ledger
+from assets.privacy.measure import PlanChanged
 
 DAYS = 40
 """More than a period with its lengths of stay, which here lag by only four more days (27 + 3 + 4)."""
@@ -140,6 +141,21 @@ def test_one_isolated_day_of_a_new_city_draws_nothing(
     assert summary["measurements"] == 0 and summary["missing_days"] == [arrival(n) for n in range(35)]
     run(lake, city, history, 0, 34)
     assert lake.days("events") == [arrival(n) for n in range(32)]
+
+
+def test_other_caps_inside_a_window_are_refused_before_they_let_anything_through(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
+):
+    """Else the certificate would stop every later release of the window, also once the caps are put back."""
+    lake, rows = new_lake("caps"), case_table([make_case("p", f"c{n}", 7 * n) for n in range(4)])
+    run(lake, city, rows, 0, 9)
+    wide = city.model_copy(update={"caps": Caps(window=4, period=4)})
+    before = lake.read("bounding", BOUNDING_DECISIONS)
+    with pytest.raises(PlanChanged, match="put them back"):
+        run(lake, wide, rows, 10, 24)
+    assert lake.read("bounding", BOUNDING_DECISIONS) == before
+    run(lake, city, rows, 10, 24)
+    assert lake.read("bounding", BOUNDING_DECISIONS).column("kept").to_pylist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("first", [[], ["canary"]])
