@@ -211,6 +211,7 @@ def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, prom
         with connect([Path(folder)]) as con:
             con.execute(f"ATTACH {quoted(str(beside))} AS released (STORAGE_VERSION '{STORAGE_VERSION}')")
             con.execute("USE released")
+            con.execute("BEGIN")  # one commit, not one for each of hundreds of comments
             for name, found in (data | about(data, city, promise)).items():
                 con.register("incoming", found.table)
                 con.execute(f'CREATE TABLE "{name}" AS SELECT * FROM incoming')
@@ -219,6 +220,7 @@ def build_database(frames: dict[str, pd.DataFrame], city: City, path: Path, prom
                     con.execute(comment)
             for statement in statements(list(data)):
                 con.execute(statement)
+            con.execute("COMMIT")
             con.execute("CHECKPOINT")
             con.execute("USE memory")
             con.execute("DETACH released")
