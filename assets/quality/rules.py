@@ -105,13 +105,14 @@ def _due(expression: str) -> str:
     return f"CASE WHEN NOT {EXEMPT} THEN {expression} END"
 
 
-# Tables `cases`, `persons`, … hold the canonical rows and their number `_row`.
+# Tables `cases`, `persons`, … hold the canonical rows and their number `_row`; `person`, which `cases` looks into, the row of
+# each patient that counts.
 PREPARED: Final[dict[str, str]] = {
+    "person": """
+        SELECT clinic, arrival_day, patient_id, birth_year FROM persons
+        QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, patient_id
+          ORDER BY source_line DESC NULLS LAST, _row DESC) = 1""",
     "cases": f"""
-        WITH person AS (
-          SELECT clinic, arrival_day, patient_id, birth_year FROM persons
-          QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, patient_id
-            ORDER BY source_line DESC NULLS LAST, _row DESC) = 1)
         SELECT c._row, c.case_id, c.patient_id, coalesce(status, '') AS _status,
           {_due("coalesce(care, '')")} AS _care,
           {_due("coalesce(admission_type, '')")} AS _admission_type,

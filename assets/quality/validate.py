@@ -16,6 +16,7 @@ from typing import Final
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.schemas import FINDINGS, PROVENANCE
@@ -55,29 +56,44 @@ class Validated:
     rule_results: list[RuleResult]
 
 
-def _find(con: duckdb.DuckDBPyConnection, table: str, own: Sequence[tuple[int, Rule]]) -> None:
-    """Adds the failing rows of `prepared` to `failing`, in one pass over it: a bit for each rule."""
+def _required(own: Sequence[tuple[int, Rule]]) -> set[str]:
+    """The checked columns that must be filled. They hold ids, which no other rule looks at."""
+    return {rule.checked_column for _, rule in own if rule.expectation == NOT_NULL}
+
+
+def _columns(own: Sequence[tuple[int, Rule]]) -> list[str]:
+    return list(dict.fromkeys(rule.checked_column for _, rule in own))
+
+
+def _group(place: int, columns: Sequence[str]) -> int:
+    """What `grouping` says in `_judge` where rows are grouped by the column at `place`, or, behind them, by failing row."""
+    return (2 << len(columns)) - 1 - (1 << (len(columns) - place))
+
+
+def _judge(con: duckdb.DuckDBPyConnection, table: str, own: Sequence[tuple[int, Rule]], columns: Sequence[str]) -> None:
+    """Makes `judged`, in one pass over the prepared rows that keeps none of them, and adds its failing rows to `failing`.
+
+    `judged`: each failing row (`_row`) with a bit for each rule that it fails (`mask`), and of each of `columns` every
+    value with the number of its rows `n`. Of a column that must be filled it holds only whether it is.
+    """
     bits = " | ".join(f"CASE WHEN {rule.predicate} THEN {1 << place} ELSE 0 END" for place, (_, rule) in enumerate(own))
+    filled = ", ".join(f'CASE WHEN "{c}" IS NOT NULL THEN \'\' END AS "{c}"' for c in sorted(_required(own)))
+    names = [f'"{c}"' for c in columns]
+    con.execute(
+        f"""CREATE TEMP TABLE judged AS
+        SELECT {", ".join([*names, "mask"])}, failing AS _row, count(*) AS n, grouping({", ".join([*names, "mask"])}) AS kind
+        FROM (SELECT *, {bits} AS mask, CASE WHEN mask <> 0 THEN _row END AS failing
+          FROM (SELECT * REPLACE ({filled}) FROM ({PREPARED[table]})))
+        GROUP BY GROUPING SETS ({", ".join([*(f"({n})" for n in names), "(mask, failing)"])})"""
+    )
     about = ", ".join(
         f"(CAST({1 << place} AS BIGINT), {number}, {rule.severity == 'quarantine'})"
         for place, (number, rule) in enumerate(own)
     )
     con.execute(
         f"""INSERT INTO failing SELECT '{table}', _row, number, quarantines, false
-        FROM (SELECT _row, {bits} AS mask FROM prepared WHERE mask <> 0)
-        JOIN (VALUES {about}) AS a(bit, number, quarantines) ON (mask & bit) <> 0"""
+        FROM judged JOIN (VALUES {about}) AS a(bit, number, quarantines) ON (mask & bit) <> 0"""
     )
-
-
-def _required(own: Sequence[tuple[int, Rule]]) -> set[str]:
-    """The checked columns that must be filled. They hold ids, which no other rule looks at."""
-    return {rule.checked_column for _, rule in own if rule.expectation == NOT_NULL}
-
-
-def _rows(con: duckdb.DuckDBPyConnection, own: Sequence[tuple[int, Rule]]) -> pa.Table:
-    """The checked columns of `prepared`, row by row."""
-    columns = ", ".join(f'"{c}"' for c in dict.fromkeys(rule.checked_column for _, rule in own))
-    return con.execute(f"SELECT {columns} FROM prepared").to_arrow_table()
 
 
 def _distinct(
@@ -89,17 +105,16 @@ def _distinct(
     are as many as were found row by row.
     """
     values: dict[str, pa.ChunkedArray] = {}
-    failing, required = {}, _required(own)
-    for column in dict.fromkeys(rule.checked_column for _, rule in own):
-        con.execute(f'CREATE TEMP TABLE once AS SELECT "{column}", count(*) AS n FROM prepared GROUP BY 1')
-        values[column] = con.execute(f'SELECT "{column}" FROM once').to_arrow_table().column(0)
+    failing, required, columns = {}, _required(own), _columns(own)
+    for place, column in enumerate(columns):
+        once = f'(SELECT "{column}", n FROM judged WHERE kind = {_group(place, columns)})'
+        values[column] = con.execute(f'SELECT "{column}" FROM {once}').to_arrow_table().column(0)
         for number, rule in own:
             if rule.checked_column == column:
-                query = f"SELECT count(*), coalesce(sum(n), 0) FROM once WHERE {rule.predicate}"
+                query = f"SELECT count(*), coalesce(sum(n), 0) FROM {once} WHERE {rule.predicate}"
                 failing[number], rows = con.execute(query).fetchone() or (0, 0)
                 if rows != found.get(number, 0):
                     raise QualityDisagreement(f"{rule.id} (by row {found.get(number, 0)}, by value {rows})")
-        con.execute("DROP TABLE once")
     longest = max(len(v) for v in values.values())
     padded = {
         name: [*v.chunks, pa.repeat(pa.scalar("" if name in required else None, v.type), longest - len(v))]
@@ -108,20 +123,21 @@ def _distinct(
     return pa.table({name: pa.chunked_array(chunks) for name, chunks in padded.items()}), failing
 
 
-def _check(con: duckdb.DuckDBPyConnection, table: str, declared: Sequence[Rule]) -> None:
+def _check(con: duckdb.DuckDBPyConnection, table: str, size: int, declared: Sequence[Rule]) -> None:
     """Adds the failing rows of `table` to `failing`, after GX judged the same prepared rows and counted the same.
 
     Of more than `NATIVE_ROWS` rows GX judges each distinct value once, for every rule looks at one column, and of a
     column that must be filled only whether it is.
     """
     own = [(number, rule) for number, rule in enumerate(declared) if rule.table == table]
-    (size,) = con.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
-    filled = ", ".join(f'CASE WHEN "{c}" IS NOT NULL THEN \'\' END AS "{c}"' for c in sorted(_required(own)))
-    columns = "*" if size <= NATIVE_ROWS else f"* REPLACE ({filled})"
-    con.execute(f"CREATE TEMP TABLE prepared AS SELECT {columns} FROM ({PREPARED[table]})")
-    _find(con, table, own)
+    native, columns = size <= NATIVE_ROWS, _columns(own)
+    _judge(con, table, own, [] if native else columns)
     found = _counts(con, table)
-    frame, found = (_rows(con, own), found) if size <= NATIVE_ROWS else _distinct(con, own, found)
+    if native:
+        names = ", ".join(f'"{c}"' for c in columns)
+        frame = con.execute(f"SELECT {names} FROM ({PREPARED[table]})").to_arrow_table()
+    else:
+        frame, found = _distinct(con, own, found)
     counted = run_gx(table, frame.to_pandas(), [rule for _, rule in own])
     unequal = [
         f"{rule.id} (DuckDB {found.get(number, 0)}, GX {counted.get(rule.id)})"
@@ -130,7 +146,7 @@ def _check(con: duckdb.DuckDBPyConnection, table: str, declared: Sequence[Rule])
     ]
     if unequal:
         raise QualityDisagreement(f"{table}: {'; '.join(unequal)}")
-    con.execute("DROP TABLE prepared")
+    con.execute("DROP TABLE judged")
 
 
 def _counts(con: duckdb.DuckDBPyConnection, table: str) -> dict[int, int]:
@@ -138,23 +154,34 @@ def _counts(con: duckdb.DuckDBPyConnection, table: str) -> dict[int, int]:
     return dict(con.execute(query, [table]).fetchall())
 
 
-def _follow(con: duckdb.DuckDBPyConnection) -> None:
+def _follow(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
     """Adds to `failing` the cases of failing persons, then the diagnoses and procedures of quarantined cases."""
-    steps = (
-        ("persons", "cases", "patient_id", f"NOT {EXEMPT}"),
-        ("cases", "diagnoses", "case_id", "true"),
-        ("cases", "procedures", "case_id", "true"),
+    steps: tuple[tuple[str, str, str, str, list[str]], ...] = (
+        ("persons", "cases", "patient_id", f"NOT {EXEMPT}", ["status"]),
+        ("cases", "diagnoses", "case_id", "true", []),
+        ("cases", "procedures", "case_id", "true", []),
     )
-    for cause, table, key, condition in steps:
+    for cause, table, key, condition, more in steps:
+        query = "SELECT row, rule, follows FROM failing WHERE table_name = ? AND quarantines"
+        culprits = con.execute(query, [cause]).to_arrow_table()
+        columns = ["clinic", "arrival_day", key]
+        causes = tables[cause].select(columns).take(culprits.column("row"))
+        # Of millions of rows few share a key with them: only those are copied.
+        near = np.flatnonzero(pc.is_in(tables[table].column(key), causes.column(key).combine_chunks()))
+        followers = tables[table].select([*columns, *more]).take(pa.array(near)).append_column("_row", pa.array(near))
+        load(
+            con,
+            causes=causes.append_column("rule", culprits.column(1)).append_column("follows", culprits.column(2)),
+            followers=followers,
+        )
         con.execute(
             f"""INSERT INTO failing
             WITH keys AS (
-              SELECT c.clinic, c.arrival_day, c.{key}, arg_min(f.rule, (f.follows, f.rule)) AS rule
-              FROM failing f JOIN {cause} c ON c._row = f.row
-              WHERE f.table_name = '{cause}' AND f.quarantines GROUP BY ALL)
+              SELECT {", ".join(columns)}, arg_min(rule, (follows, rule)) AS rule FROM causes GROUP BY {", ".join(columns)})
             SELECT '{table}', t._row, keys.rule, true, true
-            FROM {table} t JOIN keys USING (clinic, arrival_day, {key}) WHERE {condition}"""
+            FROM followers t JOIN keys USING ({", ".join(columns)}) WHERE {condition}"""
         )
+        con.execute("DROP TABLE causes; DROP TABLE followers")
 
 
 def _findings(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], declared: Sequence[Rule]) -> pa.Table:
@@ -194,10 +221,9 @@ def _split(
         [name],
     ).to_arrow_table()
     failing = rows.column("row").to_numpy()
-    keep = np.ones(table.num_rows, dtype=bool)
-    keep[failing] = False
+    kept = np.delete(np.arange(table.num_rows), failing)
     ids = pa.array([rule.id for rule in declared], pa.string()).take(rows.column("rule").combine_chunks())
-    return table.filter(pa.array(keep)), table.take(pa.array(failing)).append_column("rule", ids)
+    return table.take(pa.array(kept)), table.take(pa.array(failing)).append_column("rule", ids)
 
 
 def validate(tables: dict[str, pa.Table], city: City) -> Validated:
@@ -211,12 +237,13 @@ def validate(tables: dict[str, pa.Table], city: City) -> Validated:
             "CREATE TEMP TABLE failing (table_name VARCHAR, row BIGINT, rule INTEGER, quarantines BOOLEAN, follows BOOLEAN)"
         )
         for name in TABLES:
-            checked = tables[name].drop_columns(["export_id", "source_file"])
-            load(con, **{name: checked.append_column("_row", pa.array(np.arange(checked.num_rows)))})
+            con.register(name, tables[name].append_column("_row", pa.array(np.arange(tables[name].num_rows))))
+        # Of an Arrow table DuckDB knows no size, and builds the join on the wider of two: this one is never that.
+        con.register("person", con.execute(PREPARED["person"]).to_arrow_table())
         for name in TABLES:
-            _check(con, name, declared)
+            _check(con, name, tables[name].num_rows, declared)
         counts = {name: _counts(con, name) for name in TABLES}
-        _follow(con)
+        _follow(con, tables)
         findings = _findings(con, tables, declared)
         parts = {name: _split(con, name, tables[name], declared) for name in TABLES}
     return Validated(

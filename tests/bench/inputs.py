@@ -163,6 +163,7 @@ def open_data(years: int) -> Path:
     def make(folder: Path) -> None:
         city = load_city()
         with duckdb.connect() as con:
+            con.execute("SET enable_progress_bar = false")
             con.register("areas", pa.table({"area": [a.key for a in city.areas]}))
             con.execute("SELECT setseed(0.5)")
             con.execute(f"""CREATE TABLE cases AS
@@ -181,10 +182,11 @@ def prepare(folder: Path, city: City) -> None:
     from assets.quality.rules import PREPARED, rules
 
     with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")
         for name in ("cases", "persons"):
             con.execute(
                 f"CREATE TABLE {name} AS SELECT *, file_row_number AS _row FROM read_parquet('{folder}/{name}.parquet', file_row_number = true)"
             )
-        con.execute(f"COPY ({PREPARED['cases']}) TO '{folder}/prepared.parquet'")
+        con.execute(f"COPY (WITH person AS ({PREPARED['person']}) {PREPARED['cases']}) TO '{folder}/prepared.parquet'")
     about = [{"id": r.id, "expectation": r.expectation, **r.kwargs} for r in rules(city) if r.table == "cases"]
     (folder / "rules.json").write_text(json.dumps(about))

@@ -216,6 +216,28 @@ def test_judging_distinct_values_finds_what_judging_rows_finds(given_tables: dic
     assert by_value == by_row
 
 
+def test_a_case_that_follows_two_failing_rows_is_named_after_what_failed_itself(city: City):
+    # Both have the case's id: the first follows its person (an early rule), the second fails a later rule itself.
+    given_tables = tables(persons=[{"sex": CANARY}], cases=[{}, {"patient_id": "q", "admitted_on": None}])
+    followers = validate(given_tables, city).quarantined["diagnoses"]
+    assert followers.filter(pc.equal(followers.column("case_id"), "f")).column("rule").to_pylist() == [
+        "cases.admitted_on_missing"
+    ]
+
+
+def test_cases_are_never_built_into_a_hash_table_however_many_they_are(city: City, monkeypatch: pytest.MonkeyPatch):
+    plans: list[str] = []
+    find = module._judge
+
+    def explained(con: Any, table: str, own: Any, columns: Any) -> None:
+        plans.append(con.execute(f"EXPLAIN SELECT * FROM ({module.PREPARED[table]})").fetchall()[0][1])
+        find(con, table, own, columns)
+
+    monkeypatch.setattr(module, "_judge", explained)
+    validate(tables(cases=[{}] * 3000, persons=[{"patient_id": str(n)} for n in range(3000)]), city)
+    assert "Join Type: LEFT" in plans[0] and "RIGHT" not in plans[0]
+
+
 @pytest.mark.parametrize("lie", [0, 2])
 def test_gx_must_agree_on_distinct_values_too(city: City, monkeypatch: pytest.MonkeyPatch, lie: int):
     monkeypatch.setattr(module, "NATIVE_ROWS", -1)
