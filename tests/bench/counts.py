@@ -13,7 +13,8 @@ from assets.contract.city import load_city
 OURS = "ours"
 PEERS = {"opendp": "OpenDP (polars)", "smartnoise": "SmartNoise SQL (SQLite)", "pipelinedp": "PipelineDP (local)",
          "tumult": "Tumult (Spark, local)"}  # fmt: skip
-SLOW = ("pipelinedp", "tumult", "smartnoise")
+ROUNDS = {"smartnoise": 2, "pipelinedp": 2, "tumult": 1}
+"""Of those that take minutes."""
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     for peer, name in PEERS.items():
         try:
             command = [str(python_of(peer)), str(here / f"counts_{peer}.py"), str(path), areas]
-            sides.append(Side(name, command, rounds=2 if peer in SLOW else None))
+            sides.append(Side(name, command, rounds=ROUNDS.get(peer)))
         except NotInstalled as problem:
             note(str(problem))
             missing.append(f"{name} does not install here: {problem}")
@@ -35,7 +36,7 @@ def main() -> int:
         f"### Bounded private counts per cell\n\n{rows:,} events of {rows // 2:,} persons, counted by area and week (520 public "
         "cells) with Gaussian noise at ε = 1, δ = 10⁻⁶. Every side keeps at most four events of a person; ours also keeps at "
         "most one in an ISO week, two in 28 days and four in *any* 364 days, and decides in order of arrival, which none of the "
-        f"others offers.\n\n{table(results, OURS, by='seconds')}\n\nRatios are of the work alone, without starting Python.\n"
+        f"others offers.\n\n{table(results, OURS, by='seconds')}\n\nThe ratio is of the work alone, without starting Python and importing.\n"
     )
     for line in missing:
         print(f"\n{line}\n")

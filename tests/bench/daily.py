@@ -63,6 +63,7 @@ def main() -> int:
         "|---|--:|--:|--:|--:|\n" + "\n".join(rows)
     )
     print(f"\n<!-- metric daily_cpu_seconds {median(s.cpu for s in by_hand):.2f} -->")
+    print(f"<!-- metric daily_peak_mb {median(s.peak_mb for s in by_hand):.0f} -->")
     return 0
 
 

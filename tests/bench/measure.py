@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -65,18 +66,39 @@ class BenchFailed(Exception):
     """A command failed; the message holds the end of its log."""
 
 
-def _group_mb(group: int) -> float:
-    """Resident memory of all processes of a process group, MB."""
-    total = 0
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
+class _Watched:
+    """Memory and processor time of all processes of a group, also of those that nobody waits for (a JVM, say).
+
+    A process's own peak is the kernel's (`VmHWM`), so no peak of one process falls between two looks; of several
+    processes at once it is the largest sum that was seen.
+    """
+
+    def __init__(self, group: int) -> None:
+        self.group, self.peak, self._ticks = group, 0, dict[str, int]()
+
+    def look(self) -> None:
+        resident = 0
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
             try:
-                stat = (Path("/proc") / entry.name / "stat").read_text().rpartition(")")[2].split()
-                if int(stat[2]) == group:
-                    total += int(stat[21])
+                stat = (Path(entry.path) / "stat").read_text().rpartition(")")[2].split()
+                if int(stat[2]) != self.group:
+                    continue
+                memory = re.findall(
+                    r"^Vm(?:HWM|RSS):\s+(\d+) kB$", (Path(entry.path) / "status").read_text(), re.MULTILINE
+                )
             except (OSError, IndexError):
                 continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
+            self._ticks[entry.name] = int(stat[11]) + int(stat[12])
+            if memory:  # what has ended and is not yet waited for has none
+                self.peak = max(self.peak, int(memory[0]))
+                resident += int(memory[1])
+        self.peak = max(self.peak, resident)
+
+    @property
+    def cpu(self) -> float:
+        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
 
 
 def once(side: Side) -> Sample:
@@ -94,11 +116,11 @@ def once(side: Side) -> Sample:
             start_new_session=True,
             cwd=BENCH,
         )
-        peak, done = [0.0], threading.Event()
+        watched, done = _Watched(process.pid), threading.Event()
 
         def watch() -> None:
             while not done.wait(SAMPLE_SECONDS) and time.perf_counter() - begin < TIMEOUT_SECONDS:
-                peak[0] = max(peak[0], _group_mb(process.pid))
+                watched.look()
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -113,8 +135,8 @@ def once(side: Side) -> Sample:
         raise BenchFailed(f"{side.name}: exit {process.returncode}: {(log.read_text(errors='replace') + text)[-600:]}")
     last = text.splitlines()[-1] if text else ""
     said = json.loads(last) if last.startswith("{") else {}
-    # Not `usage.ru_maxrss`: it counts what this process held when it forked.
-    return Sample(wall, usage.ru_utime + usage.ru_stime, peak[0], said)
+    # Not `usage.ru_maxrss`: it counts what this process held when it forked. `usage` lacks children that nobody waited for.
+    return Sample(wall, max(usage.ru_utime + usage.ru_stime, watched.cpu), watched.peak * 1024 / 1e6, said)
 
 
 def side_by_side(sides: Sequence[Side], rounds: int) -> list[Result]:
