@@ -19,7 +19,8 @@ CHECKS: Final[dict[str, Callable[[Export], None]]] = {"fhir": fhir.check, "p21":
 def _read_together(exports: list[Export], city: City, findings: Findings, earlier: list[Export]) -> dict[str, pa.Table]:
     """Canonical tables of exports of one clinic; `earlier`: what exports of changes build upon."""
     clinic = exports[0].clinic
-    with connect([e.folder for e in exports] if len(exports) < 4 else [exports[0].folder.parent.parent]) as con:
+    folders = {e.folder for e in (*exports, *earlier)}
+    with connect(folders if len(folders) < 4 else [exports[0].folder.parent.parent]) as con:
         if clinic.format == "fhir":
             tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
             if clinic.consent_source == "csv":
