@@ -72,7 +72,7 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
             late = counts(privacy.get(key))
             add("privacy", what, sum(late.values()), _listed(late) if late else "")
         add("privacy", "new measurements", int(privacy["measurements"]), "drawn once, booked in the ledger")
-        if (missing := str(privacy["missing_arrival_days"])) != "none":
+        if (missing := str(privacy.get("missing_arrival_days", "none"))) != "none":
             number, _, first = missing.partition(", ")
             add(
                 "privacy",
