@@ -29,6 +29,8 @@ import pyarrow as pa
 
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
+from assets.intake.findings import RejectedExport
+from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes
 from assets.intake.needles import Sieve, split_lines
 from assets.intake.text import detect_encoding
 from assets.lake.engine import connect, load
@@ -118,18 +120,32 @@ def _form_of(path: Path) -> _Form:
     if packed:
         return _Form("csv")
     encoding = detect_encoding(path) or "latin-1"
-    header = [n.lower() for n in header_of(path, encoding, ";")]
+    try:
+        header = [n.lower() for n in header_of(path, encoding, ";")]
+    except RejectedExport:
+        return _Form("csv", encoding)
     patient, case = (
         next((header.index(n) + 1 for n in names if n in header), 0) for names in (PATIENT_COLUMNS, CASE_COLUMNS)
     )
     return _Form("csv", encoding, len(header), patient, case)
 
 
-def _batches(path: Path) -> Iterator[bytes]:
-    """Whole lines, some megabytes at a time."""
-    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
+def _batches(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Whole lines, some megabytes at a time; whether the last one is endless, of which only the beginning is there.
+
+    `EOFError` where a file unpacks to more than any reader takes.
+    """
+    packed, left = path.name.lower().endswith(".gz"), allowed_bytes(path)
+    with gzip.open(path, "rb") if packed else path.open("rb") as file:
         while content := file.read(BATCH_BYTES):
-            yield content + file.readline()
+            left -= len(content)
+            if packed and left < 0:
+                raise EOFError
+            rest = file.readline(MAX_LINE_BYTES)
+            endless = len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n")
+            while endless and (more := file.readline(BATCH_BYTES)) and not more.endswith(b"\n"):
+                pass
+            yield content + rest + (b"\n" if endless else b""), endless
 
 
 @dataclass(frozen=True)
@@ -165,7 +181,8 @@ def _search(
 ) -> tuple[dict[Path, list[int]], list[Path], set[Path]]:
     """Lines to erase of each file, files that cannot be read to their end, and files of which a Bundle goes.
 
-    Lines that could name one of `ids` are looked at together, from many files at once.
+    Lines that could name one of `ids` are looked at together, from many files at once. One that is longer than any
+    that is read goes unseen: to take it apart would need all memory, and nothing was ever read from it.
     """
     hits: dict[Path, list[int]] = defaultdict(list)
     broken, shared, batch, size = [], set[Path](), list[_Line](), 0
@@ -182,17 +199,19 @@ def _search(
     for path in paths:
         first = 0
         try:
-            for content in _batches(path):
-                named = sieve.lines(content)
+            for content, endless in _batches(path):
+                count = content.count(b"\n")
+                named = [(n, line) for n, line in sieve.lines(content) if not (endless and n == count - 1)]
+                hits[path] += [first + count - 1] if endless else []
                 batch += [_Line(path, first + number, line) for number, line in named]
-                first += content.count(b"\n")
+                first += count
                 size += sum(len(line) for _, line in named)
                 if size >= BATCH_BYTES:
                     flush()
         except (OSError, EOFError, zlib.error):
             broken.append(path)
     flush()
-    return {path: lines for path, lines in hits.items() if path not in broken}, broken, shared
+    return {path: sorted(lines) for path, lines in hits.items() if lines and path not in broken}, broken, shared
 
 
 def _without(path: Path, gone: Sequence[int]) -> None:
@@ -203,7 +222,7 @@ def _without(path: Path, gone: Sequence[int]) -> None:
         with os.fdopen(handle, "wb") as raw:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb") if packed else contextlib.nullcontext(raw) as out:
-                for content in _batches(path):
+                for content, _ in _batches(path):
                     lines = split_lines(content)
                     keep = ~np.isin(np.arange(first, first + len(lines)), numbers)
                     out.writelines(compress(lines, keep.tolist()))

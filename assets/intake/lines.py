@@ -44,14 +44,14 @@ def _opened(path: Path) -> Iterator[Any]:
             raise RejectedExport("gzip_unreadable", path) from None
 
 
-def _allowed(path: Path) -> int:
+def allowed_bytes(path: Path) -> int:
     """How many bytes a file may unpack to."""
     return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
 
 
 def read_text(path: Path, most_bytes: int) -> str | None:
     """A whole small text file (UTF-8, packed or not), None where it is larger than `most_bytes`."""
-    allowed, data = _allowed(path), b""
+    allowed, data = allowed_bytes(path), b""
     with _opened(path) as file:
         while block := file.read(BLOCK):
             data += block
@@ -110,7 +110,7 @@ class Lines:
         # Each block is read into a buffer of its own behind what is left of the last line, so nothing is copied
         # but that rest; Arrow's pool gives the same memory again and again.
         rest, before, total, skipping = b"", 0, 0, False
-        allowed = _allowed(path)
+        allowed = allowed_bytes(path)
         with _opened(path) as file:
             while True:
                 buffer = pa.allocate_buffer(len(rest) + BLOCK)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK, recognise
+from assets.intake import landing, lines
 from assets.intake import stage as intake
 from assets.intake.landing import RawFilesErased, erase_patients
 from assets.lake.lake import Lake
@@ -422,6 +424,31 @@ def test_erasing_spares_others_with_similar_ids(lake: Lake):
     assert (folder / "mixed.ndjson").read_text() == "".join(json.dumps(r) + "\n" for r in (rows[1], rows[2], rows[4]))
     assert (folder / "FALL.csv").read_text() == FALL + "1;;1970;w;64297;202412300800;E;1;11\n" and erased.lines == 3
     assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == 0
+
+
+def test_what_no_reader_takes_goes_without_being_looked_at(lake: Lake, monkeypatch: pytest.MonkeyPatch):
+    """A line without end, a header without end, a packed file without end: one clinic's rubbish stops no withdrawal."""
+    monkeypatch.setattr(landing, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setattr(landing, "BATCH_BYTES", 2**16)
+    monkeypatch.setattr(lines, "RATIO_FREE_BYTES", 2**18)
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    keep = "".join(json.dumps(stay(f"c{n}", "STAYS")) + "\n" for n in range(400))
+    with (folder / "Encounter.ndjson").open("w") as out:
+        out.write(keep)
+        for _ in range(32):
+            out.write("x" * 2**20)
+        out.write("GONE\n" + keep + json.dumps(stay("c", "GONE")) + "\n" + keep)
+        out.write('{"id":"' + "y" * 2**20)
+    (folder / "FALL.csv").write_text("a;" * 100_000 + "GONE\n1;2\n")
+    (folder / "Patient.ndjson.gz").write_bytes(gzip.compress(b"\n" * 2_000_000))
+    tracemalloc.start()
+    erased = erase_patients(lake, "klinik-nord", ["GONE"], [], None, START)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (folder / "Encounter.ndjson").read_text() == 3 * keep
+    assert not (folder / "Patient.ndjson.gz").exists() and "GONE" not in (folder / "FALL.csv").read_text()
+    assert (erased.lines, erased.files) == (4, 1) and peak < 16 * 2**20
 
 
 def test_raw_files_go_after_their_retention_and_a_run_that_needs_them_says_so(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
