@@ -44,6 +44,14 @@ def test_a_line_passes_however_json_writes_an_id(ident: str, data: st.DataObject
     assert [n for n, _ in Sieve([ident, "another-id"]).lines(f'{{"id":"x"}}\n{line}\n'.encode()) if n] == [1]
 
 
+def test_no_escape_of_a_single_character_hides_an_id():
+    for code in range(0x20, 0x7F):
+        for way in range(4):
+            line = f'{{"id":"id{json_character(chr(code), way)}xyz"}}'.encode()
+            ident = f"id{chr(code)}xyz"
+            assert json.loads(line)["id"] == ident and Sieve([ident]).lines(line) == [(0, line)], (code, way)
+
+
 def test_most_lines_that_name_no_id_do_not_pass():
     other = [{"id": f"P{n:07d}", "family": "M\u00fcller", "div": '<div xmlns="http://www.w3.org/1999/xhtml">'} for n in range(1_000)]  # fmt: skip
     content = "".join(json.dumps(row) + "\n" for row in other).encode()
