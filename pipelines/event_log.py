@@ -54,8 +54,15 @@ class EventLog(SqliteEventLogStorage):
         self._engines[shard] = self._engines.pop(shard)  # the one that was used longest ago goes first
         return self._engines[shard]
 
+    def wipe(self) -> None:
+        self._close()  # files that are removed below an open connection would still be written
+        super().wipe()
+
     def dispose(self) -> None:
         super().dispose()
+        self._close()
+
+    def _close(self) -> None:
         with self._db_lock:
             while self._engines:
                 self._engines.popitem()[1].dispose()

@@ -110,3 +110,14 @@ def test_connections_stay_open_but_never_more_than_two(tmp_path: Path, monkeypat
         assert opened() == sorted(["index", run])
     log.dispose()
     assert opened() == []
+
+
+def test_what_is_wiped_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = home(tmp_path / "home", True)
+    materialise(folder, monkeypatch, "2025-01-01", "2025-01-01")
+    (run,) = [p.stem for p in (folder / "history" / "runs").glob("*-*.db")]
+    log = EventLog(str(folder / "history" / "runs"))
+    assert log.get_logs_for_run(run)
+    log.wipe()
+    assert not log.get_logs_for_run(run) and not log.get_materialized_partitions(dg.AssetKey("table"))
+    log.dispose()
