@@ -100,7 +100,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
     checks, failures = [], {}
     for event in result.all_events:
         if event.is_step_materialization and event.asset_key:
-            # One event a day, all with the same metadata.
+            # One event a day with the same metadata; what is shown of the whole stands in the last one.
             metadata[event.asset_key.to_user_string()] = {
                 k: v.value for k, v in event.step_materialization_data.materialization.metadata.items()
             }

@@ -46,6 +46,10 @@ def encounter(name: str, who: str, start: str, **over: Any) -> dict[str, Any]:
             "subject": {"reference": f"Patient/{who}"}, "period": {"start": start, "end": start}} | over  # fmt: skip
 
 
+def materialization(event: dg.DagsterEvent) -> dg.AssetMaterialization | None:
+    return event.step_materialization_data.materialization if event.is_step_materialization else None
+
+
 @pytest.fixture
 def run(lake: Lake, tmp_path: Path) -> Callable[[date, date], dg.ExecuteInProcessResult]:
     def execute(first: date, last: date) -> dg.ExecuteInProcessResult:
@@ -91,6 +95,9 @@ def test_a_week_end_to_end(
     deliver("praxisnetz", START, {"broken.txt": "CANARYBROKEN"})
     result = run(START, START + timedelta(9))
     assert result.success
+    made = [m for m in map(materialization, result.all_events) if m and m.asset_key == dg.AssetKey("open_data")]
+    assert [m.partition for m in made] == [str(START + timedelta(n)) for n in range(10)]
+    assert ["trend" in m.metadata and "preview" in m.metadata for m in made] == [False] * 9 + [True]
     cases = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
     # f1 was admitted after its delivery and is quarantined; e2 and f2 have no consent
     assert [(c["clinic"], c["admitted_on"], c["area"], c["age_group"]) for c in cases] == [

@@ -79,20 +79,21 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Ta
     return len(erased)
 
 
-def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], documents: pa.Table) -> pa.Array:
-    """Keys of stored cases that today's consents (`documents`: the register) do not permit, by their newest version.
+def no_longer_permitted(
+    lake: Lake, city: City, days: Sequence[date], stored: pa.Table, documents: pa.Table
+) -> pa.Array:
+    """Keys of `stored` cases that today's consents (`documents`: the register) do not permit, by their newest version.
 
     Those whose newest version came in this run were just judged, by the same consents on the same day.
     """
     judged_by = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
     register, _ = recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents, PATIENTS.empty_table(), lake.keys)
     with connect() as con:
-        load(con, stored=lake.read("cases", pa.schema([PSEUDONYMISED_CASES.field(n) for n in judged_by])),
-             patients=patient_keys(register, lake.keys))  # fmt: skip
+        load(con, stored=stored.select(judged_by), patients=patient_keys(register, lake.keys))
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*judged_by, "case_id", "patient_id"))
         newest = con.execute(
-            f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on, {absent}
-            FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
+            f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on,
+            {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
             LEFT JOIN patients p ON p.clinic = s.clinic AND p.key = s.patient_key
             WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[])))""",
             {"days": list(days)},
@@ -100,16 +101,15 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], documents:
     if not newest.num_rows:
         return pa.array([], pa.string())
     decisions = decide(
-        newest.select(CASES.names).cast(CASES), register, city.consent, evaluation_day(lake, days), full_exports(lake, city),
-        majority(lake, city),
+        newest.select(CASES.names).cast(CASES), register, city.consent, evaluation_day(lake, days),
+        full_exports(lake, city), majority(lake, city),
     )  # fmt: skip
     return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
 
 
-def _erase_pseudonymised(lake: Lake, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
-    """Erase `patients` and `cases` (pseudonyms) from every table of identity and privacy; rows by table."""
+def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
+    """Erase `patients` and `cases` (pseudonyms) from `stored`, all cases, and every other table; rows by table."""
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
-    stored = lake.read("cases", PSEUDONYMISED_CASES)
     theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
     everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
     events = [lake.read(table, EVENTS) for table in _FROZEN]
@@ -152,15 +152,15 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 
 
 def _erase_original(
-    lake: Lake, documents: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
+    lake: Lake, register: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase patients `gone`, their `documents` and their `cases` from landing and every table that holds original ids.
+    """Erase patients `gone` and their `cases` from landing, the `register` and every table that holds original ids.
 
     Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
     was begun is noted until all is done, so that after a crash the next run does it again.
     `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
     """
-    raw = Erased()
+    raw, documents = Erased(), register.filter(_of(register, gone, CASES.empty_table()))
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
@@ -179,7 +179,7 @@ def _erase_original(
                 raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
     counts = {}
     for table, schema in _ORIGINAL:
-        rows = lake.read(table, schema)
+        rows = register if table == "consent_register" else lake.read(table, schema)
         counts[table] = _rewrite(lake, table, schema, "arrival_day", rows, _of(rows, gone, cases))
     lake.erase_record(BEGUN)
     return counts, raw
@@ -260,16 +260,15 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     stored = lake.read("cases", PSEUDONYMISED_CASES)
     removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")
     documents = lake.read("consent_register", CONSENT_PROVISIONS)
-    stale = no_longer_permitted(lake, city, days, documents)
+    stale = no_longer_permitted(lake, city, days, stored, documents)
     counts = _erase_pseudonymised(
-        lake, patient_keys(refused, lake.keys).column("key").combine_chunks(),
+        lake, stored, patient_keys(refused, lake.keys).column("key").combine_chunks(),
         pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), on,
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:
         fresh = gone.filter(pc.invert(gone.column("erased_before")))
-        theirs_too = documents.filter(_of(documents, gone, CASES.empty_table()))
-        original, raw = _erase_original(lake, theirs_too, gone, fresh, theirs, days, on)
+        original, raw = _erase_original(lake, documents, gone, fresh, theirs, days, on)
         counts |= original
     else:
         lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase
