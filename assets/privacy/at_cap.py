@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.contract.city import QUARTER_DAYS, City
 from assets.lake.engine import connect, load
@@ -33,13 +34,19 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
         "linked_on": pa.array([city.week_known_on(q + timedelta(QUARTER_DAYS - 1)) for q in quarters], pa.date32()),
     })  # fmt: skip
     with connect() as con:
-        load(con, decisions=decisions, cases=cases, links=links, known=known)
+        versions = cases.select(["case_key", "arrival_day", "care"])
+        load(
+            con,
+            decisions=decisions.filter(pc.invert(decisions.column("kept"))),
+            cases=versions,
+            links=links,
+            known=known,
+        )
         return con.execute(
             """WITH dropped AS (
               SELECT d.*, c.care, k.quarter, k.linked_on
               FROM decisions d JOIN known k USING (event_day)
               JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= k.known_on
-              WHERE NOT d.kept
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, c.care) = 1),
             linked AS (
               SELECT d.* REPLACE (coalesce(l.person_key, d.person_key) AS person_key)

@@ -6,9 +6,9 @@ the rows that count (encrypted) and the noisy values (in the ledger).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +48,19 @@ def _known(city: City, days: Sequence[date]) -> pa.Table:
     return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
 
 
+def _of(rows: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+    """`rows` of the cases `keys`: a query that numbers or joins versions is given those it asks for, not history."""
+    return rows.filter(pc.is_in(rows.column("case_key"), value_set=keys.unique()))
+
+
+def _near(decided: pa.Table, new: pa.Table) -> pa.Table:
+    """The rows of `decided` that can matter to the events of `new`: kept, and at most a window older."""
+    oldest = pc.min(new.column("event_day")).as_py() or date.max
+    return decided.filter(
+        pc.and_(decided.column("kept"), pc.greater(decided.column("event_day"), oldest - timedelta(WINDOW_DAYS)))
+    )
+
+
 def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
     """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
 
@@ -56,13 +69,15 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
     decided before a patient delivered an insured number counts for the person that the number then links to.
     """
     decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
-    frozen = lake.days("events")
+    frozen, closed = lake.days("events"), set(lake.days("late_events"))
+    open_days = [d for d in _days_from(city.start, (through - city.start).days + 1) if d not in closed]
+    # A case of which no version lies on an open day has its first version on none.
+    asked = cases.filter(pc.is_in(cases.column("admitted_on"), pa.array(open_days, pa.date32()))).column("case_key")
     with connect() as con:
-        con.register("cases", cases)
-        con.register("decided", decided)
-        con.register("days", _known(city, _days_from(city.start, (through - city.start).days + 1)))
+        con.register("cases", _of(cases, asked))
+        con.register("decided", _of(decided, asked))
+        con.register("days", _known(city, open_days))
         con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
-        con.register("closed", pa.table({"event_day": pa.array(lake.days("late_events"), pa.date32())}))
         new = con.execute(
             f"""WITH first AS (
               SELECT *, admitted_on AS event_day FROM cases c WHERE arrival_day <= $through
@@ -70,13 +85,15 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
             placed AS (
               SELECT f.*, week_known_on, CASE WHEN event_day IN (FROM frozen) THEN greatest(arrival_day, known_on + 1)
                 ELSE arrival_day END AS decided_on
-              FROM first f JOIN days USING (event_day) ANTI JOIN closed USING (event_day))
+              FROM first f JOIN days USING (event_day))
             SELECT decided_on, person_key, case_key, clinic, event_day
             FROM placed ANTI JOIN decided USING (case_key)
             WHERE care <> 'other' AND decided_on <= week_known_on ORDER BY ALL""",
             {"through": through},
         ).to_arrow_table()
-    fresh = kernel.decide(engine, new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch)
+    fresh = kernel.decide(
+        engine, new, linked(_near(decided, new), lake.read("links", LINKS)), city.caps, city.budget.epoch
+    )
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")
@@ -89,7 +106,8 @@ def came_late(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, days
     `late`: counted in their week and longer; `too_late`: their week was closed as well, so nothing counts them.
     """
     with connect() as con:
-        load(con, cases=cases, decisions=decisions, days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
+        versions = cases.select(["case_key", "arrival_day", "clinic", "admitted_on", "care"])
+        load(con, cases=versions, decisions=decisions.select(["case_key", "decided_on"]), days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
              run=pa.table({"arrived": pa.array(days, pa.date32())}))  # fmt: skip
         rows = con.execute(
             """WITH first AS (
@@ -150,11 +168,13 @@ def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing
     the freeze lag must not count a case twice. A case whose last version by then says that it does not count (cancelled)
     is no event.
     """
-    before = lake.read("events", EVENTS) if late else EVENTS.empty_table()
+    only_key = pa.schema([EVENTS.field("case_key")])
+    before = lake.read("events", only_key) if late else only_key.empty_table()
     own = ("event_day", "person_key", "case_key", "clinic")
+    decided = decisions.filter(pc.is_in(decisions.column("event_day"), pa.array(closing, pa.date32())))
     with connect() as con:
-        con.register("cases", cases)
-        con.register("decisions", decisions)
+        con.register("cases", _of(cases, decided.column("case_key")))
+        con.register("decisions", decided)
         con.register("closing", _known(city, closing))
         con.register("before", before)
         events = (
@@ -175,10 +195,11 @@ def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing
     lake.write_days("late_events" if late else "events", closing, events, "event_day", keep_empty=True)
 
 
-def counted_events(lake: Lake) -> pa.Table:
-    """`EVENTS` of all frozen days with `late`, sorted by day and case."""
+def counted_events(lake: Lake, days: Iterable[date] | None = None) -> pa.Table:
+    """`EVENTS` of all frozen days, or of `days`, with `late`, sorted by day and case."""
+    days = None if days is None else list(days)
     parts = [
-        (rows := lake.read(table, EVENTS)).append_column("late", pa.array([late] * rows.num_rows, pa.bool_()))
+        (rows := lake.read(table, EVENTS, days)).append_column("late", pa.array([late] * rows.num_rows, pa.bool_()))
         for table, late in (("events", False), ("late_events", True))
     ]
     return pa.concat_tables(parts).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
@@ -188,7 +209,7 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
     """`events` with `los` and `outcome` as known at the end of arrival day `day` (null: still in hospital)."""
     with connect() as con:
         con.register("events", events)
-        con.register("cases", cases)
+        con.register("cases", _of(cases.select(["case_key", "arrival_day", "los", "died"]), events.column("case_key")))
         return con.execute(
             """SELECT e.*, c.los, c.outcome FROM events e LEFT JOIN (
               SELECT case_key, los, CASE WHEN died THEN 'died' ELSE 'other' END AS outcome FROM cases WHERE arrival_day <= $day AND los IS NOT NULL
@@ -211,14 +232,17 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     freeze(lake, city, cases, decisions, closing_days(lake, city, through), late=False)
     freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
     left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
-    events = counted_events(lake)
+
+    @lru_cache(maxsize=1)  # one window in memory, however many there are
+    def events_of(start: date) -> pa.Table:
+        return counted_events(lake, _days_from(start, WINDOW_DAYS))
+
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
-        end = start + timedelta(WINDOW_DAYS - 1)
-        certificate(between(events, start, end), city, plan, between(left_out, start, end))
+        certificate(events_of(start), city, plan, between(left_out, start, start + timedelta(WINDOW_DAYS - 1)))
 
     def load(table: MeasuredTable, unit: Unit) -> pa.Table:
         days = unit_days(table, unit)
-        seen = between(left_out if table.at_cap else events, days[0], days[-1])
+        seen = between(left_out if table.at_cap else events_of(city.window_start(unit.start)), days[0], days[-1])
         if table.time == "day":
             seen = seen.filter(pc.equal(seen.column("late"), unit.late))
         return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen

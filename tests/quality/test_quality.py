@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from assets.contract.city import City, load_city
 from assets.contract.schemas import CANONICAL, FINDINGS
+from assets.quality import certificate as hashing
 from assets.quality import validate as module
 from assets.quality.certificate import (
     CertificateMismatch,
@@ -346,7 +347,9 @@ def test_a_large_day_loses_nothing(city: City):
     assert result.valid["cases"].num_rows == n - n // 100
 
 
-def test_hashing_all_days_at_once_gives_the_hash_of_each_day():
+@pytest.mark.parametrize("sorted_rows", [1, 25, 1000])
+def test_hashing_all_days_at_once_gives_the_hash_of_each_day(monkeypatch: pytest.MonkeyPatch, sorted_rows: int):
+    monkeypatch.setattr(hashing, "SORTED_ROWS", sorted_rows)
     days = [DAY + timedelta(n) for n in (2, 0, 1)]
     rows = [
         {"day": days[n % 2], "a": None if n % 3 else f"x{n % 5}", "b": n % 4 or None, "c": n % 7 < 3} for n in range(40)
