@@ -93,7 +93,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
             dg.AssetCheckSpec(
                 "exports_readable",
                 asset="canonical_records",
-                description="No export was rejected as a whole. Runbook: `exports_readable`.",
+                description="No export was rejected as a whole, and the lines of the others can be read. Runbook: `exports_readable`.",
             ),
             dg.AssetCheckSpec(
                 "every_clinic_delivered",
@@ -104,7 +104,10 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def canonical_records(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("intake"):
-            summary = stage.read(site.lake(), site.city(), days_of(context), site.engine())
+            city = site.city()
+            summary = stage.read(site.lake(), city, days_of(context), site.engine())
+        unread = {clinic: s for clinic, s in summary["unread"].items() if s > city.operation.max_quarantined_share}
+        lines = "".join(f"; {clinic}: {share:.0%} of a file's lines unreadable" for clinic, share in unread.items())
         return dg.MaterializeResult(
             metadata={
                 "rows": counts_table("table", summary["rows"]),
@@ -117,9 +120,9 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
             check_results=[
                 dg.AssetCheckResult(
                     check_name="exports_readable",
-                    passed=not summary["rejected"],
+                    passed=not summary["rejected"] and not unread,
                     severity=dg.AssetCheckSeverity.ERROR,
-                    description=f"{sum(summary['rejected'].values())} of {summary['exports']} exports rejected",
+                    description=f"{sum(summary['rejected'].values())} of {summary['exports']} exports rejected{lines}",
                     metadata={
                         "rejected": shares_table("rule", summary["rejected"], max(summary["exports"], 1)),
                         "rejected_exports": sum(summary["rejected"].values()),

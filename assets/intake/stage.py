@@ -23,12 +23,17 @@ from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.landing import expire, require_raw_files
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
+from assets.lake.engine import connect, load
 from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
 from assets.lake.progress import reopen
 
 CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
 """The days on which a clinic delivered consents, be they none, and not changes only: told from its files."""
+
+
+ENOUGH_LINES: Final = 20
+"""Fewer unreadable lines of a file say nothing of the export."""
 
 
 class NotStaged(FileNotFoundError):
@@ -76,7 +81,29 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
         },
         "findings": {v["values"]: v["counts"] for v in pc.value_counts(tables["findings"].column("rule")).to_pylist()},
         "days_without_export": missing,
+        "unread": unread_shares(tables),
     }
+
+
+def unread_shares(tables: dict[str, pa.Table]) -> dict[str, float]:
+    """Largest share of a file's lines that nothing could be read from, by clinic; of files that lost `ENOUGH_LINES`."""
+    findings = tables["findings"]
+    lost = findings.filter(pc.equal(findings.column("severity"), "quarantined"))
+    if lost.num_rows < ENOUGH_LINES:
+        return {}
+    with connect() as con:
+        line = ["clinic", "export_id", "source_file", "source_line"]
+        read = [tables[n].select(line) for n in CANONICAL if n not in ("findings", "deletions")]
+        load(con, lost=lost.select(line), read=pa.concat_tables(read))
+        rows = con.execute(
+            f"""WITH gone AS (
+              SELECT clinic, export_id, source_file, count(DISTINCT source_line) AS n FROM lost GROUP BY ALL HAVING n >= {ENOUGH_LINES}),
+            kept AS (SELECT clinic, export_id, source_file, count(DISTINCT source_line) AS n
+              FROM read SEMI JOIN gone USING (clinic, export_id, source_file) GROUP BY ALL)
+            SELECT g.clinic, max(g.n / (g.n + coalesce(k.n, 0))) FROM gone g
+            LEFT JOIN kept k USING (clinic, export_id, source_file) GROUP BY g.clinic ORDER BY g.clinic"""
+        ).fetchall()
+    return {clinic: round(share, 4) for clinic, share in rows}
 
 
 def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:

@@ -172,3 +172,20 @@ def test_days_without_an_export_are_counted_except_those_of_a_pause(
     days = [DAY + timedelta(n) for n in range(5)]
     stage.take(lake, paused, days, DAY + timedelta(10))
     assert stage.read(lake, paused, days)["days_without_export"] == {"klinik-nord": 2, "praxisnetz": 5}
+
+
+def test_an_export_of_which_most_lines_are_lost_is_told_apart_from_one_with_a_bad_line(
+    lake: Lake, city: City, deliver: Deliver
+):
+    """A separator inside a field spoils rows, not the file: no quality rule ever sees them."""
+    head = "KH-internes-Kennzeichen;Geschlecht;PLZ;Aufnahmedatum;Geburtsjahr\n"
+    good = [f"{n};m;64283;202501050800;1980\n" for n in range(40)]
+    bad = [f"b{n};m;64283;202501050800;1980;Darmstadt; Eberstadt\n" for n in range(60)]
+    deliver("hospital-sued", DAY, {"FALL.csv": "".join([head, *good, *bad])})
+    deliver(
+        "praxisnetz",
+        DAY,
+        {"practice.csv": "case_id;patient_id;sex;visited_on;visit_type\nv;p;w;2025-01-05;emergency\nx\n"},
+    )
+    pull(lake, city, [DAY], TODAY)
+    assert stage.read(lake, city, [DAY])["unread"] == {"hospital-sued": 0.6}
