@@ -30,7 +30,7 @@ class EventLog(SqliteEventLogStorage):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> EventLog:
-        return cls(str(Path(config_value["base_dir"]) / FOLDER), inst_data)
+        return cls(str(Path(config_value["base_dir"]).expanduser() / FOLDER), inst_data)
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines = {}

@@ -530,6 +530,26 @@ def test_a_deleted_consent_is_remembered_as_revoked(lake: Lake, city: City):
     assert back.num_rows == 1 and (row["patient_id"], row["reason"], row["erase"]) == ("p", "document_not_active", True)
 
 
+def test_of_a_register_only_the_rows_of_who_comes_back_change(lake: Lake):
+    row = {"arrival_day": START, "export_id": "e", "source_file": "f", "source_line": 1, "status": "active", "code": f"{OID}.8",
+           "decision": "permit", "valid_from": START, "period_readable": True}  # fmt: skip
+    people = [("k", "p"), ("k", "other"), ("elsewhere", "p"), ("k", None)]
+    rows = [row | {"clinic": clinic, "patient_id": who, "consent_id": "same"} for clinic, who in people]
+    register = pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS)
+    nobody = register.slice(0, 0).select(["clinic", "patient_id"])
+    denied = pa.Table.from_pylist([rows[0] | {"decision": "deny"}], schema=CONSENT_PROVISIONS)
+    buried = bury(denied, denied.select(["clinic", "patient_id"]), START, lake.keys)
+    found, back = recognise_consents(buried, register, nobody, lake.keys)
+    assert back.to_pylist() == [{"clinic": "k", "patient_id": "p"}]
+    of = [r for r in found.to_pylist() if (r["clinic"], r["patient_id"]) == ("k", "p")]
+    assert {r["decision"] for r in of} == {"permit", "deny", "none"} and "same" not in {r["consent_id"] for r in of}
+    assert len({r["consent_id"] for r in of if r["decision"] != "none"}) == 1, "old and new version are one document"
+    others = [r for r in found.to_pylist() if r not in of]
+    assert others == register.slice(1).to_pylist() and found.num_rows == 3 + len(of)
+    untouched, back = recognise_consents(buried, register.slice(1), nobody, lake.keys)
+    assert untouched.equals(register.slice(1)) and not back.num_rows
+
+
 def test_who_comes_of_age_is_erased_unless_they_sign_for_themselves(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
     rule = city.consent.model_copy(update={"guardian_consent_ends_at": 18})
     minors = city.model_copy(update={"consent": rule})
