@@ -71,7 +71,7 @@ web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wr
 test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a real CKAN; needs postgresql and redis-server
 	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
 
-bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
+bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; 35 minutes
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 .venv-sbom/bin/.installed: ## apart from .venv: it brings a package that compiles a grammar at every import of jsonschema
