@@ -55,7 +55,12 @@ def _terms(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
 
 
 def require_agreed(city: City, plan: PricedPlan, ledger: Ledger, scopes: Collection[str]) -> None:
-    """Raise `PlanChanged` where a table of the plan was measured on other terms in one of the windows `scopes`."""
+    """Raise `PlanChanged` where a table of the plan was measured on other terms in one of the windows `scopes`.
+
+    Raises `CapChanged` where one of them was opened with another budget or mechanism, which says what to write back.
+    """
+    for scope in sorted(ledger.windows().keys() & set(scopes)):
+        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
     present = {p.table.name: _terms(city, p.table, p.noise) for p in plan.tables}
     for earlier in ledger.reserved().values():
         scope = city.window_start(date.fromisoformat(earlier["unit_start"])).isoformat()
