@@ -109,14 +109,18 @@ FIELDS: Final = {
 
 CASES_SQL: Final = f"""
 CREATE TEMP TABLE contacts AS SELECT DISTINCT id, parent FROM "Encounter";
+CREATE TEMP TABLE replaced AS
+SELECT id, arrival_day, lead(arrival_day) OVER (PARTITION BY id ORDER BY arrival_day) AS until
+FROM (SELECT DISTINCT id, arrival_day FROM "Encounter")
+SEMI JOIN (SELECT id FROM "Encounter" GROUP BY id HAVING min(arrival_day) < max(arrival_day)) USING (id);
 CREATE TEMP TABLE named AS
-SELECT contact, ref_id(d.condition.reference, 'Condition') AS condition_id,
+SELECT contact, until, ref_id(d.condition.reference, 'Condition') AS condition_id,
   CASE WHEN list_has_any(uses, ['hospital-main-diagnosis', 'principle-DRG']) THEN 0
        WHEN list_contains(uses, 'cause-of-death') THEN 8 WHEN list_contains(uses, 'CC') THEN 1
        WHEN list_contains(uses, 'DD') THEN 2 WHEN list_contains(uses, 'AD') THEN 3 ELSE 7 END AS use_order,
   coalesce(d.rank, 99) AS place
 FROM (SELECT *, list_transform(d.use.coding, lambda u: u.code) AS uses
-      FROM (SELECT id AS contact, unnest(diagnosis) AS d FROM "Encounter"));
+      FROM (SELECT id AS contact, until, unnest(diagnosis) AS d FROM "Encounter" LEFT JOIN replaced USING (id, arrival_day)));
 CREATE TEMP VIEW cases AS
 SELECT {_PROVENANCE}, id AS case_id, patient_id,
   CASE WHEN fhir_status IN ('planned', 'finished', 'cancelled', 'entered-in-error', 'in-progress') THEN fhir_status
@@ -139,7 +143,8 @@ FROM "Patient";
 
 # A diagnosis belongs to a case by Encounter.diagnosis (of the case or of a contact below it) or by
 # Condition.encounter. Principal: the hospital's main diagnosis (code system KontaktDiagnoseProzedur), then use CC
-# before DD before AD, then rank; without a use, only if it is alone.
+# before DD before AD, then rank; without a use, only if it is alone. What an older version of a contact named counts
+# until the day on which a newer one came.
 _CASE_OF_SQL: Final = """
 CREATE TEMP TABLE case_of AS
 SELECT id AS contact, id AS case_id FROM contacts WHERE parent IS NULL
@@ -157,11 +162,12 @@ FROM "Condition" WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'r
 DIAGNOSES_SQL: Final = f"""
 {_CASE_OF_SQL}
 CREATE TEMP TABLE contact_cases AS
-SELECT o.contact, c.rowid AS case_row FROM case_of o JOIN case_rows c ON c.case_id = o.case_id;
+SELECT o.contact, c.rowid AS case_row, c.arrival_day FROM case_of o JOIN case_rows c ON c.case_id = o.case_id;
 CREATE TEMP TABLE links AS
 SELECT case_row, icd_row, min(use_order) AS use_order, min(place) AS place FROM (
   SELECT o.case_row, i.rowid AS icd_row, n.use_order, n.place FROM named n
-  JOIN contact_cases o ON o.contact = n.contact JOIN icd i ON i.condition_id = n.condition_id
+  JOIN contact_cases o ON o.contact = n.contact AND (n.until IS NULL OR o.arrival_day < n.until)
+  JOIN icd i ON i.condition_id = n.condition_id
   UNION ALL
   SELECT o.case_row, i.rowid, 6, 99 FROM icd i JOIN contact_cases o ON o.contact = i.contact) GROUP BY ALL;
 CREATE TEMP VIEW diagnoses AS
@@ -287,7 +293,7 @@ def read(
         loader.drop("Condition")
         canonical("diagnoses", DIAGNOSES_SQL)
         con.execute(
-            "DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE contact_cases; DROP TABLE case_rows"
+            "DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE replaced; DROP TABLE contact_cases; DROP TABLE case_rows"
         )
         loader.drop("Condition")
         loader.load("Procedure", FIELDS["Procedure"])

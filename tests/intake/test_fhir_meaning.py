@@ -186,6 +186,41 @@ def test_the_main_diagnosis_of_the_hospital_is_the_principal_one(read: Callable)
     assert roles == {"I20.0": "secondary", "I21.0": "principal", "I22.0": "secondary"}
 
 
+def test_what_an_older_version_of_a_contact_named_counts_until_a_newer_one_came(
+    lake: Lake, city: City, deliver: Callable
+):
+    """An export of changes builds upon the older one: its links stay for contacts that did not change, here the ward's."""
+    next_day = DAY + timedelta(1)
+
+    def naming(which: str, role: str) -> dict[str, Any]:
+        use = {"coding": [{"system": ROLE, "code": role}]}
+        return {"diagnosis": [{"condition": {"reference": f"Condition/{which}"}, "use": use}]}
+
+    ward = ENCOUNTER | {"id": "w", "partOf": {"reference": "Encounter/e"}} | naming("c2", "DD")
+    first = [ENCOUNTER | naming("c0", "CC"), ward]
+    conditions = [condition(f"c{i}", icd(f"I2{i}.0")) for i in range(3)]
+    deliver(
+        "klinik-nord", DAY, {"Patient.ndjson": [PATIENT], "Encounter.ndjson": first, "Condition.ndjson": conditions}
+    )
+    changes = {"scope": "incremental", "since": None, "transaction_time": "2025-01-07T00:00:00Z"}
+    deliver("klinik-nord", next_day, {"export.json": json.dumps(changes), "Encounter.ndjson": [ENCOUNTER | naming("c1", "AD")]})  # fmt: skip
+    pull(lake, city, [DAY, next_day], TODAY)
+
+    def principal(days: list[date], earlier: list[date]) -> dict[date, dict[str, str]]:
+        tables, rejected = read_exports(landed(lake, city, days), city, landed(lake, city, earlier))
+        assert rejected == {}
+        found: dict[date, dict[str, str]] = {}
+        for row in tables["diagnoses"].to_pylist():
+            found.setdefault(row["arrival_day"], {})[row["icd_code"]] = row["role"]
+        return found
+
+    of_first = {"I20.0": "principal", "I22.0": "secondary"}
+    of_next = {"I22.0": "principal", "I21.0": "secondary"}
+    assert principal([next_day], [DAY]) == {next_day: of_next}
+    assert principal([DAY, next_day], [])[next_day] == of_next
+    assert principal([DAY], []) == {DAY: of_first}
+
+
 @pytest.mark.parametrize("status", ["refuted", "entered-in-error"])
 def test_a_diagnosis_that_was_ruled_out_is_none(read: Callable, status: str):
     ruled_out = {"verificationStatus": {"coding": [{"code": status}]}, "encounter": {"reference": "Encounter/e"}}
