@@ -223,7 +223,7 @@ def _without(path: Path, gone: Sequence[int]) -> None:
     try:
         with os.fdopen(handle, "wb") as raw:
             packed = path.name.lower().endswith(".gz")
-            with gzip.GzipFile(fileobj=raw, mode="wb") if packed else contextlib.nullcontext(raw) as out:
+            with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
                     lines = split_lines(content)
                     keep = ~np.isin(np.arange(first, first + len(lines)), numbers)

@@ -21,52 +21,15 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.util import find_spec, module_from_spec
-from types import ModuleType
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from assets.privacy.accounting import UNITS, epsilon_of, grid_distance, rho_of
-
-
-@contextmanager
-def _mechanisms_alone() -> Iterator[None]:
-    """Lets `diffprivlib.mechanisms` be imported without its package, which loads models and scikit-learn: a second each time.
-
-    The mechanisms need one function of scikit-learn, for seeds, which we never give; it is loaded when it is called.
-    """
-    if "diffprivlib" in sys.modules:
-        yield
-        return
-    spec, lazy = find_spec("diffprivlib"), ModuleType("sklearn.utils")
-    if spec is None:
-        raise ModuleNotFoundError("diffprivlib is not installed: install the project's dependencies")
-
-    def check_random_state(seed: Any) -> Any:
-        from sklearn.utils import check_random_state as real
-
-        return real(seed)
-
-    lazy.check_random_state = check_random_state  # type: ignore[attr-defined]
-    stand_ins = {"diffprivlib": module_from_spec(spec)}
-    if "sklearn.utils" not in sys.modules:
-        stand_ins |= {"sklearn": ModuleType("sklearn"), "sklearn.utils": lazy}
-    whole = {name: sys.modules.get(name) for name in stand_ins}
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name, module in whole.items():
-            del sys.modules[name]
-            if module is not None:
-                sys.modules[name] = module
 
 
 @dataclass(frozen=True)
@@ -187,8 +150,7 @@ class DiscreteGaussian(Noise):
         return 2 * cost, np.full_like(cost, 2.0)
 
     def _sampler(self) -> Any:
-        with _mechanisms_alone():
-            from diffprivlib.mechanisms import GaussianDiscrete
+        from diffprivlib.mechanisms import GaussianDiscrete
 
         class OurScale(GaussianDiscrete):  # type: ignore[misc]
             """σ comes from the plan; epsilon and delta given to the parent only satisfy its constructor."""
@@ -251,8 +213,7 @@ class Geometric(Noise):
         return 2 * np.sinh(cost / 2) ** 2, np.sinh(cost)
 
     def _sampler(self) -> Any:
-        with _mechanisms_alone():
-            from diffprivlib.mechanisms import Geometric as Sampler
+        from diffprivlib.mechanisms import Geometric as Sampler
 
         rate = float(self.strength)
         while Fraction(rate) > self.strength:  # rounded up, it would be less noise than was paid for

@@ -69,11 +69,11 @@ def resource(**change: object) -> bytes:
     ],
 )
 def test_hostile_lines_are_quarantined_and_the_good_one_is_read(city: City, tmp_path: Path, content: bytes, rules):
-    started = time.monotonic()
+    started = time.process_time()
     tables, rejected, found = read_files(city, "klinik-nord", tmp_path / "x", {"Encounter.ndjson": content})
     assert rejected is None and "e" in tables["cases"].column("case_id").to_pylist()
     assert rules is None or found == rules
-    assert time.monotonic() - started < 20 and "CANARY" not in str(tables["findings"].to_pylist())
+    assert time.process_time() - started < 20 and "CANARY" not in str(tables["findings"].to_pylist())
 
 
 def test_a_reference_of_a_megabyte_links_to_nobody(city: City, tmp_path: Path):

@@ -65,26 +65,6 @@ def test_the_scale_is_never_rounded_below_what_was_paid_for(monkeypatch: pytest.
         assert Fraction(seen[-1]) ** 2 >= Fraction(n, 7)
 
 
-def test_drawing_loads_the_mechanisms_alone_and_leaves_the_library_whole_for_others():
-    drawing = """
-import sys
-from fractions import Fraction
-from assets.privacy.mechanism import DiscreteGaussian, Geometric, draw
-draw([1], DiscreteGaussian(Fraction(4))), draw([1], Geometric(Fraction(1, 4)))
-loaded = {"sklearn", "pandas", "diffprivlib.tools", "diffprivlib.models"} & sys.modules.keys()
-assert not loaded, loaded
-sampler = DiscreteGaussian(Fraction(4))._sampler()
-import sklearn.utils
-from diffprivlib import BudgetAccountant, mechanisms
-assert isinstance(sampler, mechanisms.GaussianDiscrete)
-again = [mechanisms.Geometric(epsilon=0.1, random_state=7).randomise(0) for _ in range(2)]
-assert again[0] == again[1]
-draw([1], DiscreteGaussian(Fraction(4)))
-"""
-    done = subprocess.run([sys.executable, "-c", drawing], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr[-500:]
-
-
 def test_every_mechanism_of_the_library_is_banned_or_known_to_be_discrete():
     from diffprivlib import mechanisms
 
