@@ -260,15 +260,19 @@ def standing(
         return con.execute(_STANDING).to_arrow_table()
 
 
+KEPT: Final[tuple[str, ...]] = ("cases", "diagnoses", "procedures", "persons")
+"""The canonical tables of which something goes on."""
+
+
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
-    """Canonical tables with the rows of permitted cases only; persons only of patients with such a case."""
+    """Those of `KEPT` among `tables` with the rows of permitted cases only; persons only of patients with such a case."""
     with connect() as con:
         load(con, decisions=decisions)
         con.execute(
             "CREATE TEMP TABLE ok AS SELECT DISTINCT clinic, arrival_day, case_id, patient_id FROM decisions WHERE permitted"
         )
-        kept = {}
-        for name in ("cases", "diagnoses", "procedures", "persons"):
+        kept: dict[str, pa.Table] = {}
+        for name in (n for n in KEPT if n in tables):
             keys = ["clinic", "patient_id"] if name == "persons" else ["clinic", "arrival_day", "case_id"]
             numbered = tables[name].select(keys).append_column("n", pa.array(np.arange(tables[name].num_rows)))
             con.register("rows", numbered)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from assets.consent import kernel
 from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.reasons import REASONS
-from assets.consent.rule import FULL_EXPORTS, keep_permitted
+from assets.consent.rule import FULL_EXPORTS, KEPT, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
@@ -84,9 +84,10 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stages consented tables and the standing of every patient; returns counts by reason."""
-    tables = staged(lake, "canonical", days)
-    provisions = in_order(_with_owners(lake, tables["consent_provisions"]))
+    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
+    provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days("consent_register", days, provisions, "arrival_day", keep_empty=True)
+    del provisions  # the register holds them: no second copy while it is judged
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
     register, erased_before = register_of(lake, live)
@@ -97,8 +98,10 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     of_age = majority(lake, city)
     decisions, stands = kernel.evaluate(engine, tables["cases"], register, city.consent, day, full, of_age)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
-    for name, table in keep_permitted(tables, decisions).items():
-        lake.write(f"staging/consented/{name}", days[-1], table)
+    del tables, live, register  # what goes on is read table by table: together they were the peak of a run
+    for name in KEPT:
+        kept = keep_permitted(staged(lake, "canonical", days, (name,)), decisions)
+        lake.write(f"staging/consented/{name}", days[-1], kept[name])
     again = erased_before.append_column("erased_before", pa.repeat(True, erased_before.num_rows))
     stands = stands.join(again, PATIENTS.names).select(STANDING.names)
     erased = stands.column("erased_before").fill_null(False)

@@ -43,17 +43,19 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
     result = pseudonymise(engine, valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
+    del valid, decisions  # erasure needs the room
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
     record_days(lake, days, result, cert["sha256"])
+    cases = result["cases"].select(["case_key", "person_key", "patient_key"])
+    del result
     erased = erase(lake, city, days, deletions)
     for step in STEPS:
         for name in CANONICAL:
             lake.erase(f"staging/{step}/{name}", [days[-1]])
     lake.erase("staging/standing", [days[-1]])
-    cases = result["cases"]
     return {
         "cases": len(cases.column("case_key").unique()),
         "persons": len(cases.column("person_key").unique()),

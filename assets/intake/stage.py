@@ -7,7 +7,7 @@ erases them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -113,8 +113,8 @@ def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 
 
-def staged(lake: Lake, step: str, days: Sequence[date]) -> dict[str, Any]:
-    """The tables that `step` staged for this run. Raises `NotStaged` naming what must run first."""
+def staged(lake: Lake, step: str, days: Sequence[date], names: Iterable[str] = tuple(CANONICAL)) -> dict[str, Any]:
+    """The tables `names` that `step` staged for this run. Raises `NotStaged` naming what must run first."""
     if days[-1] not in lake.days(f"staging/{step}/cases"):
         raise NotStaged(f"nothing staged by {step!r} for {days[-1]}: materialise it in the same run")
-    return {name: lake.read(f"staging/{step}/{name}", schema, [days[-1]]) for name, schema in CANONICAL.items()}
+    return {name: lake.read(f"staging/{step}/{name}", CANONICAL[name], [days[-1]]) for name in names}

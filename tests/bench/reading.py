@@ -131,7 +131,7 @@ def work(source: Path) -> None:
     from assets.contract.city import load_city
     from assets.identity import stage as identity
     from assets.intake import stage as intake
-    from assets.lake.keys import Keyring, create_keys
+    from assets.lake.keys import create_keys
     from assets.lake.lake import Lake
     from assets.quality import stage as quality
 
@@ -139,7 +139,7 @@ def work(source: Path) -> None:
     city = city.model_copy(update={"clinics": tuple(c for c in city.clinics if c.format == "fhir")})
     with tempfile.TemporaryDirectory(dir=BENCH) as folder:
         create_keys(Path(folder) / "keys")
-        lake = Lake(Path(folder) / "data", Keyring.load(Path(folder) / "keys"))
+        lake = Lake.open(Path(folder) / "data", Path(folder) / "keys")
         landing = lake.landing / city.clinics[0].key / DAY.isoformat() / "0123456789abcdef"
         landing.mkdir(parents=True)
         for path in source.iterdir():
