@@ -37,7 +37,7 @@ lint: $(BIN)/.installed
 # Two at a time, the longest first; what one prints is kept together.
 AUDITS := audit-consent audit-guarantee audit-crashes audit-lines audit-patients audit-bounding
 $(AUDITS): $(BIN)/.installed
-audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; a quarter of an hour
+audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; some 20 minutes of processor time
 	mkdir -p $(DIGITALSTADT_DATA)/audit
 	$(MAKE) --no-print-directory --output-sync --keep-going -j 2 $(AUDITS)
 
@@ -71,7 +71,7 @@ web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wr
 test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a real CKAN; needs postgresql and redis-server
 	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
 
-bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; 35 minutes
+bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 .venv-sbom/bin/.installed: ## apart from .venv: it brings a package that compiles a grammar at every import of jsonschema
