@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS
 from assets.lake.progress import Stretch, days_between, finished_days, stretches
 
 HOUR, MINUTE = 3, 30

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from assets.contract.city import WINDOW_DAYS, City, CityFileError, load_city
+from assets.contract.city import City, CityFileError, load_city
+from assets.contract.terms import WINDOW_DAYS
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches

@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from assets.contract.city import DEFAULT_CITY, LEVEL_DAYS, City, load_city
+from assets.contract.city import DEFAULT_CITY, City, load_city
 from assets.contract.codes import CARE, LOS_BINS
 from assets.contract.schemas import PSEUDONYMISED_CASES
+from assets.contract.terms import LEVEL_DAYS
 from assets.identity.pseudonyms import pseudonyms
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from assets.contract.codes import (
     ADMISSION_TYPES,
@@ -31,47 +31,31 @@ from assets.contract.codes import (
     SEXES,
 )
 from assets.contract.connectors import Connector, FolderConnector
+from assets.contract.model import Key, Model
 from assets.contract.operation import Operation
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, Budget, Caps, ReleasePlan
 
 CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
 DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
-WINDOW_DAYS: Final = 364
-PERIOD_DAYS: Final = 28
-QUARTER_DAYS: Final = 91
-"""A quarter of a window: 13 weeks, so that four of them fill it."""
-WEEK_DAYS: Final = 7
-
-Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
-"""Keys become folder names, so they are restricted to what is safe in a path."""
-TimeLevel = Literal["day", "week", "period", "quarter", "window"]
-Dimension = Literal["area", "age_group", "sex", "chapter", "admission", "los", "outcome", "patients_at_cap"]
-LEVEL_DAYS: Final[dict[str, int]] = {
-    "day": 1, "week": WEEK_DAYS, "period": PERIOD_DAYS, "quarter": QUARTER_DAYS, "window": WINDOW_DAYS
-}  # fmt: skip
-AT_CAP: Final = "patients_at_cap"
 
 
 class CityFileError(ValueError):
     """The city file cannot be used; the message names file, line and what to change."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Text(_Model):
+class Text(Model):
     """A text in German and English."""
 
     de: str
     en: str
 
 
-class Region(_Model):
+class Region(Model):
     ags: Annotated[str, Field(pattern=r"^[0-9]{8}$")]
     ars: Annotated[str, Field(pattern=r"^[0-9]{12}$")]
 
 
-class Area(_Model):
+class Area(Model):
     """A published area. `population[age group] = [women, men]`, absent where no figure is at hand."""
 
     key: Key
@@ -97,14 +81,14 @@ class Area(_Model):
         return women + men if sex is None else (women if sex == "w" else men)
 
 
-class PopulationSource(_Model):
+class PopulationSource(Model):
     source: str
     as_of: date
     estimate: bool
     note: Text
 
 
-class QualityReport(_Model):
+class QualityReport(Model):
     """Cases of all patients of a clinic in a year, as its public quality report (§136b SGB V) or itself states them."""
 
     year: Annotated[int, Field(ge=2000, le=2200)]
@@ -119,14 +103,14 @@ class QualityReport(_Model):
         return value
 
 
-class Pause(_Model):
+class Pause(Model):
     """Announced days, both inclusive, of which a clinic delivers no cases: a move, a new hospital system."""
 
     first: date
     last: date
 
 
-class Clinic(_Model):
+class Clinic(Model):
     key: Key
     name: str
     quality_report: QualityReport | None = None
@@ -163,7 +147,7 @@ class Clinic(_Model):
         return self
 
 
-class ConsentRule(_Model):
+class ConsentRule(Model):
     required_on_evaluation_day: tuple[str, ...] = (CONSENT_STORE, CONSENT_USE)
     required_over_case: tuple[str, ...] = (CONSENT_COLLECT,)
     reach_back_to_case_of_signature: bool = False
@@ -177,106 +161,7 @@ class ConsentRule(_Model):
     note: str
 
 
-class Budget(_Model):
-    epsilon: Annotated[float, Field(gt=0, le=20)]
-    delta: Annotated[float, Field(gt=0, le=1e-5)]
-    epoch: date
-    mechanism: Literal["automatic", "discrete_gaussian", "geometric"] = "automatic"
-    """Noise of all tables of the plan; `automatic`: the one with the smaller expected errors. Fixed inside a window."""
-
-    @field_validator("epoch")
-    @classmethod
-    def _monday(cls, value: date) -> date:
-        if value.isoweekday() != 1:
-            raise ValueError("the epoch must be a Monday, so that budget weeks are ISO weeks")
-        return value
-
-
-class Caps(_Model):
-    """Contribution bounds of one person: events kept in any trailing 364 days, ISO week, 28-day period."""
-
-    window: Annotated[int, Field(ge=1, le=12)] = 4
-    period: Annotated[int, Field(ge=1, le=12)] = 2
-    week: Literal[1] = 1
-
-    @model_validator(mode="after")
-    def _nested(self) -> Caps:
-        if not self.week <= self.period <= self.window:
-            raise ValueError("caps must grow: week <= period <= window")
-        return self
-
-
-class MeasuredTable(_Model):
-    """One noisy table: counts of events for each `care`, unit of time and cell of the dimensions.
-
-    `dimensions: [patients_at_cap]` is a table of its own kind: for each quarter and `care` the patients of whom a
-    case was left out by the caps, each in the `care` of the first such case.
-    """
-
-    name: Key
-    time: TimeLevel
-    dimensions: tuple[Dimension, ...] = ()
-    share: Annotated[float, Field(gt=0, lt=1)]
-    extra_lag_days: Annotated[int, Field(ge=0, le=60)] = 0
-
-    @property
-    def at_cap(self) -> bool:
-        """Whether it counts patients at their cap instead of cases."""
-        return AT_CAP in self.dimensions
-
-    @property
-    def axes(self) -> tuple[Dimension, ...]:
-        """Dimensions that break its counts down."""
-        return () if self.at_cap else self.dimensions
-
-    @property
-    def needs_outcome(self) -> bool:
-        """Whether it counts what is known only once a case is over."""
-        return bool({"los", "outcome"} & set(self.dimensions))
-
-    @model_validator(mode="after")
-    def _quarters_are_of_patients_at_cap(self) -> MeasuredTable:
-        if (self.time == "quarter") != self.at_cap or (self.at_cap and len(self.dimensions) > 1):
-            raise ValueError("a table by quarter has exactly the dimension patients_at_cap, and no other table has it")
-        return self
-
-
-class Acceptance(_Model):
-    """Largest tolerated expected relative error (expected MAE / expected mean count) of a published level."""
-
-    time: TimeLevel
-    dimensions: tuple[Dimension, ...] = ()
-    max_relative_error: Annotated[float, Field(gt=0)]
-
-
-class ReleasePlan(_Model):
-    tables: tuple[MeasuredTable, ...]
-    acceptance: tuple[Acceptance, ...]
-    expected_cases_per_year: dict[str, int]
-    """Public expectation for each `care`, used for expected relative errors only."""
-    corrections_share: Annotated[float, Field(ge=0, le=0.05)] = 0.0
-    """Share of the budget that is set aside for declared corrections of what was measured."""
-    corrections_per_window: Annotated[int, Field(ge=1, le=52)] = 2
-    """How many weeks of a window can be corrected: each takes an equal part of what is set aside."""
-    expected_patients_at_cap_per_quarter: dict[str, int] | None = None
-    """The same for the table of patients at their cap."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ReleasePlan:
-        names = [t.name for t in self.tables]
-        if len(set(names)) != len(names):
-            raise ValueError("two measured tables have the same name")
-        if sum(t.share for t in self.tables) + self.corrections_share > 1 + 1e-9:
-            raise ValueError("the shares of the measured tables, and corrections_share, add up to more than 1")
-        if set(self.expected_cases_per_year) != set(CARE):
-            raise ValueError(f"expected_cases_per_year needs exactly {', '.join(CARE)}")
-        at_cap = self.expected_patients_at_cap_per_quarter
-        if any(t.at_cap for t in self.tables) and set(at_cap or ()) != set(CARE):
-            raise ValueError(f"expected_patients_at_cap_per_quarter needs exactly {', '.join(CARE)}")
-        return self
-
-
-class CkanTarget(_Model):
+class CkanTarget(Model):
     """A CKAN portal to push to. The token stands in the environment, never here."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/].*[^/]$")]
@@ -288,7 +173,7 @@ class CkanTarget(_Model):
     upload_limit_bytes: Annotated[int, Field(gt=0)] = 10_000_000
 
 
-class S3Target(_Model):
+class S3Target(Model):
     """A bucket that serves the folder `open_data`. Credentials stand in the environment, never here."""
 
     bucket: str
@@ -297,7 +182,7 @@ class S3Target(_Model):
     region: str | None = None
 
 
-class Publication(_Model):
+class Publication(Model):
     publisher: str
     contact_name: str
     contact_email: str
@@ -310,7 +195,7 @@ class Publication(_Model):
     s3: S3Target | None = None
 
 
-class City(_Model):
+class City(Model):
     """A city as its file declares it."""
 
     version: Literal[1]

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from assets.contract.model import Model
 
 MAX_EXPORT_GIGABYTES: Final = 20
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Secret(_Model):
+class Secret(Model):
     """Where a secret is found: an environment variable or a file, never the secret itself."""
 
     env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -64,14 +62,14 @@ def _web_address(value: str) -> str:
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
-class FolderConnector(_Model):
+class FolderConnector(Model):
     """Somebody else writes below `inbox/<clinic>/`; without marker an export is complete when it is quiet."""
 
     kind: Literal["folder"] = "folder"
     settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
 
 
-class _Remote(_Model):
+class _Remote(Model):
     settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
     """Longest silence of the other side."""
@@ -116,7 +114,7 @@ class S3Connector(_Remote):
     ca_file: Path | None = None
 
 
-class SmartAuth(_Model):
+class SmartAuth(Model):
     """SMART Backend Services: a signed client assertion buys a short-lived token."""
 
     token_url: WebAddress

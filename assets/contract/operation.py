@@ -9,18 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from assets.contract.connectors import Secret, WebAddress
+from assets.contract.model import Model
 
 Address = Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Email(_Model):
+class Email(Model):
     """A mail server that takes our mail. Port 587 begins in plain text and turns to TLS, 465 begins with TLS."""
 
     host: str
@@ -42,7 +39,7 @@ class Email(_Model):
         return self
 
 
-class Webhook(_Model):
+class Webhook(Model):
     """An address that takes a JSON document by POST. `secret_url` where the address itself is the secret."""
 
     url: WebAddress | None = None
@@ -57,7 +54,7 @@ class Webhook(_Model):
         return self
 
 
-class Operation(_Model):
+class Operation(Model):
     """Channels of alerts, links that they carry, and limits from which on a person is needed."""
 
     email: Email | None = None

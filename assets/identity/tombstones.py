@@ -12,8 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import WINDOW_DAYS
 from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.contract.terms import WINDOW_DAYS
 from assets.lake.keys import Keyring, derive, keyed_hashes
 
 MARK: Final = "tombstone:"

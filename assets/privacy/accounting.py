@@ -15,7 +15,7 @@ from datetime import date
 from functools import cache
 from typing import Final
 
-from assets.contract.city import PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
+from assets.contract.terms import PERIOD_DAYS, QUARTER_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
 
 UNITS: Final = 10**15
 RANDOM_BITS: Final = 53

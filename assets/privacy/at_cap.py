@@ -11,7 +11,8 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import QUARTER_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import QUARTER_DAYS
 from assets.lake.engine import connect, load
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import PERIOD_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
 from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.contract.terms import PERIOD_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
 
 _NEVER = -(10**9)
 

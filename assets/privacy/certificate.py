@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS
 from assets.privacy.plan import PricedPlan
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import WEEK_DAYS, City
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.terms import WEEK_DAYS
 from assets.identity.pseudonymise import LINKS, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise

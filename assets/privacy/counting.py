@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.codes import CARE, LOS_BIN_KEYS, OUTCOMES
+from assets.contract.terms import MeasuredTable
 
 STILL_IN_HOSPITAL = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
 """Where a case counts that is not over when its table is measured; the table's extra lag makes it rare."""

@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import AT_CAP, LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.codes import CARE
 from assets.contract.schemas import ESTIMATES
+from assets.contract.terms import AT_CAP, LEVEL_DAYS, WEEK_DAYS, MeasuredTable
 from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import Unit, measurement_id, units_of

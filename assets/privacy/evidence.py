@@ -13,7 +13,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS
 from assets.lake import witness
 from assets.lake.files import atomic_write
 from assets.lake.lake import Lake

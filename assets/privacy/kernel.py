@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from assets.contract.city import Caps, City, MeasuredTable
+from assets.contract.city import City
+from assets.contract.terms import Caps, MeasuredTable
 from assets.lake.distribute import Engine, Tables, by_column, merged
 from assets.privacy import bounding, counting
 

@@ -44,7 +44,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from assets.contract.city import WINDOW_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import WINDOW_DAYS
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS
 from assets.privacy.ledger_store import GENESIS, Execute, PostgresStore, Refused, SqliteStore, Store

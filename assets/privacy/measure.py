@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City, MeasuredTable
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS, MeasuredTable
 from assets.privacy.accounting import released_sensitivity
 from assets.privacy.counting import count
 from assets.privacy.ledger import Ledger, Reservation

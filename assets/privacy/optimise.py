@@ -20,7 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from assets.contract.city import AT_CAP, City
+from assets.contract.city import City
+from assets.contract.terms import AT_CAP
 from assets.privacy.accounting import UNITS, sensitivity
 from assets.privacy.consistency import Level
 from assets.privacy.mechanism import Noise

@@ -19,7 +19,7 @@ from assets.consent.rule import standing
 from assets.consent.stage import PATIENTS, evaluation_day, full_exports, majority, register_of
 from assets.consent.tombstones import ERASED, patient_hashes
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.contract.city import AT_CAP, LEVEL_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import LOS_BIN_KEYS, OUTCOMES
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
@@ -27,6 +27,7 @@ from assets.contract.schemas import (
     CONSENT_PROVISIONS,
     PSEUDONYMISED_CASES,
 )
+from assets.contract.terms import AT_CAP, LEVEL_DAYS
 from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
 from assets.lake.lake import Lake

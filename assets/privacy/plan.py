@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from assets.contract.city import AT_CAP, LEVEL_DAYS, WEEK_DAYS, Acceptance, City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.codes import CARE
+from assets.contract.terms import AT_CAP, LEVEL_DAYS, WEEK_DAYS, Acceptance, MeasuredTable
 from assets.privacy.accounting import UNITS, sensitivity
 from assets.privacy.consistency import Level, Product, variance
 from assets.privacy.mechanism import MECHANISMS, Noise

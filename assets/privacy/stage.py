@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import WEEK_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.pseudonymise import LINKS, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise

@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import AGE_GROUP_KEYS, SEXES, STANDARD_POPULATION
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS
 from assets.privacy.consistency import Level, Product, variance_of_sum
 from assets.privacy.measure import units_of
 from assets.privacy.plan import DIMENSIONS, TIME_LEVELS

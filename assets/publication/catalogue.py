@@ -11,8 +11,10 @@ from typing import Final, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from assets.contract.city import AT_CAP, Text, TimeLevel
+from assets.contract.city import Text
 from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, SEXES
+from assets.contract.model import Model
+from assets.contract.terms import AT_CAP, TimeLevel
 
 Measure = Literal[
     "count", "rate_per_100000", "age_standardised_rate", "share", "mortality", "mean_days", "median_days", "p90_days",
@@ -24,11 +26,7 @@ TOTAL: Final = "total"
 """`dimensions` of an estimate that is not broken down."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MeasureDefinition(_Model):
+class MeasureDefinition(Model):
     """A measure: its unit, how many decimals are shown, what it means."""
 
     name: Text
@@ -42,14 +40,14 @@ class MeasureDefinition(_Model):
         return Text(de=self.unit_de, en=self.unit)
 
 
-class Level(_Model):
+class Level(Model):
     """A published level of the estimates that a dataset takes."""
 
     time: TimeLevel | Literal["late"]
     dimensions: str = TOTAL
 
 
-class Dataset(_Model):
+class Dataset(Model):
     """A published dataset."""
 
     key: str

@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import CARE
+from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS
 from assets.publication.catalogue import TOTAL
 from assets.publication.ratios import Z95, fieller
 

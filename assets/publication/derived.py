@@ -10,7 +10,7 @@ from typing import Final
 
 import pandas as pd
 
-from assets.contract.city import AT_CAP
+from assets.contract.terms import AT_CAP
 from assets.publication.catalogue import TOTAL
 
 MONTH: Final = "month"

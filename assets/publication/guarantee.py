@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS
 from assets.privacy.accounting import UNITS
 from assets.privacy.mechanism import Noise
 from assets.privacy.plan import PricedPlan, price

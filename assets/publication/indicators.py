@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import (
     ADMISSION_TYPES,
     AGE_GROUPS,
@@ -25,6 +25,7 @@ from assets.contract.codes import (
     OUTCOMES,
     SEXES,
 )
+from assets.contract.terms import LEVEL_DAYS
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
 from assets.publication.coverage import clinics_changed, coverage, with_coverage
 from assets.publication.derived import MONTH, STANDARDISED, corrected

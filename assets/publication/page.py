@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from assets.contract.city import LEVEL_DAYS, City, Text
+from assets.contract.city import City, Text
 from assets.contract.codes import AGE_GROUP_KEYS, CARE, CHAPTER_KEYS, CHAPTER_UNKNOWN, ICD_CHAPTERS, SEXES
+from assets.contract.terms import LEVEL_DAYS
 from assets.lake.files import atomic_write, make_directory
 from assets.publication.bundle import FILE_MODE, FOLDER_MODE, Published
 from assets.publication.catalogue import CODES, MEASURES, dataset

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from assets.contract.city import AT_CAP, LEVEL_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import CARE
+from assets.contract.terms import AT_CAP, LEVEL_DAYS
 from assets.identity.pseudonyms import pseudonyms
 from assets.lake.lake import Lake
 from assets.privacy.bounding import decide

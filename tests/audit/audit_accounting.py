@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.privacy.accounting import UNITS, epsilon_of
 from assets.privacy.ledger import Ledger
 from assets.privacy.measure import Unit, due, measure

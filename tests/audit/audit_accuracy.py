@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from audit_sampler import draw_many
 
-from assets.contract.city import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, City
+from assets.contract.city import City
 from assets.contract.codes import LOS_BINS, OUTCOMES
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy.consistency import Level, estimate, variance

@@ -18,8 +18,9 @@ import pyarrow as pa
 from audit_sampler import draw_many
 from scipy import stats
 
-from assets.contract.city import LEVEL_DAYS, WINDOW_DAYS, City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.pseudonymise import LINKS
 from assets.privacy.accounting import UNITS
 from assets.privacy.at_cap import first_left_out

@@ -23,7 +23,8 @@ from diffprivlib.mechanisms import Geometric
 from measure import BENCH, note
 from peers import NotInstalled, python_of
 
-from assets.contract.city import WINDOW_DAYS, City, load_city
+from assets.contract.city import City, load_city
+from assets.contract.terms import WINDOW_DAYS
 from assets.privacy.accounting import sensitivity
 from assets.privacy.consistency import Level, Product, estimate
 from assets.privacy.mechanism import DiscreteGaussian, Noise, draw

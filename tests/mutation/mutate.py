@@ -166,7 +166,7 @@ def consent() -> int:
 def bounding() -> int:
     """The contribution bounds against their naive count, decided at once and in two runs."""
     tests = load_file(ROOT / "tests/privacy/test_privacy.py", "mutation_bounds")
-    from assets.contract.city import Caps
+    from assets.contract.terms import Caps
 
     rng = np.random.default_rng(5)
     samples: list[tuple[Any, Any]] = []

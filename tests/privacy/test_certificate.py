@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
+from assets.contract.city import City
 from assets.contract.codes import CARE, LOS_BIN_KEYS
+from assets.contract.terms import LEVEL_DAYS, MeasuredTable
 from assets.privacy.certificate import certificate
 from assets.privacy.counting import count
 from assets.privacy.plan import price

@@ -222,7 +222,7 @@ def test_a_delta_too_small_for_the_sampler_is_refused_or_avoided(city: City):
 
 
 def test_shares_are_proposed_for_geometric_noise_too(city: City):
-    from assets.contract.city import Acceptance
+    from assets.contract.terms import Acceptance
     from assets.privacy.optimise import problem, propose
 
     limits = (

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from assets.contract.city import LEVEL_DAYS, City, MeasuredTable
+from assets.contract.city import City
+from assets.contract.terms import LEVEL_DAYS, MeasuredTable
 from assets.privacy import measure as measuring
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.contract.city import Caps, City
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.contract.terms import Caps
 from assets.privacy.accounting import epsilon_of, released_sensitivity, rho_of, sensitivity
 from assets.privacy.bounding import decide
 from assets.privacy.consistency import Product, estimate, variance

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from assets.contract.city import WINDOW_DAYS, City
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
+from assets.contract.terms import WINDOW_DAYS
 from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake

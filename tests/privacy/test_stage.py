@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from assets.contract.city import Caps, City, load_city
+from assets.contract.city import City, load_city
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
     EVENTS,
@@ -20,6 +20,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
 )
+from assets.contract.terms import Caps
 from assets.identity.pseudonymise import LINKS
 from assets.identity.record import announce_erasure, conclude_erasure, record_days
 from assets.lake.keys import Keyring, create_keys
