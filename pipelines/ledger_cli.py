@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +55,7 @@ def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
 
     return {
         "window": scope,
+        "delta": delta,
         "status": "paused" if window.paused else "open",
         "mechanism": window.mechanism.title,
         "spent": part(window.spent_units),
@@ -70,15 +71,17 @@ def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
 def show(as_json: Json = False) -> None:
     """Cost and ε of each budget window: by table, for corrections, altogether, and what is left."""
     city, _, ledger = _open()
-    delta = city.budget.delta
-    reports = [window_report(scope, window, delta) for scope, window in ledger.windows().items()]
+    reports = [
+        window_report(scope, window, city.at(date.fromisoformat(scope)).budget.delta)
+        for scope, window in ledger.windows().items()
+    ]
     if as_json:
-        sys.stdout.write(json.dumps({"delta": delta, "windows": reports}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"windows": reports}, indent=1) + "\n")
         return
     for r in reports:
         title = (
             f"window from {r['window']}, {r['mechanism']}, {r['status']}: ε {r['spent']['epsilon']:.4f} of {r['cap']['epsilon']:.4f} in one"
-            f" year; {r['epsilon_five_years_like_this']:.4f} of {r['epsilon_five_years_at_cap']:.4f} in five (δ {delta:g})"
+            f" year; {r['epsilon_five_years_like_this']:.4f} of {r['epsilon_five_years_at_cap']:.4f} in five (δ {r['delta']:g})"
         )
         table = Table(title=title, title_justify="left")
         exact = "ρ" if "rho" in r["cap"] else "pure ε"
@@ -106,7 +109,7 @@ def correct_week(
     if not yes:
         typer.confirm(
             f"Measure the week of {monday} again, with the data as they are now? It costs one of "
-            f"{city.plan.corrections_per_window} parts of the reserve and cannot be undone",
+            f"{city.at(monday).plan.corrections_per_window} parts of the reserve and cannot be undone",
             abort=True,
         )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from assets.contract.city import City
@@ -81,10 +82,11 @@ def summarise(outcome: Outcome, lake: Lake, city: City) -> list[dict[str, object
                 f"{first}; what waits for them is measured once they ran",
             )
         for scope, window in open_ledger(lake, city).windows().items():
-            epsilon = window.epsilon(city.budget.delta)
+            terms = city.at(date.fromisoformat(scope)).budget
+            epsilon = window.epsilon(terms.delta)
             paused = "; used up: the series is paused" if window.paused else ""
             rows.append({"stage": "privacy", "what": f"budget of the year from {scope}", "count": f"ε {epsilon:.3f}",
-                         "details": f"{window.spent_units / window.cap_units:.1%} of {window.mechanism.currency} for ε {city.budget.epsilon}, δ {city.budget.delta:g}{paused}"})  # fmt: skip
+                         "details": f"{window.spent_units / window.cap_units:.1%} of {window.mechanism.currency} for ε {terms.epsilon}, δ {terms.delta:g}{paused}"})  # fmt: skip
     if published := meta.get("open_data"):
         datasets = counts(published.get("datasets"))
         add("publication", "rows published", sum(datasets.values()), _listed(datasets))

@@ -33,7 +33,7 @@ from assets.contract.codes import (
 from assets.contract.connectors import Connector, FolderConnector
 from assets.contract.model import Key, Model
 from assets.contract.operation import Operation
-from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, Budget, Caps, ReleasePlan
+from assets.contract.terms import LEVEL_DAYS, WEEK_DAYS, WINDOW_DAYS, Budget, Caps, FormerTerms, ReleasePlan
 
 CITY_VARIABLE: Final = "DIGITALSTADT_CITY"
 DEFAULT_CITY: Final = Path(__file__).parent / "cities" / "darmstadt.yaml"
@@ -226,6 +226,8 @@ class City(Model):
     engine: Annotated[str, Field(pattern=r"^(duckdb|spark|local(\[[0-9*]+\])?|yarn|(spark|k8s)://[^@\s]+)$")] = "duckdb"
     """Where row-heavy steps are computed: `duckdb`, `spark` on this machine, or the URL of a Spark master."""
     plan: ReleasePlan
+    former: tuple[FormerTerms, ...] = ()
+    """Terms that earlier windows were measured on, in order of time; `budget`, `caps` and `plan` are those of all later ones."""
     publication: Publication
     operation: Operation = Operation()
 
@@ -253,6 +255,33 @@ class City(Model):
         if self.opened_on and self.opened_on < self.start:
             raise ValueError("opened_on lies before start: what arrives first cannot be older than what is measured")
         return self
+
+    @model_validator(mode="after")
+    def _terms_change_between_windows(self) -> City:
+        ends = [terms.until for terms in self.former]
+        if ends != sorted(set(ends)):
+            raise ValueError("former: `until` must grow from one entry to the next")
+        for terms in self.former:
+            last = self.window_start(terms.until) + timedelta(WINDOW_DAYS - 1)
+            if terms.budget.epoch != self.budget.epoch:
+                raise ValueError("former: windows are counted from one epoch, which must be the same in every budget")
+            if terms.until != last:
+                raise ValueError(
+                    f"former: terms hold for whole windows, and {terms.until} is no last day of one; {last} is"
+                )
+        return self
+
+    def at(self, day: date) -> City:
+        """The city on the terms of the window that holds `day`: with their `budget`, `caps` and `plan`."""
+        for terms in self.former:
+            if day <= terms.until:
+                return self.model_copy(update={"budget": terms.budget, "caps": terms.caps, "plan": terms.plan})
+        return self
+
+    @property
+    def former_caps(self) -> tuple[tuple[date, Caps], ...]:
+        """Last day, and caps, of the windows on former terms, in order of time."""
+        return tuple((terms.until, terms.caps) for terms in self.former)
 
     @property
     def first_arrival(self) -> date:

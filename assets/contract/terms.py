@@ -1,6 +1,7 @@
 """The terms of a budget window: its budget, caps on what a person contributes, and release plan.
 
-Here: the models and their own consistency. Not here: what a plan costs (`privacy.plan`), when which terms hold (`city`).
+Here: the models and their own consistency. Not here: what a plan costs (`privacy.plan`), which window has which terms
+(`City.at`).
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ class ReleasePlan(Model):
     expected_patients_at_cap_per_quarter: dict[str, int] | None = None
     """The same for the table of patients at their cap."""
 
+    @property
+    def of_cases(self) -> tuple[MeasuredTable, ...]:
+        """Tables that least squares joins: all but that of patients at their cap."""
+        return tuple(t for t in self.tables if not t.at_cap)
+
     @model_validator(mode="after")
     def _consistent(self) -> ReleasePlan:
         names = [t.name for t in self.tables]
@@ -124,3 +130,13 @@ class ReleasePlan(Model):
         if any(t.at_cap for t in self.tables) and set(at_cap or ()) != set(CARE):
             raise ValueError(f"expected_patients_at_cap_per_quarter needs exactly {', '.join(CARE)}")
         return self
+
+
+class FormerTerms(Model):
+    """Terms of the windows up to the day `until`, as they stood in the city file then."""
+
+    until: date
+    """Last day of the last window that they hold for."""
+    budget: Budget
+    caps: Caps = Caps()
+    plan: ReleasePlan

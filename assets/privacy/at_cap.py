@@ -22,11 +22,12 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
     `decisions`: `BOUNDING_DECISIONS`; `cases`: `PSEUDONYMISED_CASES`; `links`: patient_key, person_key, arrival_day. As
     known when the quarter is measured: cases, late ones too, when their week is closed, links of a person when the last
     week of the quarter is.
-    One row for each person and quarter at most, so that one person changes one count of a quarter by one.
+    One row for each person and quarter at most, so that one person changes one count of a quarter by one; none in windows
+    whose plan has no such table.
     """
-    if not any(t.at_cap for t in city.plan.tables):
-        cases = cases.slice(0, 0)
-    days = sorted(set(decisions.column("event_day").to_pylist()))
+    every = sorted(set(decisions.column("event_day").to_pylist()))
+    windows = {w for w in map(city.window_start, every) if any(t.at_cap for t in city.at(w).plan.tables)}
+    days = [day for day in every if city.window_start(day) in windows]
     quarters = [city.unit_start("quarter", day) for day in days]
     known = pa.table({
         "event_day": pa.array(days, pa.date32()),

@@ -1,12 +1,16 @@
 """Contribution bounding: which events of a person count. Causal and per person: no one else's data matters.
 
-An event is kept iff afterwards the person has at most `caps.window` kept events in every 364-day interval,
-at most one in its ISO week and at most `caps.period` in its 28-day period. Events are decided in order of
+An event is kept iff afterwards the person has at most `caps.window` kept events in every 364-day interval that holds
+it, at most one in its ISO week and at most `caps.period` in its 28-day period. Events are decided in order of
 arrival, once, and never again, so that a decision never depends on what comes later.
+
+Caps are those of the event's own budget window. Where windows differ in them, each still holds no more than its own: it
+is one of those intervals, and whichever of its events is kept last has been counted with all the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 
 import numpy as np
@@ -19,23 +23,32 @@ from assets.contract.terms import PERIOD_DAYS, WEEK_DAYS, WINDOW_DAYS, Caps
 _NEVER = -(10**9)
 
 
-def _fits(days: np.ndarray, new: np.ndarray, caps: Caps) -> np.ndarray:
-    """Whether each person may keep the event on `new` beside the kept `days` (slots × persons).
+def _fits(days: np.ndarray, new: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Whether each person may keep the event on `new` beside the kept `days` (slots × persons), given `_limits` of `new`.
 
     An interval that is too full can be moved to start at one of its events; only intervals that hold the new day can
-    become too full, so only whoever has `caps.window` events less than a window away needs a closer look.
+    become too full, so only whoever has as many events less than a window away as one may hold needs a closer look.
     """
+    in_week, in_period, in_window = limits
     same_week = (days // WEEK_DAYS == new // WEEK_DAYS).sum(axis=0, dtype=np.int16)
     same_period = (days // PERIOD_DAYS == new // PERIOD_DAYS).sum(axis=0, dtype=np.int16)
     near = (np.abs(days - new) < WINDOW_DAYS).sum(axis=0, dtype=np.int16)
-    fits: np.ndarray = (same_week < caps.week) & (same_period < caps.period)
-    close = np.flatnonzero(fits & (near >= caps.window))
+    fits: np.ndarray = (same_week < in_week) & (same_period < in_period)
+    close = np.flatnonzero(fits & (near >= in_window))
     mine, added = days[:, close], new[close]
     for start in (*mine, added):
         holds_new = (start <= added) & (added < start + WINDOW_DAYS)
         inside = ((mine >= start) & (mine < start + WINDOW_DAYS)).sum(axis=0, dtype=np.int16) + 1
-        fits[close[holds_new & (inside > caps.window)]] = False
+        fits[close[holds_new & (inside > in_window[close])]] = False
     return fits
+
+
+def _limits(day: np.ndarray, caps: Caps, former: Sequence[tuple[date, Caps]], epoch: date) -> np.ndarray:
+    """Caps of a week, a period and a window that hold for events on each `day` (since `epoch`): int16, 3 × events."""
+    ends = [(until - epoch).days for until, _ in former]
+    every = np.array([[c.week, c.period, c.window] for c in (*(c for _, c in former), caps)], dtype=np.int16)
+    limits: np.ndarray = every[np.searchsorted(ends, day)].T
+    return limits
 
 
 def _days(column: pa.ChunkedArray, epoch: date) -> np.ndarray:
@@ -67,10 +80,13 @@ def _before(decided: pa.Table, people: pa.Array, day: np.ndarray, epoch: date) -
     return who[near].astype(np.int64), days[near]
 
 
-def decide(new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Table:
+def decide(
+    new: pa.Table, decided: pa.Table, caps: Caps, epoch: date, former: Sequence[tuple[date, Caps]] = ()
+) -> pa.Table:
     """`BOUNDING_DECISIONS` for the events of `new`, in their order, given all earlier decisions.
 
-    `new`: decided_on, person_key, case_key, clinic, event_day; each case once and not in `decided`. All persons
+    `new`: decided_on, person_key, case_key, clinic, event_day; each case once and not in `decided`. `former`: last day
+    and caps of windows with others than `caps`, in order of time (`City.former_caps`). All persons
     take their next event at the same time, so Python runs as often as the busiest person has events. The busiest come
     first: whoever has a next event is in front of those who have none.
     """
@@ -83,6 +99,7 @@ def decide(new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Tabl
     busiest = np.argsort(-events, kind="stable")
     first, events = (np.cumsum(events) - events)[busiest], events[busiest]
     order = _order(new, person, decided_on, day)
+    limits = _limits(day, caps, former, epoch)
 
     who, days = _before(decided, encoded.dictionary, day, epoch)
     used = np.bincount(who, minlength=len(busiest))
@@ -90,7 +107,7 @@ def decide(new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Tabl
     slot = np.arange(len(who)) - (np.cumsum(used) - used)[who[by_person]]
     windows = int(day.max() - day.min()) // WINDOW_DAYS + 1
     room = int(used.max()) + min(
-        int(events[0]), caps.window * windows
+        int(events[0]), int(limits[2].max()) * windows
     )  # of each window that `day` spans no more is kept
     used = used[busiest]
     kept_days = np.full((room, len(busiest)), _NEVER, dtype=np.int32)
@@ -101,7 +118,7 @@ def decide(new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Tabl
         active = int(np.searchsorted(-events, -turn))
         rows = order[first[:active] + turn]
         when = day[rows].astype(np.int32)
-        keep = _fits(kept_days[: int(used[:active].max()), :active], when, caps)
+        keep = _fits(kept_days[: int(used[:active].max()), :active], when, limits[:, rows])
         kept[rows] = keep
         keeping = np.flatnonzero(keep)
         kept_days[used[keeping], keeping] = when[keeping]

@@ -32,8 +32,8 @@ from assets.privacy.bounding import decide
 from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
-from assets.privacy.measure import Asked, ask, book, measurement_id, units_of
-from assets.privacy.plan import PricedPlan, PricedTable, price
+from assets.privacy.measure import Asked, ask, book, measurement_id, open_window, units_of
+from assets.privacy.plan import PricedPlan, PricedTable, Terms, price
 from assets.privacy.stage import TIES
 
 
@@ -63,7 +63,7 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
             WHERE care <> 'other' AND admitted_on BETWEEN $monday AND $sunday ORDER BY ALL""",
             {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
         ).to_arrow_table()
-    fresh = decide(new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch)
+    fresh = decide(new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch, city.former_caps)
     everything = pa.concat_tables([decided, fresh])
     if fresh.num_rows:
         lake.write_days("bounding", [on], everything, "decided_on")
@@ -126,7 +126,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
     was drawn and nothing was spent.
     """
     with lease(lake.root, "correction", 10, city.ledger):
-        plan, ledger, monday = price(city), open_ledger(lake, city), city.unit_start("week", day)
+        ledger, monday, city = open_ledger(lake, city), city.unit_start("week", day), city.at(day)
+        plan = price(city)
         require_newest(lake, city, ledger)
         committed = ledger.committed()
         tables = [p for p in plan.tables if p.table.name in plan.correction_costs]
@@ -138,8 +139,7 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
                 f"the week of {monday} is not measured yet: what clinics deliver up to {city.week_known_on(monday)} "
                 "counts without a correction"
             )
-        scope = city.window_start(monday).isoformat()
-        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
+        open_window(ledger, city.window_start(monday), Terms(city, plan))
         cases = lake.read("cases", PSEUDONYMISED_CASES)
         verify_cases(lake, cases)
         version, on = _version(ledger, tables, monday, recorded_days(lake)[-1])

@@ -11,6 +11,7 @@ dimension, so replacing the total keeps estimates unbiased, makes them add up an
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
 from math import prod
@@ -28,7 +29,7 @@ from assets.privacy.consistency import Level, estimate, variance
 from assets.privacy.ledger import Committed
 from assets.privacy.measure import Unit, measurement_id, units_of
 from assets.privacy.mechanism import noise_of
-from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, PricedPlan, level_of, product_of, published_levels
+from assets.privacy.plan import DIMENSIONS, TIME_LEVELS, level_of, product_of, published_levels
 from assets.privacy.sums import Marginal, Solved, SolvedBlock, Sum, months, quarters, standardised, with_corrections
 
 LATE: Final = "late"
@@ -76,8 +77,7 @@ def _is_final(city: City, committed: Mapping[str, Committed], block: Block) -> b
 
 
 def _solve(
-    city: City, plan: PricedPlan, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal],
-    version: int = 1,
+    city: City, committed: Mapping[str, Committed], block: Block, wanted: Sequence[Marginal], version: int = 1
 ) -> SolvedBlock:  # fmt: skip
     """Least squares over one block, for those marginals of `wanted` that its tables determine.
 
@@ -87,8 +87,7 @@ def _solve(
     product = product_of(city, top)
     variances: dict[Level, float] = {}
     arrays: dict[Level, np.ndarray] = {}
-    for priced in plan.of_cases:
-        table = priced.table
+    for table in city.plan.of_cases:
         if LEVEL_DAYS[table.time] > LEVEL_DAYS[top]:
             continue
         units = units_of(*block, table.time)
@@ -184,16 +183,16 @@ def _sum_rows(city: City, time: str, found: Sum) -> pa.Table:
     return rows.filter(pc.is_finite(rows.column("value")))
 
 
-def _patients_at_cap(city: City, plan: PricedPlan, committed: Mapping[str, Committed]) -> list[pa.Table]:
+def _patients_at_cap(city: City, committed: Mapping[str, Committed]) -> list[pa.Table]:
     """`ESTIMATES` rows of the table of patients at their cap: as measured, for nothing else is known of it."""
     parts = []
-    for priced in plan.tables:
-        for measured in committed.values() if priced.table.at_cap else ():
-            if measured.parameters["table"] == priced.table.name:
-                block = priced.table.time, date.fromisoformat(measured.parameters["unit_start"])
+    for table in city.plan.tables:
+        for measured in committed.values() if table.at_cap else ():
+            if measured.parameters["table"] == table.name:
+                block = table.time, date.fromisoformat(measured.parameters["unit_start"])
                 values = np.array(measured.values, dtype=float)[:, None]
                 solved = Solved(values, np.array([noise_of(measured.parameters).variance]))
-                rows = _rows(city, block, (priced.table.time, ()), solved, "final")
+                rows = _rows(city, block, (table.time, ()), solved, "final")
                 names = pa.array([AT_CAP] * rows.num_rows, pa.string())
                 parts.append(rows.set_column(ESTIMATES.get_field_index("dimensions"), "dimensions", names))
     return parts
@@ -208,19 +207,10 @@ def _paused(table: pa.Table, city: City, windows: Collection[str]) -> pa.Table:
     return table.set_column(place, "status", pc.if_else(inside, "paused", table.column("status")))
 
 
-def estimates(
-    city: City, plan: PricedPlan, committed: Mapping[str, Committed], paused: Collection[str] = ()
-) -> pa.Table:
-    """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
-
-    Months, quarters, age-standardised rates (dimension `standard_age`) and patients at their cap are rows of their own.
-    `status` is final once every table of the window is in, `provisional` before, and `paused` where no more will come:
-    `paused` names the windows whose budget is used up. What was measured in them is published on. It is `corrected`
-    where a week was measured again; levels that no weekly table gives hold the first measurement on, and so do
-    tables with extra lag: they do not add up to corrected totals.
-    """
-    of_cases = [t for t in city.plan.tables if not t.at_cap]
-    lagging: set[str] = {d for t in city.plan.tables if t.extra_lag_days for d in t.dimensions}
+def _of_window(city: City, committed: Mapping[str, Committed]) -> tuple[list[pa.Table], list[SolvedBlock]]:
+    """`ESTIMATES` rows of one window, on whose terms `city` is, and its blocks that later sums are made from."""
+    of_cases = city.plan.of_cases
+    lagging: set[str] = {d for t in of_cases if t.extra_lag_days for d in t.dimensions}
     levels = [(t, tuple(sorted(d, key=DIMENSIONS.index))) for t, d in published_levels(city)]
     prompt = [x for x in levels if not lagging & set(x[1])]
     margins = {(t, tuple(d for d in dims if d not in lagging)) for t, dims in levels}
@@ -228,11 +218,11 @@ def estimates(
     parts: list[pa.Table] = []
     whole: list[SolvedBlock] = []
     again = {
-        monday: _solve(city, plan, committed, ("week", monday), prompt, version)
+        monday: _solve(city, committed, ("week", monday), prompt, version)
         for monday, version in _corrections(committed).items()
     }
     for block in _blocks(city, committed, [t for t in of_cases if not t.extra_lag_days]):
-        first = _solve(city, plan, committed, block, [*prompt, *margins])
+        first = _solve(city, committed, block, [*prompt, *margins])
         whole.append(with_corrections(first, again))
         for marginal, solved in whole[-1].solved.items():
             if marginal in prompt:
@@ -242,12 +232,32 @@ def estimates(
                 published[marginal][unit] = solved.values[:, i], float(solved.variance[i])
     late = [x for x in levels if lagging & set(x[1])]
     for block in _blocks(city, committed, of_cases) if late else []:
-        own = _solve(city, plan, committed, block, [*late, *margins])
+        own = _solve(city, committed, block, [*late, *margins])
         for marginal, solved in _take_totals(city, block, own.solved, lagging, published).items():
             parts.append(_rows(city, block, marginal, solved, own.status))
+    return parts + _patients_at_cap(city, committed), whole
+
+
+def estimates(city: City, committed: Mapping[str, Committed], paused: Collection[str] = ()) -> pa.Table:
+    """Consistent `ESTIMATES` of every published level; whatever is published adds up, at every moment.
+
+    Months, quarters, age-standardised rates (dimension `standard_age`) and patients at their cap are rows of their own.
+    `status` is final once every table of the window is in, `provisional` before, and `paused` where no more will come:
+    `paused` names the windows whose budget is used up. What was measured in them is published on. It is `corrected`
+    where a week was measured again; levels that no weekly table gives hold the first measurement on, and so do
+    tables with extra lag: they do not add up to corrected totals.
+    """
+    windows: dict[date, dict[str, Committed]] = defaultdict(dict)
+    for name, measured in committed.items():
+        windows[city.window_start(date.fromisoformat(measured.parameters["unit_start"]))][name] = measured
+    parts: list[pa.Table] = []
+    whole: list[SolvedBlock] = []
+    for start, own in sorted(windows.items()):
+        rows, blocks = _of_window(city.at(start), own)
+        parts += rows
+        whole += blocks
     for name, found in (("month", months), ("quarter", quarters), ("window", standardised)):
         parts += [_sum_rows(city, name, s) for s in found(city, whole)]
-    parts += _patients_at_cap(city, plan, committed)
     if not parts:
         return ESTIMATES.empty_table()
     order = [(n, "ascending") for n in ESTIMATES.names if n not in ("value", "variance", "status")]

@@ -6,6 +6,7 @@ Why that changes nothing: whether an event of a person is kept depends on that p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Final
 
@@ -22,15 +23,19 @@ COUNTED_HERE: Final = 1_000_000
 _NEW_ORDER: Final = ("decided_on", "person_key", "case_key", "clinic", "event_day")
 
 
-def decide_shard(tables: Tables, caps: Caps, epoch: date) -> Tables:
+def decide_shard(tables: Tables, caps: Caps, epoch: date, former: Sequence[tuple[date, Caps]]) -> Tables:
     """`decide` for one shard of persons."""
-    return {"decisions": bounding.decide(tables["new"], tables["decided"], caps, epoch)}
+    return {"decisions": bounding.decide(tables["new"], tables["decided"], caps, epoch, former)}
 
 
-def decide(engine: Engine, new: pa.Table, decided: pa.Table, caps: Caps, epoch: date) -> pa.Table:
+def decide(
+    engine: Engine, new: pa.Table, decided: pa.Table, caps: Caps, epoch: date, former: Sequence[tuple[date, Caps]] = ()
+) -> pa.Table:
     """What `bounding.decide` returns for `new`, which is sorted by all its columns."""
     tables = {"new": new, "decided": decided}
-    parts = engine.each(decide_shard, tables, lambda: by_column(tables, "person_key"), caps=caps, epoch=epoch)
+    parts = engine.each(
+        decide_shard, tables, lambda: by_column(tables, "person_key"), caps=caps, epoch=epoch, former=former
+    )
     return merged(parts, {"decisions": _NEW_ORDER})["decisions"]
 
 

@@ -6,7 +6,7 @@ values are differentially private, so a ledger holds no one's data.
 
 | entry | says |
 |---|---|
-| open | a window begins: its cap, and its mechanism where that is not the discrete Gaussian |
+| open | a window begins: its cap, the caps on what a person contributes, and its mechanism where that is not the discrete Gaussian |
 | set_aside | this much of that cap is for corrections and nothing else |
 | reserve, correct | a measurement, or the correction of one, will be drawn over this snapshot for that much |
 | supersede | a reserved measurement, not yet committed, is asked for again and will be drawn over this snapshot; costs nothing |
@@ -155,29 +155,41 @@ class Ledger:
         self.store: Store = SqliteStore(location) if isinstance(location, Path) else PostgresStore(location)
 
     def open_scope(
-        self, scope: str, cap_units: int, set_aside_units: int = 0, mechanism: type[Noise] = DiscreteGaussian
-    ) -> None:
-        """Fix mechanism and cap of a window and its reserve for corrections. Raises `CapChanged` where it has others."""
+        self, scope: str, cap_units: int, set_aside_units: int = 0, mechanism: type[Noise] = DiscreteGaussian,
+        caps: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Fix mechanism and cap of a window, its reserve for corrections, and the `caps` that its cases are bounded by.
+
+        Raises `CapChanged` where it has others. Windows that were opened before caps were noted down name none.
+        """
+        about: dict[str, Any] = {} if mechanism is DiscreteGaussian else {"mechanism": mechanism.title}
+        about |= {"caps": dict(caps)} if caps else {}
         with self.store.write() as execute:
             rows = execute("SELECT rho_units, parameters FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
             if not rows:
                 self._require_apart(execute, scope)
-                about = "{}" if mechanism is DiscreteGaussian else json.dumps({"mechanism": mechanism.title})
-                self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", about, None))
+                self._append(execute, ("open", f"window:{scope}", scope, cap_units, "", json.dumps(about), None))
                 if set_aside_units:
                     name = f"corrections:{scope}"
                     self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
                 return
-            cap, agreed = rows[0][0], mechanism_of(json.loads(rows[0][1]))
+            cap, noted = rows[0][0], json.loads(rows[0][1])
+            agreed = mechanism_of(noted)
             if agreed is not mechanism:
                 raise CapChanged(
                     f"window {scope} was begun with {agreed.title} noise and pays in {agreed.currency}; the plan now takes "
                     f"{mechanism.title} noise, which pays in {mechanism.currency}. Write `mechanism: {agreed.key}` below "
-                    "`budget` in the city file until the next window begins"
+                    "`budget` of that window in the city file (of an earlier window it stands below `former`)"
                 )
             if cap != cap_units:
                 raise CapChanged(
-                    f"window {scope} was opened with a cap of {cap} units; a budget never changes once spent from"
+                    f"window {scope} was opened with a cap of {cap} units, the city file now gives it {cap_units}: a budget "
+                    "never changes once begun. Put it back, or write it below `former` with the window's last day"
+                )
+            if caps and noted.get("caps", about["caps"]) != about["caps"]:
+                raise CapChanged(
+                    f"cases of window {scope} were bounded by the caps {noted['caps']}, the city file now has {about['caps']}. "
+                    "Put them back, or write them below `former` with the window's last day"
                 )
 
     def _require_apart(self, execute: Execute, scope: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from assets.privacy.accounting import released_sensitivity
 from assets.privacy.counting import count
 from assets.privacy.ledger import Ledger, Reservation
 from assets.privacy.mechanism import Noise, draw
-from assets.privacy.plan import PricedPlan
+from assets.privacy.plan import PricedPlan, Terms
 
 
 class Unit(NamedTuple):
@@ -44,7 +44,7 @@ Count = Callable[[pa.Table, MeasuredTable, City], np.ndarray]
 
 
 class PlanChanged(RuntimeError):
-    """A table's noise, shape or caps differ from those its window began with: charges would no longer add up."""
+    """A table's noise, shape or caps differ from those its window was measured on: charges would no longer add up."""
 
 
 def _terms(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
@@ -55,20 +55,30 @@ def _terms(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def require_agreed(city: City, plan: PricedPlan, ledger: Ledger, scopes: Collection[str]) -> None:
-    """Raise `PlanChanged` where a table of the plan was measured on other terms in one of the windows `scopes`.
+def open_window(ledger: Ledger, start: date, terms: Terms) -> None:
+    """Fix budget, mechanism and caps of the window from `start`. Raises `CapChanged` where it was begun with others."""
+    plan, caps = terms.plan, terms.city.caps.model_dump()
+    ledger.open_scope(start.isoformat(), plan.budget_units, plan.set_aside_units, plan.mechanism, caps)
+
+
+def require_agreed(city: City, terms: Mapping[date, Terms], ledger: Ledger) -> None:
+    """Raise `PlanChanged` where a table was measured on other terms than those of its window (by first day) in `terms`.
 
     Raises `CapChanged` where one of them was opened with another budget or mechanism, which says what to write back.
     """
-    for scope in sorted(ledger.windows().keys() & set(scopes)):
-        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
-    present = {p.table.name: _terms(city, p.table, p.noise) for p in plan.tables}
+    for start in sorted(terms.keys() & set(map(date.fromisoformat, ledger.windows()))):
+        open_window(ledger, start, terms[start])
+    present = {
+        (start, p.table.name): _terms(at.city, p.table, p.noise) for start, at in terms.items() for p in at.plan.tables
+    }
     for earlier in ledger.reserved().values():
-        scope = city.window_start(date.fromisoformat(earlier["unit_start"])).isoformat()
-        terms = present.get(earlier["table"])
-        if scope in scopes and "correction" not in earlier and terms and not terms.items() <= earlier.items():
+        start = city.window_start(date.fromisoformat(earlier["unit_start"]))
+        agreed = present.get((start, earlier["table"]))
+        if "correction" not in earlier and agreed and not agreed.items() <= earlier.items():
             raise PlanChanged(
-                f"{earlier['table']}: share, dimensions or caps changed inside window {scope}; put them back"
+                f"{earlier['table']}: share, dimensions or caps differ from those that the window from {start} was measured "
+                "on; put them back. They change with a window only, and those of earlier ones stand below `former` in the "
+                "city file"
             )
 
 
@@ -106,12 +116,14 @@ def due(city: City, frozen: Collection[date], through: date, known: Collection[s
 
     In the order in which they become due, so that a budget is spent alike in daily runs and in one backfill.
     """
-    days = set(frozen)
+    days, windows = set(frozen), defaultdict[date, set[date]](set)
+    for day in days:
+        windows[city.window_start(day)].add(day)
     found = []
-    for table in city.plan.tables:
-        units = {Unit(city.unit_start(table.time, day)) for day in days}
+    for table, own in ((table, own) for start, own in windows.items() for table in city.at(start).plan.tables):
+        units = {Unit(city.unit_start(table.time, day)) for day in own}
         if table.time == "day":
-            units |= {Unit(city.unit_start("week", day), late=True) for day in days}
+            units |= {Unit(city.unit_start("week", day), late=True) for day in own}
         for unit in sorted(units):
             ripe = known_by(city, table, unit) <= through
             if ripe and days.issuperset(unit_days(table, unit)) and measurement_id(table, unit) not in known:
@@ -169,7 +181,7 @@ def book(ledger: Ledger, asked: Sequence[Asked]) -> int:
 def measure(
     city: City, plan: PricedPlan, ledger: Ledger, wanted: list[Due], load: Load, key: bytes, by: Count | None = None
 ) -> int:
-    """Reserve, draw and commit what the budget allows of `wanted`; returns how many.
+    """Reserve, draw and commit what the budget allows of `wanted`, in windows on the terms of `city`; returns how many.
 
     `load(table, unit)`: frozen `EVENTS` of that unit of time, with `los` and `outcome` as of `known_by` for a
     table that has them; for the table of patients at their cap, the first left-out case of each. `by` counts them. Each entry is charged what a person
@@ -177,7 +189,8 @@ def measure(
     """
     costs = {p.table.name: p for p in plan.tables}
     released: dict[tuple[str, str], set[date]] = defaultdict(set)
-    require_agreed(city, plan, ledger, {city.window_start(unit.start).isoformat() for _, unit in wanted})
+    starts = {city.window_start(unit.start) for _, unit in wanted}
+    require_agreed(city, dict.fromkeys(starts, Terms(city, plan)), ledger)
     for known, earlier in ledger.reserved().items():
         if "correction" in earlier:
             continue
@@ -186,8 +199,8 @@ def measure(
         window = city.window_start(first).isoformat()
         released[table_name, window].add(first)
     asked = []
-    for scope in sorted({city.window_start(unit.start).isoformat() for _, unit in wanted}):
-        ledger.open_scope(scope, plan.budget_units, plan.set_aside_units, plan.mechanism)
+    for start in sorted(starts):
+        open_window(ledger, start, Terms(city, plan))
     for table, unit in wanted:
         start = unit.start
         scope = city.window_start(start).isoformat()

@@ -6,10 +6,11 @@ Closed form and independent of the data, so it is known before anything is measu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 from assets.contract.city import City
 from assets.contract.codes import CARE
@@ -76,18 +77,24 @@ class PricedPlan:
     """Of ε: the city's, where the mechanism needs one; else what its sampler's own error comes to, corrections included."""
     errors: tuple[ExpectedError, ...]
 
-    @property
-    def of_cases(self) -> tuple[PricedTable, ...]:
-        """Tables that least squares joins: all but that of patients at their cap."""
-        return tuple(p for p in self.tables if not p.table.at_cap)
+
+class Terms(NamedTuple):
+    """What a window is measured on: the city with its budget, caps and plan, and that plan priced."""
+
+    city: City
+    plan: PricedPlan
+
+
+def terms_of(city: City, windows: Iterable[date]) -> dict[date, Terms]:
+    """The terms of each of the windows that hold one of the days `windows`. Raises `PlanRefused`."""
+    cities = {start: city.at(start) for start in sorted(set(windows))}
+    return {start: Terms(at, price(at)) for start, at in cities.items()}
 
 
 def published_levels(city: City) -> list[tuple[str, tuple[str, ...]]]:
     """(time level, dimensions) of all counts of cases: each measured table, its coarser times, city totals."""
     found = set()
-    for table in city.plan.tables:
-        if table.at_cap:
-            continue
+    for table in city.plan.of_cases:
         coarser = TIME_LEVELS[: TIME_LEVELS.index(table.time) + 1]
         found |= {(time, dims) for time in coarser for dims in (tuple(table.dimensions), ())}
     return sorted(found, key=lambda f: (len(f[1]), f[1], -TIME_LEVELS.index(f[0])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -31,8 +32,8 @@ from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import LedgerBroken, open_ledger
-from assets.privacy.measure import Unit, due, known_by, measure, require_agreed, unit_days
-from assets.privacy.plan import price
+from assets.privacy.measure import Due, Unit, due, known_by, measure, open_window, require_agreed, unit_days
+from assets.privacy.plan import terms_of
 
 TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
 """Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
@@ -93,7 +94,12 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
             {"through": through},
         ).to_arrow_table()
     fresh = kernel.decide(
-        engine, new, linked(_near(decided, new), lake.read("links", LINKS)), city.caps, city.budget.epoch
+        engine,
+        new,
+        linked(_near(decided, new), lake.read("links", LINKS)),
+        city.caps,
+        city.budget.epoch,
+        city.former_caps,
     )
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
@@ -222,11 +228,13 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget, counts of measurements and of cases that came late."""
-    plan, ledger, through = price(city), open_ledger(lake, city), days[-1]
+    ledger, through = open_ledger(lake, city), days[-1]
+    terms = terms_of(city, map(city.window_start, _days_from(city.start, (through - city.start).days + 1)))
     require_newest(lake, city, ledger)
     # Before anything is bounded: what other caps let through would pass the bounds of its window for good.
-    bounded = (d for d in _days_from(city.start, (through - city.start).days + 1) if city.week_known_on(d) >= days[0])
-    require_agreed(city, plan, ledger, {city.window_start(day).isoformat() for day in bounded})
+    require_agreed(city, terms, ledger)
+    for start, agreed in terms.items():
+        open_window(ledger, start, agreed)
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     verify_cases(lake, cases)
     decisions = bound(lake, city, cases, through, engine)
@@ -239,7 +247,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
         return counted_events(lake, _days_from(start, WINDOW_DAYS))
 
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
-        certificate(events_of(start), city, plan, between(left_out, start, start + timedelta(WINDOW_DAYS - 1)))
+        certificate(events_of(start), *terms[start], between(left_out, start, start + timedelta(WINDOW_DAYS - 1)))
 
     def load(table: MeasuredTable, unit: Unit) -> pa.Table:
         days = unit_days(table, unit)
@@ -248,9 +256,15 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
             seen = seen.filter(pc.equal(seen.column("late"), unit.late))
         return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen
 
+    def window_of(what: Due) -> date:
+        return city.window_start(what[1].start)
+
     wanted = due(city, lake.days("events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
-    measured = measure(city, plan, ledger, wanted, load, key, partial(kernel.count, engine))
+    measured = sum(
+        measure(*terms[start], ledger, list(mine), load, key, partial(kernel.count, engine))
+        for start, mine in groupby(sorted(wanted, key=window_of), key=window_of)
+    )
     head = remember(lake, ledger)
     audit.record(lake, "measurement", through=through, measurements=measured, entries=head.entries, head=head.hash)
     problems = ledger.verify()
@@ -264,7 +278,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
             scope: {
                 "mechanism": window.mechanism.title,
                 "spent": f"{window.mechanism.currency} {float(window.spent):.5f}",
-                "epsilon": window.epsilon(city.budget.delta),
+                "epsilon": window.epsilon(city.at(date.fromisoformat(scope)).budget.delta),
                 "share_of_budget": window.spent_units / window.cap_units,
                 "paused": window.paused,
             }
@@ -287,4 +301,5 @@ def publishable(lake: Lake, city: City) -> pa.Table:
     ledger = open_ledger(lake, city)
     require_newest(lake, city, ledger)
     paused = [scope for scope, window in ledger.windows().items() if window.paused]
-    return estimates(city, price(city), ledger.committed(), paused).cast(ESTIMATES)
+    require_agreed(city, terms_of(city, map(date.fromisoformat, ledger.windows())), ledger)
+    return estimates(city, ledger.committed(), paused).cast(ESTIMATES)

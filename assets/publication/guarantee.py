@@ -7,6 +7,7 @@ how it is written down (`release_card`, `documents`, `database`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,14 @@ from assets.privacy.plan import PricedPlan, price
 
 UNMEASURED = "not measured in this plan"
 AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
+
+
+def _mechanism_text(noise: type[Noise]) -> str:
+    return f"{noise.title}, {noise.privacy}".replace("gaussian", "Gaussian")
+
+
+def _caps_text(caps: Mapping[str, int]) -> str:
+    return f"{caps['week']} case a week, {caps['period']} in 28 days, {caps['window']} in {WINDOW_DAYS} days"
 
 
 @dataclass(frozen=True)
@@ -39,17 +48,24 @@ class Guarantee:
     delta: float
     tables: tuple[dict[str, Any], ...]
     errors: tuple[dict[str, Any], ...]
+    former: tuple[dict[str, Any], ...] = ()
+    """What windows on former terms promised: last day, caps, mechanism, ε and δ of one of them."""
     truncation_share: str = UNMEASURED
 
     @property
     def mechanism(self) -> str:
-        return f"{self.noise.title}, {self.noise.privacy}".replace("gaussian", "Gaussian")
+        return _mechanism_text(self.noise)
 
     @property
     def caps_text(self) -> str:
-        return (
-            f"{self.caps['week']} case a week, {self.caps['period']} in 28 days, {self.caps['window']} in "
-            f"{self.window_days} days"
+        return _caps_text(self.caps)
+
+    @property
+    def former_text(self) -> str:
+        return "; ".join(
+            f"windows up to {f['until']}: {_caps_text(f['caps'])}, {f['mechanism']}, epsilon {f['epsilon_one_year']:g} "
+            f"and delta {f['delta']:.3g} of one of them"
+            for f in self.former
         )
 
     def statements(self) -> dict[str, Any]:
@@ -62,10 +78,25 @@ class Guarantee:
             "epsilon of one year": self.epsilon_one_year,
             "epsilon of five years": self.epsilon_five_years,
             "delta of a window": self.delta,
+            **({"earlier windows": self.former_text} if self.former else {}),
             "share of cases left out by the bounds": self.truncation_share,
             "tables measured": list(self.tables),
             "expected absolute error by level": list(self.errors),
         }
+
+
+def _former(city: City) -> tuple[dict[str, Any], ...]:
+    plans = ((terms, price(city.at(terms.until))) for terms in city.former)
+    return tuple(
+        {
+            "until": terms.until.isoformat(),
+            "caps": {"week": terms.caps.week, "period": terms.caps.period, "window": terms.caps.window},
+            "mechanism": _mechanism_text(plan.mechanism),
+            "epsilon_one_year": round(plan.epsilon_year, 4),
+            "delta": plan.delta,
+        }
+        for terms, plan in plans
+    )
 
 
 def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
@@ -84,6 +115,7 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         epsilon_one_year=round(plan.epsilon_year, 4),
         epsilon_five_years=round(plan.epsilon_five_years, 4),
         delta=plan.delta,
+        former=_former(city),
         truncation_share=AT_CAP_PUBLISHED if any(t.at_cap for t in city.plan.tables) else UNMEASURED,
         tables=tuple(
             {

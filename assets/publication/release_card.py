@@ -89,6 +89,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                     "epsilon_one_year": promise.epsilon_one_year,
                     "epsilon_five_years": promise.epsilon_five_years,
                     "delta": promise.delta,
+                    **({"earlier_windows": list(promise.former)} if promise.former else {}),
                 },
                 "privacy_parameters_description": "For all tables of the plan together, over one budget window of "
                 f"{promise.window_days} days; not for this dataset alone.",

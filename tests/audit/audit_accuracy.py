@@ -82,7 +82,7 @@ def _summary(level: str, ratios: np.ndarray, inside: np.ndarray, cells: float) -
 def of_counts(city: City, years: int, seed: int = 3) -> list[Accuracy]:
     """Every level of counts, over `years` years of noise alone."""
     plan, product, rng = price(city), product_of(city), np.random.default_rng(seed)
-    exact = {level_of(p.table.time, p.table.dimensions): p.noise for p in plan.of_cases}
+    exact = {level_of(p.table.time, p.table.dimensions): p.noise for p in plan.tables if not p.table.at_cap}
     variances = {level: noise.variance for level, noise in exact.items()}
     levels: dict[Level, str] = {level_of(t, d): f"{t} × {' × '.join(d) or 'city'}" for t, d in published_levels(city)}
     spread = {q: variance(product, q, variances) for q in levels}
@@ -165,7 +165,7 @@ def released_frames(
     for name, (counts, priced, start) in exact.items():
         about = {"unit_start": start.isoformat(), "table": priced.table.name, **priced.noise.parameters}
         committed[name] = Committed("w", 0, about, noise(counts.ravel().tolist(), priced.noise))
-    return build(estimates(city, plan, committed), city)
+    return build(estimates(city, committed), city)
 
 
 def _released(city: City, plan: PricedPlan, exact: Exact, noisy: bool) -> pd.DataFrame:

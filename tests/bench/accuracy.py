@@ -97,7 +97,7 @@ def measured(city: City, years: int) -> tuple[dict[str, Errors | str], dict[Leve
     plan, product = price(city), product_of(city)
     names: dict[Level, str] = {level_of(t, d): f"{t} × {' × '.join(d) or 'city'}" for t, d in published_levels(city)}
     levels = list(names)
-    tables = {level_of(p.table.time, p.table.dimensions): p for p in plan.of_cases}
+    tables = {level_of(p.table.time, p.table.dimensions): p for p in plan.tables if not p.table.at_cap}
     variances = {m: p.noise.variance for m, p in tables.items()}
 
     def drawn(noise_of: Callable[[Level], Noise]) -> Tables:

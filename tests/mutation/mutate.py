@@ -14,6 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,8 +44,8 @@ SQL: Final = [
 BOUNDS: Final = [
     *_SHARED,
     (r"WINDOW_DAYS", "(WINDOW_DAYS - 1)"), (r"WEEK_DAYS", "(WEEK_DAYS + 1)"), (r"PERIOD_DAYS", "(PERIOD_DAYS + 1)"), (r" \| ", " & "),
-    (r" & ", " | "), (r"~\(", "("), (r"\|= ", "&= "), (r"\bcaps\.week\b", "caps.week + 1"), (r"\bcaps\.period\b", "caps.period + 1"),
-    (r"\bcaps\.window\b", "caps.window + 1"), (r"earlier\[\"kept\"\] & ", ""), (r"\+= 1", "+= 0"), (r", keeping\] = ", ", keeping] = 0 * "),
+    (r" & ", " | "), (r"~\(", "("), (r"\|= ", "&= "), (r"\bc\.week\b", "c.week + 1"), (r"\bc\.period\b", "c.period + 1"),
+    (r"\bc\.window\b", "c.window + 1"), (r"\(ends, day\)", "(ends, day, 'right')"), (r"\(ends, day\)", "(ends, 0 * day)"), (r"earlier\[\"kept\"\] & ", ""), (r"\+= 1", "+= 0"), (r", keeping\] = ", ", keeping] = 0 * "),
     (r"== turn", "== 0"), (r"\+ before_day", ""), (r"- origin", "- origin + np.timedelta64(1, 'D')"), (r", \"event_day\"", ""),
     (r"\"decided_on\", ", ""), (r"== \(when", "!= (when"), (r"n_before\.copy\(\)", "0 * n_before"), (r" == column", " != column"),
 ]  # fmt: skip
@@ -169,36 +170,50 @@ def bounding() -> int:
     from assets.contract.terms import Caps
 
     rng = np.random.default_rng(5)
-    samples: list[tuple[Any, Any]] = []
+    samples: list[tuple[Any, Any, Any]] = []
     for n in range(60):
         span = int(rng.choice([30, 200, 400, 800]))
         rows = [(str(rng.choice(list("abc"))), int(rng.integers(0, span)), int(rng.integers(0, 4))) for _ in range(60)]
         caps = [Caps(), Caps(window=1, period=1), Caps(window=6, period=3), Caps(window=3, period=3)][n % 4]
-        samples.append((rows, caps))
+        samples.append((rows, caps, ()))
     edges = [[("a", d, 0) for d in days] for days in ((0, 7, 28, 56, 84, 363), (0, 28, 56, 84, 364), (0, 6, 7, 13, 14), (363, 0, 28, 56, 84))]  # fmt: skip
-    samples += [(rows, Caps()) for rows in edges]
+    samples += [(rows, Caps(), ()) for rows in edges]
     # Events that arrive after later ones: intervals that start at them must be looked at as well.
     for n in range(60):
         late = int(rng.choice([60, 400, 500]))
         rows = [("a", int(rng.integers(0, 500)), int(rng.integers(0, late))) for _ in range(40)]
-        samples.append((rows, [Caps(), Caps(window=2), Caps(window=3, period=3)][n % 3]))
+        samples.append((rows, [Caps(), Caps(window=2), Caps(window=3, period=3)][n % 3], ()))
     for gap in (362, 363, 364, 365):
         days = [(0, 500), (28, 0), (56, 0), (84, 0), (gap, 0)]
-        samples += [([("a", d, delay) for d, delay in days], Caps())]
-        samples += [([("a", 0, 600), ("a", gap, 0), *(("a", d, 500) for d in (100, 200, 300))], Caps())]
-    expected = [tests.naive(rows, caps) for rows, caps in samples]
+        samples += [([("a", d, delay) for d, delay in days], Caps(), ())]
+        samples += [([("a", 0, 600), ("a", gap, 0), *(("a", d, 500) for d in (100, 200, 300))], Caps(), ())]
+    # Windows with caps of their own, on both sides of the day of the change.
+    end = [
+        (tests.EPOCH + timedelta(363), Caps(window=3, period=3)),
+        (tests.EPOCH + timedelta(727), Caps(window=1, period=1)),
+    ]
+    for n in range(30):
+        rows = [
+            (str(rng.choice(list("abc"))), int(rng.integers(300, 800)), int(rng.integers(0, 60))) for _ in range(60)
+        ]
+        samples.append((rows, Caps(window=6, period=2), end[: 1 + n % 2]))
+    samples += [
+        ([("a", d, 0) for d in (first, first + 7, first + 14)], Caps(window=1, period=1), end[:1])
+        for first in (349, 350, 364)
+    ]
+    expected = [tests.naive(*sample) for sample in samples]
 
     def survives(module: types.ModuleType) -> bool:
-        for (rows, caps), wanted in zip(samples, expected, strict=True):
+        for (rows, caps, former), wanted in zip(samples, expected, strict=True):
             events = tests.events(rows)
-            if tests.kept_of(module.decide(events, tests.NONE, caps, tests.EPOCH)) != wanted:
+            if tests.kept_of(module.decide(events, tests.NONE, caps, tests.EPOCH, former)) != wanted:
                 return False
             # Also in two runs, split after several of the days: what is known before must count as if it came now.
             arrived = sorted(events.column("decided_on").unique().to_pylist())
             for when in {arrived[0], arrived[len(rows) // 2 % len(arrived)], arrived[max(len(arrived) - 2, 0)]}:
                 early = [d <= when for d in events.column("decided_on").to_pylist()]
-                first = module.decide(events.filter(early), tests.NONE, caps, tests.EPOCH)
-                second = module.decide(events.filter([not e for e in early]), first, caps, tests.EPOCH)
+                first = module.decide(events.filter(early), tests.NONE, caps, tests.EPOCH, former)
+                second = module.decide(events.filter([not e for e in early]), first, caps, tests.EPOCH, former)
                 if tests.kept_of(first) | tests.kept_of(second) != wanted:
                     return False
         return True

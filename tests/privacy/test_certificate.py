@@ -36,7 +36,7 @@ def naive(city: City, days: dict[str, list[int]]) -> int:
     for own in days.values():
         units = {level: [d // size for d in own] for level, size in LEVEL_DAYS.items()}
         loss.append(sum(p.cost_units * sum(units[p.table.time].count(u) ** 2 for u in set(units[p.table.time]))
-                        for p in price(city).of_cases))  # fmt: skip
+                        for p in price(city).tables if not p.table.at_cap))  # fmt: skip
     return max(loss, default=0)
 
 

@@ -70,7 +70,7 @@ def lake(tmp_path: Path, city: City, make_case: Any, case_table: Any, monkeypatc
 
 
 def frame_of(city: City, committed: dict[str, Committed]) -> pd.DataFrame:
-    return estimates(city, price(city), committed).to_pandas(date_as_object=False)
+    return estimates(city, committed).to_pandas(date_as_object=False)
 
 
 def published(lake: Lake, city: City) -> pd.DataFrame:
@@ -260,7 +260,7 @@ def test_a_longer_unit_has_the_variance_of_its_other_weeks_and_of_the_second_mea
 ):
     frame = frame_of(city, noise(28))  # four weeks, the third measured again
     total = frame[(frame["dimensions"] == "total") & (frame["care"] == "inpatient")]
-    variances = {level_of(p.table.time, p.table.dimensions, "period"): p.noise.variance for p in price(city).of_cases
+    variances = {level_of(p.table.time, p.table.dimensions, "period"): p.noise.variance for p in price(city).tables if not p.table.at_cap
                  if p.table.time != "window"}  # fmt: skip
     others = variance_of_sum(
         product_of(city, "period"), level_of("week", (), "period"), variances, np.array([1.0, 1, 0, 1]), {}

@@ -79,7 +79,7 @@ def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: L
     measuring.measure(city, plan, ledger, wanted, load, b"k")
     assert spent(ledger) == [plan.spent_units]
     assert measuring.due(city, days, LATER, ledger.committed().keys()) == []
-    result = estimates(city, plan, ledger.committed())
+    result = estimates(city, ledger.committed())
     assert set(result.column("status").to_pylist()) == {"final"}
     frame = result.to_pandas().query("dimensions not in ['patients_at_cap', 'area+standard_age']")
     frame = frame[~frame["time_level"].isin(["month", "quarter"])]
@@ -94,7 +94,7 @@ def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledge
     plan, days = price(city), first_days(city, min(through - 2, 364))
     wanted = measuring.due(city, days, city.budget.epoch + timedelta(through), ())
     measuring.measure(city, plan, ledger, wanted, load, b"k")
-    frame = estimates(city, plan, ledger.committed()).to_pandas()
+    frame = estimates(city, ledger.committed()).to_pandas()
     frame = frame[~frame["dimensions"].isin(["patients_at_cap", "area+standard_age"])].copy()
     frame["unit_start"] = pd.to_datetime(frame["unit_start"])
     sums = frame.groupby(["care", "time_level", "unit_start", "dimensions"])["value"].sum().unstack("dimensions")
@@ -115,7 +115,7 @@ def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledge
 def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger: Ledger, load: Load):
     plan, days = price(city), first_days(city, 364)
     measuring.measure(city, plan, ledger, measuring.due(city, days, days[-1] + timedelta(3), ()), load, b"k")
-    waiting = estimates(city, plan, ledger.committed())
+    waiting = estimates(city, ledger.committed())
     of_cases = waiting.filter(pc.not_equal(waiting.column("dimensions"), "patients_at_cap"))
     assert set(of_cases.column("status").to_pylist()) == {"provisional"}
 
@@ -166,7 +166,7 @@ def test_a_used_up_budget_pauses_the_series_and_borrows_nothing(city: City, ledg
         == 0
     )
     scopes = [scope for scope, window in ledger.windows().items() if window.paused]
-    frame = estimates(city, small, committed, scopes).to_pandas()
+    frame = estimates(city, committed, scopes).to_pandas()
     there = frame[frame["unit_end"] < city.budget.epoch + timedelta(364)]
     assert set(there["status"]) == {"paused"} and {"day", "week"} <= set(there["time_level"])
     later = frame[frame["unit_end"] >= city.budget.epoch + timedelta(364)]

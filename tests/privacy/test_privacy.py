@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -44,12 +45,13 @@ def events(rows: list[tuple[str, int, int]]) -> pa.Table:
     )
 
 
-def naive(rows: list[tuple[str, int, int]], caps: Caps) -> set[str]:
+def naive(rows: list[tuple[str, int, int]], present: Caps, former: Sequence[tuple[date, Caps]] = ()) -> set[str]:
     """The caps again, one event after the other."""
     kept: dict[str, list[int]] = defaultdict(list)
     names = set()
     for i in sorted(range(len(rows)), key=lambda i: (rows[i][1] + rows[i][2], rows[i][1], i)):
         person, day, _ = rows[i]
+        caps = next((c for until, c in former if EPOCH + timedelta(day) <= until), present)
         trial = [*kept[person], day]
         weeks, periods = Counter(d // 7 for d in trial), Counter(d // 28 for d in trial)
         full = any(sum(s <= d < s + 364 for d in trial) > caps.window for s in range(day - 363, day + 1))
@@ -67,6 +69,21 @@ def kept_of(table: pa.Table) -> set[str]:
 @given(EVENTS)
 def test_bounding_agrees_with_a_naive_count(rows: list[tuple[str, int, int]]):
     assert kept_of(decide(events(rows), NONE, Caps(), EPOCH)) == naive(rows, Caps())
+
+
+@settings(max_examples=80, deadline=None)
+@given(EVENTS, st.sampled_from([Caps(), Caps(window=2, period=1)]), st.integers(0, 500))
+def test_where_windows_differ_in_their_caps_each_holds_its_own(rows: list[tuple[str, int, int]], now: Caps, cut: int):
+    before = Caps(window=3, period=3)
+    former, change = ((EPOCH + timedelta(363), before),), EPOCH + timedelta(364)
+    table = events(rows)
+    early = pa.compute.less(table.column("decided_on"), pa.scalar(EPOCH + timedelta(cut)))
+    first = decide(table.filter(early), NONE, now, EPOCH, former)
+    second = decide(table.filter(pa.compute.invert(early)), first, now, EPOCH, former)
+    assert kept_of(first) | kept_of(second) == naive(rows, now, former)
+    kept = [r for r in (*first.to_pylist(), *second.to_pylist()) if r["kept"]]
+    each = Counter((r["person_key"], r["event_day"] >= change) for r in kept)
+    assert all(n <= (now if later else before).window for (_, later), n in each.items())
 
 
 @settings(max_examples=30, deadline=None)

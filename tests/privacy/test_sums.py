@@ -69,7 +69,7 @@ def noisy(city: City) -> Noisy:
 
 
 def frame_of(city: City, measured: dict[str, Committed]) -> pd.DataFrame:
-    return estimates(city, price(city), measured).to_pandas(date_as_object=False)
+    return estimates(city, measured).to_pandas(date_as_object=False)
 
 
 def test_a_month_is_the_sum_of_its_days_and_only_whole_months_are_there(city: City, noisy: Noisy):
