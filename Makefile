@@ -54,7 +54,7 @@ audit-patients: ## a second consent rule agrees on 100,000 patients
 	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest -q tests/consent/test_independent.py
 
 audit-lines: ## 100,000 mutated lines and rows land or are quarantined
-	DIGITALSTADT_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/intake/test_hostile.py -k mutated
+	DIGITALSTADT_FUZZ=all $(BIN)/python -m pytest -q tests/intake/test_hostile.py -k mutated
 
 faults: $(BIN)/.installed ## every fault at every stage, every kill of an erasure, deployment as processes, 30 nights; most of an hour
 	DIGITALSTADT_FAULTS=all DIGITALSTADT_KILLS=6 $(BIN)/python -m pytest tests/faults tests/deploy tests/identity/test_erasure.py

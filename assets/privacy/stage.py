@@ -31,7 +31,7 @@ from assets.privacy.at_cap import first_left_out
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
-from assets.privacy.ledger import LedgerBroken, open_ledger
+from assets.privacy.ledger import Ledger, LedgerBroken, open_ledger
 from assets.privacy.measure import Due, Unit, due, known_by, measure, open_window, require_agreed, unit_days
 from assets.privacy.plan import terms_of
 
@@ -229,9 +229,10 @@ def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Measure what is due after `days`; returns budget, counts of measurements and of cases that came late."""
     ledger, through = open_ledger(lake, city), days[-1]
-    terms = terms_of(city, map(city.window_start, _days_from(city.start, (through - city.start).days + 1)))
     require_newest(lake, city, ledger)
     # Before anything is bounded: what other caps let through would pass the bounds of its window for good.
+    days_so_far = {*_days_from(city.start, (through - city.start).days + 1), *lake.days("events")}
+    terms = terms_of(city, map(city.window_start, days_so_far))
     require_agreed(city, terms, ledger)
     for start, agreed in terms.items():
         open_window(ledger, start, agreed)
@@ -274,16 +275,21 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
         "measurements": measured,
         "missing_days": missing_days(lake, city, through),
         **came_late(lake, city, cases, decisions, days),
-        "windows": {
-            scope: {
-                "mechanism": window.mechanism.title,
-                "spent": f"{window.mechanism.currency} {float(window.spent):.5f}",
-                "epsilon": window.epsilon(city.at(date.fromisoformat(scope)).budget.delta),
-                "share_of_budget": window.spent_units / window.cap_units,
-                "paused": window.paused,
-            }
-            for scope, window in ledger.windows().items()
-        },
+        "windows": _budgets(city, ledger),
+    }
+
+
+def _budgets(city: City, ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What was spent of each window's budget, by its first day."""
+    return {
+        scope: {
+            "mechanism": window.mechanism.title,
+            "spent": f"{window.mechanism.currency} {float(window.spent):.5f}",
+            "epsilon": window.epsilon(city.at(date.fromisoformat(scope)).budget.delta),
+            "share_of_budget": window.spent_units / window.cap_units,
+            "paused": window.paused,
+        }
+        for scope, window in ledger.windows().items()
     }
 
 
