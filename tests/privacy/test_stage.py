@@ -28,8 +28,7 @@ from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 from assets.privacy import stage
 from assets.privacy.at_cap import first_left_out
-from assets.privacy.ledger import Ledger
-from assets.privacy.measure import PlanChanged
+from assets.privacy.ledger import CapChanged, Ledger
 
 DAYS = 40
 """More than a period with its lengths of stay, which here lag by only four more days (27 + 3 + 4)."""
@@ -152,7 +151,7 @@ def test_other_caps_inside_a_window_are_refused_before_they_let_anything_through
     run(lake, city, rows, 0, 9)
     wide = city.model_copy(update={"caps": Caps(window=4, period=4)})
     before = lake.read("bounding", BOUNDING_DECISIONS)
-    with pytest.raises(PlanChanged, match="put them back"):
+    with pytest.raises(CapChanged, match="Put them back"):
         run(lake, wide, rows, 10, 24)
     assert lake.read("bounding", BOUNDING_DECISIONS) == before
     run(lake, city, rows, 10, 24)
