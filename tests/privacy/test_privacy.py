@@ -86,6 +86,13 @@ def test_where_windows_differ_in_their_caps_each_holds_its_own(rows: list[tuple[
     assert all(n <= (now if later else before).window for (_, later), n in each.items())
 
 
+@pytest.mark.parametrize(("days", "kept"), [((349, 356, 363), 3), ((350, 357, 364), 2), ((364, 371, 378), 1)])
+def test_former_caps_hold_up_to_their_last_day(days: tuple[int, ...], kept: int):
+    former = ((EPOCH + timedelta(363), Caps(window=3, period=3)),)
+    table = events([("a", day, 0) for day in days])
+    assert len(kept_of(decide(table, NONE, Caps(window=1, period=1), EPOCH, former))) == kept
+
+
 @settings(max_examples=30, deadline=None)
 @given(EVENTS)
 def test_removing_a_person_changes_nobody_else(rows: list[tuple[str, int, int]]):

@@ -197,9 +197,13 @@ def test_patients_at_their_cap_are_counted_where_the_plan_of_the_window_asks(
 ):
     without = tuple(t for t in renewed.plan.tables if not t.at_cap)
     later = renewed.model_copy(update={"plan": renewed.plan.model_copy(update={"tables": without})})
-    lake = new_lake("at_cap")
+    lake, unchanged = new_lake("at_cap"), new_lake("unchanged")
     run(lake, city, history, 0, WINDOW_DAYS - 1)
     run(lake, later, history, WINDOW_DAYS, WINDOW_DAYS + 110)
+    run(unchanged, city, history, 0, WINDOW_DAYS + 5)
+    last = f"quarter_at_cap:{city.budget.epoch + timedelta(WINDOW_DAYS - 91)}:1"  # measured in the second run
+    counts = [Ledger(x.ledger_path).committed()[last].values for x in (lake, unchanged)]
+    assert counts[0] == counts[1] and sum(counts[0])
     found = stage.publishable(lake, later)
     quarters = found.filter(pc.equal(found.column("dimensions"), AT_CAP)).column("unit_start").unique().to_pylist()
     assert len(quarters) == 4 and max(quarters) < city.budget.epoch + timedelta(WINDOW_DAYS)
