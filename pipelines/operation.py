@@ -18,6 +18,7 @@ import dagster as dg
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
+from assets.intake.stage import refused_exports
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
@@ -31,6 +32,8 @@ from pipelines.nightly import wanted
 from pipelines.outbox import Outbox
 
 ONE_DAY: Final = timedelta(days=1)
+FORGOTTEN_DAYS: Final = 90
+"""So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
 
 
 def local_now(city: City) -> datetime:
@@ -80,6 +83,18 @@ def silent(lake: Lake, city: City, done: set[date]) -> Iterator[Alert]:
         heard = max([last or began - ONE_DAY, *(p.last for p in city.clinic(clinic).pauses if p.last <= max(done))])
         if (max(done) - heard).days >= city.operation.silent_days:
             yield Alert("clinic_silent", f"{clinic}: last export of {last or 'no day so far'}")
+
+
+def refused(lake: Lake, city: City, now: datetime) -> Iterator[Alert]:
+    """Clinics and days of which no export could be used and none came since; until their raw files are forgotten."""
+    oldest = str(now.date() - ONE_DAY * (city.retention_days or FORGOTTEN_DAYS))
+    found: dict[str, list[str]] = {}
+    for (day, clinic), why in sorted(refused_exports(lake).items()):
+        if day >= oldest:
+            found.setdefault(clinic, []).append(f"{day} {why}")
+    for clinic, days in found.items():
+        more = f"; and {len(days) - 3} more days" if len(days) > 3 else ""
+        yield Alert("delivery_refused", f"{clinic}: {'; '.join(days[-3:])}{more}")
 
 
 def quarantined(lake: Lake, city: City) -> Iterator[Alert]:
@@ -146,6 +161,7 @@ def problems(
         *disk(lake.root, city),
         *overdue(done, city, now, demo_end(lake.root, city)),
         *silent(lake, city, done),
+        *refused(lake, city, now),
         *quarantined(lake, city),
     ]
     if lake.root.exists():

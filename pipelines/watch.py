@@ -21,6 +21,8 @@ CHECKS: Final = {
     "quarantine_is_small": "quarantine_is_small",
 }
 """Checks that are told as soon as they fail; the others are for the desk, or told as a state (`operation`)."""
+_TOLD_OTHERWISE: Final = ("alert_undelivered", "delivery_refused")
+"""States that are no news: what waits is sent anyway, and the check that found a delivery told it once."""
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 
 
@@ -75,7 +77,7 @@ def watch(instance: dg.DagsterInstance, environment: Environment, city: City, jo
     runs = ended_runs(instance, datetime.fromisoformat(since), job) if since else []
     box.record["since"] = max([since or datetime.now(UTC).isoformat(), *(_utc(r.update_timestamp) for r in runs)])
     fresh = [alert for record in runs for alert in of_run(instance, record.dagster_run)]
-    fresh += box.untold((a for a in problems(environment, now=now) if a.kind != "alert_undelivered"), now)
+    fresh += box.untold((a for a in problems(environment, now=now) if a.kind not in _TOLD_OTHERWISE), now)
     box.add(fresh, channels(city))
     box.save()  # before sending: what was found is not lost where this process ends
     outcome = box.deliver(lambda name, alert: send(name, alert, city))

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_city
+from assets.intake import stage
 from assets.lake.lake import Lake
 from assets.lake.progress import mark_finished
 from pipelines.alerts import KINDS, Alert, NotDelivered, send
@@ -30,7 +31,7 @@ from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import demo_end, overdue, problems, silent
+from pipelines.operation import demo_end, overdue, problems, refused, silent
 from pipelines.outbox import Outbox
 from pipelines.watch import watch
 
@@ -211,6 +212,8 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     assert "exports_readable: 1 of 1 exports rejected" in by_kind["delivery_refused"]["what"]
     assert by_kind["run_failed"]["what"].startswith("2024-12-31: consent stopped: ValueError: its message is withheld")
     assert by_kind["run_failed"]["run"] == f"https://desk.example.org/runs/{failed.run_id}"
+    lake.write_record(stage.REFUSED, {str(datetime.now().date()): {"praxisnetz": "csv_unreadable"}})
+    assert [a.kind for a in problems(site)] == ["delivery_refused"]  # named by `status`
     assert watch(instance, site, city, JOB) == (0, [])  # told once
     assert "CANARY" not in json.dumps(hook.taken) + "".join(mail.messages) + Outbox(lake.root).path.read_text()
 
@@ -225,6 +228,38 @@ def test_a_state_is_told_again_after_its_time_and_forgotten_when_it_is_over(lake
     assert [a.kind for a in box.untold(states, now + timedelta(hours=7))] == ["disk_low"]
     assert box.untold([], now + timedelta(hours=8)) == []
     assert box.untold(states[1:2], now + timedelta(hours=9)) == states[1:2]
+
+
+def test_a_refused_export_is_named_until_it_came_again_or_nobody_waits_for_it(
+    lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    day, now = date(2025, 3, 4), datetime(2025, 3, 6, 8)
+    broken = {"practice.csv": "CANARYHEADER;x\nCANARYVALUE;y\n"}
+    practice = "case_id;patient_id;sex;visited_on;visit_type\nv;p;w;2025-03-04;emergency\n"
+
+    def named(of: City = city, at: datetime = now) -> list[str]:
+        stage.take(lake, city, [day], now.date())
+        stage.read(lake, city, [day])
+        return [alert.what for alert in refused(lake, of, at)]
+
+    deliver("praxisnetz", day, broken)
+    folder = deliver("klinik-nord", day, {})
+    nord, practices = named()
+    assert nord == "klinik-nord: 2025-03-04 it is empty; deliver at least one file, or no folder at all"
+    assert practices == "praxisnetz: 2025-03-04 header_misses_case_id"
+    assert named(city.model_copy(update={"retention_days": 1})) == named(at=now + timedelta(91)) == []
+    (folder / "Patient.ndjson").touch()
+    assert named() == [practices]
+    deliver("praxisnetz", day, {"practice.csv": practice}, suffix="-second")
+    assert named() == []
+    assert "CANARY" not in str(lake.read_record(stage.REFUSED))
+    for n in range(5):
+        deliver("praxisnetz", day + timedelta(1 + n), broken)
+    days = [day + timedelta(1 + n) for n in range(5)]
+    stage.take(lake, city, days, day + timedelta(9))
+    stage.read(lake, city, days)
+    (several,) = refused(lake, city, now)
+    assert several.what.count("header_misses_case_id") == 3 and several.what.endswith("; and 2 more days")
 
 
 def test_a_clinic_is_not_silent_while_its_pause_and_the_first_days_after_it_last(lake: Lake, city: City):

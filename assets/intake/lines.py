@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from assets.intake.findings import RejectedExport
+from assets.intake.findings import RejectedExport, raise_all
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 BLOCK: Final = 4 * 2**20
@@ -140,6 +140,14 @@ class Lines:
         elif rest:
             whole = _owned(np.frombuffer(rest + b"\n", dtype=np.uint8))
             yield from _batch(number, before, whole, 0, np.array([whole.size]), path)
+
+
+def number_of_lines(path: Path) -> int:
+    """How many lines of a file are not blank, over-long ones too. Raises `RejectedExport` where it cannot be read."""
+    lines = Lines([path])
+    count = sum(batch.num_rows for batch in lines.reader())
+    raise_all(lines.problems)
+    return count + len(lines.too_long)
 
 
 def _owned(values: np.ndarray[Any, Any]) -> pa.Buffer:

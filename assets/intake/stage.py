@@ -20,7 +20,9 @@ from assets.contract.schemas import CANONICAL
 from assets.intake import connector, kernel
 from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.connectors.transfer import COMPLETE_MARKER
+from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
+from assets.intake.lines import number_of_lines
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
@@ -36,6 +38,11 @@ ENOUGH_LINES: Final = 20
 """Fewer unreadable lines of a file say nothing of the export."""
 
 
+REFUSED: Final = "refused_exports"
+"""Record: arrival day → clinic → why its export could not be used, where none of that day could."""
+_KEPT_DAYS: Final = 400
+
+
 class NotStaged(FileNotFoundError):
     """A stage was run without the one before it."""
 
@@ -46,6 +53,10 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])
+    refused = {
+        (str(d.arrival_day), d.clinic): d.reason for d in found if d.outcome == "rejected" and d.arrival_day in days
+    }
+    _note_refused(lake, days, refused)
     outcomes = Counter(f"{d.clinic}: {d.outcome}" for d in found)
     audit.record(lake, "pull", first=days[0], last=days[-1], exports=outcomes, raw_files_expired=expired)
     return found
@@ -69,9 +80,12 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
         lake.write(f"staging/canonical/{name}", days[-1], table)
     lake.write_days("findings", days, in_order(tables["findings"]), "arrival_day")
     usable = [e for e in exports if e.export_id not in rejected]
+    accepted = {(str(e.arrival_day), e.clinic.key) for e in usable}
+    reasons = {(str(e.arrival_day), e.clinic.key): rejected[e.export_id] for e in exports if e.export_id in rejected}
+    refused = {key: why for key, why in (refused_exports(lake) | reasons).items() if key not in accepted}
+    _note_refused(lake, days, refused)
     lake.write_days("consent_deliveries", days, _consent_deliveries(usable), "arrival_day")
-    accepted = {(e.clinic.key, e.arrival_day) for e in usable}
-    missing = {c.key: sum((c.key, d) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
+    missing = {c.key: sum((str(d), c.key) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
         "rejected": dict(Counter(rejected.values())),
@@ -81,11 +95,27 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
         },
         "findings": {v["values"]: v["counts"] for v in pc.value_counts(tables["findings"].column("rule")).to_pylist()},
         "days_without_export": missing,
-        "unread": unread_shares(tables),
+        "unread": unread_shares(tables, exports),
     }
 
 
-def unread_shares(tables: dict[str, pa.Table]) -> dict[str, float]:
+def refused_exports(lake: Lake) -> dict[tuple[str, str], str]:
+    """(arrival day, clinic) of which only exports came that could not be used → folder's reason or rule of the last one."""
+    record = lake.read_record(REFUSED) or {}
+    return {(day, clinic): why for day, clinics in record.items() for clinic, why in clinics.items()}
+
+
+def _note_refused(lake: Lake, days: Sequence[date], refused: dict[tuple[str, str], str]) -> None:
+    """Replace what is known of `days` by what `refused` holds of them."""
+    asked = {str(d) for d in days}
+    others = {key: why for key, why in refused_exports(lake).items() if key[0] not in asked}
+    record: dict[str, dict[str, str]] = {}
+    for (day, clinic), why in sorted((others | refused).items()):
+        record.setdefault(day, {})[clinic] = why
+    lake.write_record(REFUSED, dict(list(record.items())[-_KEPT_DAYS:]))
+
+
+def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dict[str, float]:
     """Largest share of a file's lines that nothing could be read from, by clinic; of files that lost `ENOUGH_LINES`."""
     findings = tables["findings"]
     lost = findings.filter(pc.equal(findings.column("severity"), "quarantined"))
@@ -100,10 +130,16 @@ def unread_shares(tables: dict[str, pa.Table]) -> dict[str, float]:
               SELECT clinic, export_id, source_file, count(DISTINCT source_line) AS n FROM lost GROUP BY ALL HAVING n >= {ENOUGH_LINES}),
             kept AS (SELECT clinic, export_id, source_file, count(DISTINCT source_line) AS n
               FROM read SEMI JOIN gone USING (clinic, export_id, source_file) GROUP BY ALL)
-            SELECT g.clinic, max(g.n / (g.n + coalesce(k.n, 0))) FROM gone g
-            LEFT JOIN kept k USING (clinic, export_id, source_file) GROUP BY g.clinic ORDER BY g.clinic"""
+            SELECT g.clinic, export_id, source_file, g.n, coalesce(k.n, 0) FROM gone g
+            LEFT JOIN kept k USING (clinic, export_id, source_file) ORDER BY ALL"""
         ).fetchall()
-    return {clinic: round(share, 4) for clinic, share in rows}
+    folders, shares = {e.export_id: e.folder for e in exports}, dict[str, float]()
+    for clinic, export, file, gone, kept in rows:
+        path = folders[export] / file
+        # Lines that are read and left out on purpose, as department contacts are, stand in no table.
+        every = number_of_lines(path) if kind_of(path) in STRUCTURES else gone + kept
+        shares[clinic] = max(round(gone / every, 4), shares.get(clinic, 0.0))
+    return shares
 
 
 def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -189,3 +190,14 @@ def test_an_export_of_which_most_lines_are_lost_is_told_apart_from_one_with_a_ba
     )
     pull(lake, city, [DAY], TODAY)
     assert stage.read(lake, city, [DAY])["unread"] == {"hospital-sued": 0.6}
+
+
+def test_contacts_of_departments_are_left_out_on_purpose_and_not_unread(lake: Lake, city: City, deliver: Deliver):
+    level = [{"coding": [{"system": "http://fhir.de/CodeSystem/Kontaktebene", "code": "abteilungskontakt"}]}]
+    wards = [{**ENCOUNTER, "id": f"w{n}", "type": level, "partOf": {"reference": "Encounter/e"}} for n in range(59)]
+    text = "\n".join([*(json.dumps(r) for r in [ENCOUNTER, *wards]), "", *["{"] * 20])
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": text})
+    deliver("klinik-nord", DAY + timedelta(1), {"Encounter.ndjson.gz": gzip.compress(text.encode())})
+    for day in (DAY, DAY + timedelta(1)):
+        pull(lake, city, [day], TODAY)
+        assert stage.read(lake, city, [day])["unread"] == {"klinik-nord": 0.25}
