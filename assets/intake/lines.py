@@ -145,7 +145,7 @@ class Lines:
 def number_of_lines(path: Path) -> int:
     """How many lines of a file are not blank, over-long ones too. Raises `RejectedExport` where it cannot be read."""
     lines = Lines([path])
-    count = sum(batch.num_rows for batch in lines.reader())
+    count = sum(int(batch.num_rows) for batch in lines.reader())
     raise_all(lines.problems)
     return count + len(lines.too_long)
 
