@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import dagster as dg
 
@@ -78,6 +78,25 @@ def anchor(heading: str) -> str:
     return f"{RUNBOOK}#{heading.lower().replace(' ', '-')}"
 
 
+class Told(NamedTuple):
+    """One failure in words that hold no value."""
+
+    happened: str
+    remedy: str
+    runbook: str
+    place: str
+
+
+def told(error: Exception) -> Told:
+    """What is said of `error`: its own message only where that is written to be value-free."""
+    kind, name = kind_of(error), type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    place = " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-4:])
+    reason = str(error) if name in QUOTED else "its message is withheld, it might hold a value"
+    code = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    return Told(f"{f'{name} {code}'.strip()}: {reason}", REMEDIES[kind], anchor(kind), place)
+
+
 @contextmanager
 def value_free(stage: str) -> Iterator[None]:
     """Turn any exception into a `Failure` that says what happened, where and what to do, but no value."""
@@ -86,19 +105,14 @@ def value_free(stage: str) -> Iterator[None]:
     except dg.Failure:
         raise
     except Exception as error:
-        kind, name = kind_of(error), type(error).__name__
-        frames = traceback.extract_tb(error.__traceback__)
-        place = " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-4:])
-        reason = str(error) if name in QUOTED else "its message is withheld, it might hold a value"
-        code = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
-        shown = f"{name} {code}".strip()
+        about = told(error)
         raise dg.Failure(
-            f"{stage} stopped: {shown}: {reason}. What to do: {REMEDIES[kind]} ({anchor(kind)})",
+            f"{stage} stopped: {about.happened}. What to do: {about.remedy} ({about.runbook})",
             metadata={
-                "what happened": f"{shown}: {reason}",
-                "what to do": REMEDIES[kind],
-                "runbook": anchor(kind),
-                "place": place,
+                "what happened": about.happened,
+                "what to do": about.remedy,
+                "runbook": about.runbook,
+                "place": about.place,
             },
             allow_retries=False,
         ) from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 from zoneinfo import ZoneInfo
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError
@@ -33,7 +35,25 @@ from pipelines import (
 )
 from pipelines.environments import current, key_folder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+class Commands(TyperGroup):
+    """All commands. What one did not foresee is told as a stage tells it: never a traceback, which may hold a value."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            left = isinstance(error, typer.Abort) or hasattr(error, "exit_code")  # what Typer raises to leave
+            if left or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            from assets.guard import told
+
+            about = told(error)
+            said = f"{about.happened}\nWhat to do: {about.remedy} ({about.runbook})\nPlace: {about.place}"
+            fail(said)
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, cls=Commands)
 app.add_typer(ledger_cli.ledger_app, name="ledger")
 app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)

@@ -105,6 +105,8 @@ def correct_week(
 ) -> None:
     """Measure a week again whose data were wrong, paid from the reserve for corrections. Published with the next run."""
     city, lake, _ = _open()
+    if day.date() < city.start:
+        raise typer.BadParameter(f"the city begins on {city.start}", param_hint="DAY")
     monday = city.unit_start("week", day.date())
     if not yes:
         typer.confirm(
@@ -128,12 +130,16 @@ def correct_week(
 def verify(
     as_json: Json = False,
     published: Annotated[
-        Path | None, typer.Option("--published", help="A copy of ledger.json from a portal or mirror.")
+        Path | None,
+        typer.Option("--published", help="A copy of ledger.json from a portal or mirror.", exists=True, dir_okay=False),
     ] = None,
 ) -> None:
     """Check the hash chain, every cap, that each value was paid for, and that nothing seen or published is missing."""
     city, lake, ledger = _open()
-    problems = [*ledger.verify(), *gaps(lake, city, ledger, published)]
+    try:
+        problems = [*ledger.verify(), *gaps(lake, city, ledger, published)]
+    except LedgerBehind as error:
+        problems = [str(error)]
     if as_json:
         sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
     if problems:

@@ -18,13 +18,14 @@ import dagster as dg
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
+from assets.guard import kind_of
 from assets.intake.stage import refused_exports
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
 from assets.lake.witness import WitnessError
 from assets.lake.zone import ZoneError
-from assets.privacy.ledger import open_ledger
+from assets.privacy.ledger import Window, open_ledger
 from assets.quality import history
 from pipelines.alerts import Alert
 from pipelines.environments import Environment, key_folder
@@ -32,6 +33,7 @@ from pipelines.nightly import wanted
 from pipelines.outbox import Outbox
 
 ONE_DAY: Final = timedelta(days=1)
+LOST: Final = "the ledger's database does not answer"
 FORGOTTEN_DAYS: Final = 90
 """So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
 
@@ -107,12 +109,19 @@ def quarantined(lake: Lake, city: City) -> Iterator[Alert]:
 
 
 def money(lake: Lake, city: City) -> Iterator[Alert]:
-    """Ledger that does not verify, windows that are paused."""
-    ledger = open_ledger(lake, city)
-    problems = ledger.verify()
+    """Ledger that does not verify or does not answer, windows that are paused."""
+    try:
+        ledger = open_ledger(lake, city)
+        problems, windows = ledger.verify(), ledger.windows()
+    except Exception as error:
+        kind = kind_of(error)
+        if kind not in ("LedgerBroken", "DatabaseLost"):
+            raise
+        yield Alert(*("ledger_broken", str(error)) if kind == "LedgerBroken" else ("site_unusable", LOST))
+        return
     if problems:
         yield Alert("ledger_broken", problems[0])
-    for scope, window in ledger.windows().items():
+    for scope, window in windows.items():
         if window.paused:
             yield Alert("budget_paused", f"window from {scope}: {window.spent_units / window.cap_units:.1%} spent")
 
@@ -173,6 +182,16 @@ def problems(
     return found + (list(daemons(instance)) if instance else [])
 
 
+def _windows(lake: Lake, city: City) -> dict[str, Window]:
+    """The ledger's windows; none where it cannot be asked, which `money` tells."""
+    try:
+        return open_ledger(lake, city).windows()
+    except Exception as error:
+        if kind_of(error) in ("LedgerBroken", "DatabaseLost"):
+            return {}
+        raise
+
+
 def state(environment: Environment, city: City, lake: Lake) -> dict[str, Any]:
     """What `digitalstadt status` shows: clinics, days, budget, releases."""
     done, shares = finished_days(lake.root), lake.read_record(history.RECORD) or {}
@@ -181,7 +200,7 @@ def state(environment: Environment, city: City, lake: Lake) -> dict[str, Any]:
         recent, before = history.recent_and_before(shares, clinic)
         clinics.append({"clinic": clinic, "last_export": last, "quarantined_last_7_days": recent,
                         "quarantined_28_days_before": before, "by_day": history.sparkline(shares, clinic)})  # fmt: skip
-    windows = open_ledger(lake, city).windows() if lake.root.exists() else {}
+    windows = _windows(lake, city) if lake.root.exists() else {}
     return {
         "city": city.key,
         "days_done": [[first, last] for first, last in stretches(done)],

@@ -21,17 +21,12 @@ alert_app = typer.Typer(no_args_is_help=True, help="The channels of alerts.")
 
 
 def _site() -> tuple[Any, Any]:
-    from assets.contract.city import CityFileError, load_city
-    from assets.lake.keys import KeyFileError
+    from assets.contract.city import load_city
     from assets.lake.lake import Lake
 
     environment = current()
-    try:
-        city = load_city(environment.city_file)
-        return city, Lake.open(environment.data_root, key_folder(environment, city.key))
-    except (CityFileError, KeyFileError) as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+    city = load_city(environment.city_file)
+    return city, Lake.open(environment.data_root, key_folder(environment, city.key))
 
 
 def _needs(found: list[Alert]) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from assets.contract.city import CityFileError, load_city
-from assets.lake.keys import KeyFileError
+from assets.contract.city import load_city
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
 
@@ -84,13 +83,9 @@ def report(
 
     if language not in _WORDS:
         raise typer.BadParameter("de or en", param_hint="--language")
-    try:
-        city = load_city()
-        environment = current()
-        lake = Lake.open(environment.data_root, key_folder(environment, city.key))
-    except (CityFileError, KeyFileError) as error:
-        Console(stderr=True).print(str(error), markup=False)
-        raise typer.Exit(1) from None
+    environment = current()
+    city = load_city(environment.city_file)
+    lake = Lake.open(environment.data_root, key_folder(environment, city.key))
     try:
         about = about_patient(lake, city, clinic, sys.stdin.readline().strip() if patient == "-" else patient)
     except KeyError as error:

@@ -11,14 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from assets.contract.city import City, CityFileError, load_city
+from assets.contract.city import City, load_city
 from assets.lake import audit
 from assets.lake.backup import BackupError
-from assets.lake.keys import KeyFileError, create_keys
+from assets.lake.keys import create_keys
 from assets.lake.lake import Lake
-from assets.lake.lease import DataRootBusy
-from assets.lake.witness import WitnessError
-from assets.lake.zone import ZoneError, open_zone
+from assets.lake.zone import open_zone
 from assets.privacy import recovery
 from pipelines.environments import current, key_folder
 
@@ -26,7 +24,6 @@ audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what,
 keys_app = typer.Typer(help="Keys of the installation.", invoke_without_command=True)
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-_EXPECTED = (CityFileError, KeyFileError, ZoneError, WitnessError, BackupError, DataRootBusy)
 
 
 def _fail(error: Exception | str) -> NoReturn:
@@ -56,7 +53,7 @@ def rotate() -> None:
     city = load_city(current().city_file)
     try:
         done = rotate_keys(current().data_root, city, key_folder(current(), city.key))
-    except (*_EXPECTED, RotationError) as error:
+    except RotationError as error:
         _fail(error)
     out.print(
         f"{done['files']} files have new pseudonyms and a new encryption key. Back the key folder up now, apart from the "
@@ -70,10 +67,10 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Write ledger, counters, consent register and tables into one encrypted file. Keys are never in it."""
+    city, lake = _open()
     try:
-        city, lake = _open()
         said = recovery.make(lake, city, file)
-    except _EXPECTED as error:
+    except BackupError as error:
         _fail(error)
     if as_json:
         sys.stdout.write(json.dumps({k: v for k, v in said.items() if k != "files"}) + "\n")
@@ -89,10 +86,10 @@ def restore(
     ] = False,
 ) -> None:
     """Put a backup in the place of the confidential zone. Refused where budget could be spent twice."""
+    city, lake = _open()
     try:
-        city, lake = _open()
         done = recovery.restore(lake, city, file, ledger_lost)
-    except _EXPECTED as error:
+    except BackupError as error:
         _fail(error)
     out.print(f"restored the backup made at {done['made']}: ledger of {done['ledger_entries']} entries", highlight=False)  # fmt: skip
     if done["former"]:
@@ -109,11 +106,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Pulls, decisions, measurements, publications, erasures, uses of keys: counts and hashes only."""
-    try:
-        _, lake = _open()
-        rows = [e for e in audit.entries(lake) if event in (None, e.get("event"))][-last:]
-    except _EXPECTED as error:
-        _fail(error)
+    _, lake = _open()
+    rows = [e for e in audit.entries(lake) if event in (None, e.get("event"))][-last:]
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return
@@ -128,13 +122,9 @@ def show(
 @audit_app.command("verify")
 def verify() -> None:
     """Check that no entry was changed, left out or cut off."""
-    try:
-        _, lake = _open()
-        open_zone(lake)
-        problems = audit.verify(lake)
-    except _EXPECTED as error:
-        _fail(error)
-    if problems:
+    _, lake = _open()
+    open_zone(lake)
+    if problems := audit.verify(lake):
         _fail("\n".join(problems))
     out.print("the audit log verifies")
 

@@ -26,12 +26,13 @@ from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_
 from assets.intake import stage
 from assets.lake.lake import Lake
 from assets.lake.progress import mark_finished
+from assets.privacy.ledger import open_ledger
 from pipelines.alerts import KINDS, Alert, NotDelivered, send
 from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import demo_end, overdue, problems, refused, silent
+from pipelines.operation import demo_end, money, overdue, problems, refused, silent, state
 from pipelines.outbox import Outbox
 from pipelines.watch import watch
 
@@ -260,6 +261,22 @@ def test_a_refused_export_is_named_until_it_came_again_or_nobody_waits_for_it(
     stage.read(lake, city, days)
     (several,) = refused(lake, city, now)
     assert several.what.count("header_misses_case_id") == 3 and several.what.endswith("; and 2 more days")
+
+
+def test_a_ledger_that_cannot_be_read_is_told_and_stops_no_look(
+    site: Environment, lake: Lake, mail: MailServer, hook: Hook
+):
+    city = load_city(site.city_file)
+    open_ledger(lake, city)
+    content = lake.ledger_path.read_bytes()
+    for damaged in (b"CANARY" * 4096, content[:4096] + bytes(4096) + content[8192:]):
+        lake.ledger_path.write_bytes(damaged)
+        (told,) = [a for a in problems(site) if a.kind == "ledger_broken"]
+        assert told.what.startswith("ledger.sqlite cannot be read: ") and "CANARY" not in told.what
+        assert state(site, city, lake)["windows"] == []
+    away = city.model_copy(update={"ledger": "postgresql://127.0.0.1:1/ledger"})
+    assert [(a.kind, a.what) for a in money(lake, away)] == [("site_unusable", "the ledger's database does not answer")]
+    assert state(site, away, lake)["windows"] == []
 
 
 def test_a_clinic_is_not_silent_while_its_pause_and_the_first_days_after_it_last(lake: Lake, city: City):

@@ -50,10 +50,12 @@ def test_every_exit_message_has_a_row():
 
 
 def test_messages_of_the_other_commands_have_a_row():
-    said = sources("pipelines") + sources("assets/lake")
+    said = sources("pipelines") + sources("assets")
     for message in (
         "run `digitalstadt run` first", "nothing was decided yet", "no run ended on that day",
-        "it is no backup, is damaged, or was made under another encryption key",
+        "it is no backup, is damaged, or was made under another encryption key", "it cannot be written (",
+        "its message is withheld, it might hold a value", "cannot be read; put back the published copy of it",
+        "restored, its budget could be spent twice", "is not measured yet: what clinics deliver up to",
         "the list `clinics` has to be written with one item a line",
     ):  # fmt: skip
         assert message in said and message in TEXT, message

@@ -54,13 +54,13 @@ def _files(lake: Lake) -> Iterator[Path]:
 
 
 def write(lake: Lake, target: Path, ledger: bytes, about: dict[str, Any]) -> dict[str, Any]:
-    """Write the backup to `target`, whole or not at all; returns what it says of itself."""
+    """Write the backup to `target`, whole or not at all; returns what it says of itself. Raises `BackupError`."""
     zone = open_zone(lake)
     properties = pe.create_encryption_properties(footer_key=lake.keys.encryption)
     beside = target.with_name(f".{target.name}.part")
-    make_directory(target.parent)
     digests: dict[str, str] = {}
     try:
+        make_directory(target.parent)
         with os.fdopen(os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as raw:
             with pq.ParquetWriter(raw, _SCHEMA, compression="zstd", encryption_properties=properties) as out:
 
@@ -83,6 +83,11 @@ def write(lake: Lake, target: Path, ledger: bytes, about: dict[str, Any]) -> dic
             os.fsync(raw.fileno())
         os.replace(beside, target)
         fsync_directory(target.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BackupError(
+            f"{target}: it cannot be written ({error.strerror}); name a file where there is room"
+        ) from None
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

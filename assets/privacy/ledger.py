@@ -48,7 +48,7 @@ from assets.contract.city import City
 from assets.contract.terms import WINDOW_DAYS
 from assets.lake.lake import Lake
 from assets.privacy.accounting import UNITS
-from assets.privacy.ledger_store import GENESIS, Execute, PostgresStore, Refused, SqliteStore, Store
+from assets.privacy.ledger_store import GENESIS, Execute, LedgerBroken, PostgresStore, Refused, SqliteStore, Store
 from assets.privacy.mechanism import DiscreteGaussian, Noise, mechanism_of
 
 _COLUMNS: Final = "kind, measurement, scope, rho_units, snapshot, parameters, measured"
@@ -61,10 +61,6 @@ class BudgetExceeded(RuntimeError):
 
 class CapChanged(ValueError):
     """A window was opened with another cap or mechanism, or begins inside another one: neither changes once it is open."""
-
-
-class LedgerBroken(RuntimeError):
-    """The ledger does not verify; the message holds entry numbers and windows only."""
 
 
 class SnapshotMismatch(RuntimeError):
@@ -308,8 +304,11 @@ class Ledger:
         problems, previous, expected = [], GENESIS, 1
         windows: dict[str, Window] = defaultdict(Window)
         asked: dict[str, list[Any]] = {}
-        with self.store.read() as execute:
-            rows = execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq")
+        try:
+            with self.store.read() as execute:
+                rows = execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq")
+        except LedgerBroken as error:
+            return [str(error)]
         for seq, *content, before, digest in rows:
             if seq != expected:
                 problems.append(f"entry {expected} is missing")

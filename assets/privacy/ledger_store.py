@@ -63,6 +63,10 @@ RULES: Final = (  # kinds of entries, why one is refused, when it is
 """What the database refuses, whoever writes. Reserved counts as spent, and what is set aside for corrections too."""
 
 
+class LedgerBroken(RuntimeError):
+    """The ledger does not verify or cannot be read; the message holds file, entry numbers and windows only."""
+
+
 class Refused(RuntimeError):
     """A rule of the database forbids this entry; the message is the rule's."""
 
@@ -159,6 +163,10 @@ class SqliteStore:
                 return db.execute(sql, parameters).fetchall()
             except sqlite3.IntegrityError as error:
                 raise Refused(str(error)) from None
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: not the file's content
+                    raise
+                raise LedgerBroken(f"{self.path.name} cannot be read: {error}") from None
 
         try:
             execute("PRAGMA synchronous = FULL")

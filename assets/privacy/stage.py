@@ -31,7 +31,8 @@ from assets.privacy.at_cap import first_left_out
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
-from assets.privacy.ledger import Ledger, LedgerBroken, open_ledger
+from assets.privacy.ledger import Ledger, open_ledger
+from assets.privacy.ledger_store import LedgerBroken
 from assets.privacy.measure import Due, Unit, due, known_by, measure, open_window, require_agreed, unit_days
 from assets.privacy.plan import terms_of
 

@@ -1,0 +1,78 @@
+"""How a command fails at night: by exit code, with what to do, without a traceback that might hold a value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from assets.contract.city import City
+from assets.lake.lake import Lake
+from pipelines.cli import app
+
+
+@pytest.fixture
+def call(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIGITALSTADT_DATA", str(lake.root))
+    monkeypatch.setenv("DIGITALSTADT_KEYS", str(tmp_path / "keys"))
+    lake.root.mkdir(exist_ok=True)
+
+    def run(*arguments: object, read: str | None = None) -> Result:
+        return CliRunner().invoke(app, [str(a) for a in arguments], input=read)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        "alert test",
+        "audit verify",
+        "patient report --clinic klinik-nord --id q",
+        "backup b",
+        "restore README.md",
+    ],
+)
+def test_every_command_says_what_to_do_about_a_key_that_others_can_read(call, tmp_path: Path, command: str):
+    (tmp_path / "keys" / "encryption.key").chmod(0o644)
+    done = call(*command.split())
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert (
+        "KeyFileError" in done.stderr and "chmod 600" in done.stderr and "docs/runbook.md#keyfileerror" in done.stderr
+    )
+
+
+def test_what_nobody_foresaw_shows_class_and_place_but_no_value(call, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise ValueError("CANARY of a person")
+
+    monkeypatch.setattr("pipelines.operation.state", broken)
+    done = call("status")
+    assert done.exit_code == 1 and "CANARY" not in done.output and "Traceback" not in done.output
+    assert "ValueError: its message is withheld" in done.stderr and "test_commands.py:" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_a_backup_that_cannot_be_written_leaves_nothing_and_names_the_file(call, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "folder", Path("/proc/nowhere/b")):
+        done = call("backup", target)
+        assert done.exit_code == 1 and f"{target}: it cannot be written (" in done.stderr.replace("\n", "")
+    assert not list(tmp_path.glob(".*")) and not list((tmp_path / "folder").iterdir())
+
+
+def test_wrong_use_is_no_failure(call, city: City):
+    assert call("patient", "report", "--clinic", "nobody", "--id", "q").exit_code == 2
+    before = call("ledger", "correct", "2020-06-01", "--yes")
+    assert before.exit_code == 2 and str(city.start) in before.output
+    assert call("ledger", "correct", "2025-01-09", read="n\n").exit_code == 1
+
+
+def test_a_published_copy_that_is_missing_or_damaged_does_not_verify(call, tmp_path: Path):
+    assert call("ledger", "verify").exit_code == 0
+    assert call("ledger", "verify", "--published", tmp_path / "missing.json").exit_code == 2
+    (tmp_path / "ledger.json").write_text("{}")
+    damaged = call("ledger", "verify", "--published", tmp_path / "ledger.json")
+    assert damaged.exit_code == 1 and "cannot be read" in damaged.stderr
