@@ -54,7 +54,7 @@ def build_definitions(
         selection=dg.AssetSelection.assets(*assets),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
-        tags={"digitalstadt/city": city.key},
+        tags={"city": city.key},
         config=None if loggers else QUIET,
         description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
     )

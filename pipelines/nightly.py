@@ -20,8 +20,8 @@ from assets.lake.progress import Stretch, days_between, finished_days, stretches
 
 HOUR, MINUTE = 3, 30
 """Local time: after midnight's exports, never inside the hour that a change of clocks repeats or leaves out."""
-REASON_TAG: Final = "digitalstadt/reason"
-DAYS_TAG: Final = "digitalstadt/days"
+REASON_TAG: Final = "reason"
+DAYS_TAG: Final = "days"
 """Shown in the list of runs, where Dagster hides its own tags."""
 
 

@@ -133,11 +133,11 @@ class Twins:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, city: City) -> Twins:
-    """A dirty demo city over some weeks: history at once, then a week, then day by day."""
+    """A dirty demo city over some weeks: history at once, then what came since."""
     root = tmp_path_factory.mktemp("demo")
     days = [city.start + timedelta(n) for n in range(30)]
     generate(root / "made", city, patients=12_000, days=len(days), seed=5, dirt=0.15)
-    return Twins(root, root / "made" / "inbox", city, [days[:21], days[21:29], days[29:]])
+    return Twins(root, root / "made" / "inbox", city, [days[:28], days[28:]])
 
 
 @pytest.fixture(scope="module")

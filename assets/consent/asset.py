@@ -28,7 +28,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_2_consent",
+        group_name="2_consent",
         description=DESCRIPTION,
         deps=["canonical_records"],
         owners=["team:data-protection"],

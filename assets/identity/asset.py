@@ -39,7 +39,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_4_identity",
+        group_name="4_identity",
         description=DESCRIPTION,
         deps=["validated_records"],
         owners=["team:data-protection"],

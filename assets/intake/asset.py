@@ -36,7 +36,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_1_intake",
+        group_name="1_intake",
         description=LANDED,
         owners=["team:data-engineering"],
         kinds={"file"},
@@ -82,7 +82,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_1_intake",
+        group_name="1_intake",
         description=CANONICAL,
         deps=[landed_exports],
         owners=["team:data-engineering"],

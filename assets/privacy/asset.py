@@ -29,7 +29,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_5_privacy",
+        group_name="5_privacy",
         description=DESCRIPTION,
         deps=["pseudonymised_cases"],
         owners=["team:data-protection"],

@@ -37,7 +37,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_6_publication",
+        group_name="6_publication",
         description=DESCRIPTION,
         metadata=column_schema(SCHEMA, LINEAGE),
         deps=["noisy_measurements"],

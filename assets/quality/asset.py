@@ -50,7 +50,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=BACKFILL,
-        group_name="stage_3_quality",
+        group_name="3_quality",
         description=DESCRIPTION,
         deps=["consented_records"],
         owners=["team:data-engineering"],
