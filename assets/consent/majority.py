@@ -23,7 +23,10 @@ MAJORITY: Final = pa.schema(
         ("of_age_by", pa.timestamp("us")),
     ]
 )
-"""`of_age_from`: earliest day that the birthday can be; `of_age_by`: begin of the latest one, city's wall time."""
+"""`of_age_from`: earliest day that the birthday can be; `of_age_by`: last moment before the latest one, city's wall time.
+
+A document that bears a day and no time counts as declared when that day begins; one signed on the birthday is the person's.
+"""
 
 # A person without a year of birth: the age that a case states bounds it.
 _SQL: Final = """
@@ -42,7 +45,8 @@ WITH born AS (
   WHERE c.age_years IS NOT NULL AND c.admitted_on IS NOT NULL)
 SELECT clinic, arrival_day, patient_id, CAST(min(first) + to_years($age) AS DATE) AS of_age_from,
   -- Who was born on 29 February is of age on 1 March (BGB § 187).
-  max(last + to_years($age) + to_days(CAST(dayofmonth(last + to_years($age)) <> dayofmonth(last) AS INTEGER))) AS of_age_by
+  max(last + to_years($age) + to_days(CAST(dayofmonth(last + to_years($age)) <> dayofmonth(last) AS INTEGER)))
+    - to_microseconds(1) AS of_age_by
 FROM born SEMI JOIN register USING (clinic, patient_id) GROUP BY ALL ORDER BY ALL"""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def deny(**over: Any) -> list[dict[str, Any]]:
     return [provision(c, "deny", **({"consent_id": "d", "declared_at": datetime(2025, 3, 1)} | over)) for c in CODES]
 
 
+MOMENT = timedelta(microseconds=1)
 BIRTH = {"clinic": "k", "arrival_day": FROM, "patient_id": "p", "birth_year": 2007, "birth_month": 5, "birth_day": 20}
 
 
@@ -84,6 +85,11 @@ def test_what_the_young_adult_signs_counts_from_that_day():
         reason(permits() + permits(**own, declared_at=datetime(2025, 5, 19, 9)), majority=of_age())
         == "guardian_consent_ended"
     )
+    for signed, why in (
+        (datetime(2025, 5, 20), "permitted"),  # a day without a time
+        (datetime(2025, 5, 20) - MOMENT, "guardian_consent_ended"),
+    ):
+        assert reason(permits() + permits(**own, declared_at=signed), majority=of_age()) == why
     # A stay that began before the birthday is covered by the guardian until then, and by the own consent from then on.
     both = permits() + permits(**own, declared_at=datetime(2025, 5, 20, 9))
     assert reason(both, date(2025, 5, 18), date(2025, 5, 22), majority=of_age()) == "permitted"
@@ -110,6 +116,9 @@ def test_of_an_incomplete_birth_the_earliest_day_ends_and_the_latest_begins():
     ):
         assert reason(permits(declared_at=signed), majority=of_age(**year)) == why
     assert reason(permits(declared_at=datetime(2025, 2, 1)), majority=of_age(**year, birth_year=2006)) == "permitted"
+    last = {"birth_year": 2006, "birth_month": 12, "birth_day": None}
+    assert reason(permits(declared_at=datetime(2024, 12, 31)), majority=of_age(**last)) == "permitted"
+    assert reason(permits(declared_at=datetime(2024, 12, 30)), majority=of_age(**last)) == "guardian_consent_ended"
     assert reason(permits(), majority=of_age(birth_day=None, birth_month=6)) == "guardian_consent_ended"
     assert reason(permits(), majority=of_age(birth_day=None, birth_month=7)) == "permitted"
     # Without a year of birth, the age that a case states tells.
@@ -120,10 +129,10 @@ def test_of_an_incomplete_birth_the_earliest_day_ends_and_the_latest_begins():
 
 def test_born_on_the_29th_of_february_and_deliveries_that_contradict_each_other():
     (leap,) = of_age(birth_year=2008, birth_month=2, birth_day=29).to_pylist()
-    assert (leap["of_age_from"], leap["of_age_by"]) == (date(2026, 2, 28), datetime(2026, 3, 1))
+    assert (leap["of_age_from"], leap["of_age_by"]) == (date(2026, 2, 28), datetime(2026, 3, 1) - MOMENT)
     other = of_age(birth_year=2006)
     (span,) = known(pa.concat_tables([of_age(), other])).to_pylist()
-    assert (span["of_age_from"], span["of_age_by"]) == (date(2024, 5, 20), datetime(2025, 5, 20))
+    assert (span["of_age_from"], span["of_age_by"]) == (date(2024, 5, 20), datetime(2025, 5, 20) - MOMENT)
 
 
 def test_a_full_consent_permits():
