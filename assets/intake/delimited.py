@@ -48,9 +48,9 @@ class _Screen:
     """A table's bytes, block by block, to UTF-8 lines that a parser takes apart safely: the others become empty.
 
     A quote that opens and does not close would swallow the lines after it, and a line without end all memory. No
-    cell of these formats spans lines. `empty`: numbers of all lines that are empty now, among them those in which
-    nothing stood, as spreadsheets write them; `open_quotes`: numbers; `too_long`: number → the cell that makes
-    the line so, counted from 0, or None where it is the number of cells.
+    cell of these formats spans lines, none holds a NUL byte. `empty`: numbers of all lines that are empty now, among
+    them those in which nothing stood, as spreadsheets write them; `open_quotes`, `nul`: numbers; `too_long`: number →
+    the cell that makes the line so, counted from 0, or None where it is the number of cells.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -59,6 +59,7 @@ class _Screen:
         self._rest, self._before, self._skipping = b"", 0, False
         self.empty: list[int] = []
         self.open_quotes: list[int] = []
+        self.nul: list[int] = []
         self.too_long: dict[int, int | None] = {}
 
     def __call__(self, block: pa.Buffer) -> bytes:
@@ -85,12 +86,16 @@ class _Screen:
         long = ends - starts > MAX_LINE_BYTES
         for place in np.flatnonzero(long):
             self._note_long(self._before + 1 + int(place), text[starts[place] : ends[place]])
-        empty = long | pc.match_substring_regex(lines, r"^[;\s\x0b]*$").to_numpy(zero_copy_only=False)
+        damaged = long.copy()
+        if b"\0" in text:
+            damaged |= np.logical_or.reduceat(data == 0, starts)
+            self.nul += (np.flatnonzero(damaged & ~long) + self._before + 1).tolist()
+        empty = damaged | pc.match_substring_regex(lines, r"^[;\s\x0b]*$").to_numpy(zero_copy_only=False)
         if b'"' in text:
             readable = pc.or_(
                 pc.invert(pc.match_substring(lines, '"')), pc.match_substring_regex(lines, _CLOSED_QUOTES)
             )
-            unclosed = ~readable.to_numpy(zero_copy_only=False) & ~long
+            unclosed = ~readable.to_numpy(zero_copy_only=False) & ~damaged
             self.open_quotes += (np.flatnonzero(unclosed) + self._before + 1).tolist()
             empty |= unclosed
         self.empty += (np.flatnonzero(empty) + self._before + 1).tolist()
@@ -135,7 +140,7 @@ def read_delimited(
     `columns` maps our name to the header names it may have (case-insensitive); a column that is missing is
     all null, unless it is `required`: then `RejectedExport`. Ragged lines are skipped and become findings.
     """
-    encoding = detect_encoding(path)
+    encoding = detect_encoding(path, nul_below=True)
     if encoding is None:
         raise RejectedExport("encoding_unreadable", path)
     if encoding != "utf-8-sig":
@@ -149,8 +154,9 @@ def read_delimited(
     if missing:
         raise RejectedExport(f"header_misses_{missing[0]}", path)
     raw, screen, ragged = _parsed(path, encoding, header, [theirs for theirs in found.values() if theirs])
-    for line in sorted(ragged + screen.open_quotes):
-        findings.add(export, "wrong_number_of_fields", "quarantined", path.name, line)
+    for rule, damaged in (("wrong_number_of_fields", ragged + screen.open_quotes), ("nul_byte", screen.nul)):
+        for line in sorted(damaged):
+            findings.add(export, rule, "quarantined", path.name, line)
     ours_at = {header.index(theirs): ours for ours, theirs in found.items() if theirs}
     for line, cell in screen.too_long.items():
         where = None if cell is None else ours_at.get(cell, f"column {cell + 1}")

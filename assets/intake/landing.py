@@ -119,7 +119,7 @@ def _form_of(path: Path) -> _Form:
         return _Form("ndjson")
     if packed:
         return _Form("csv")
-    encoding = detect_encoding(path) or "latin-1"
+    encoding = detect_encoding(path, nul_below=True) or "latin-1"
     try:
         header = [n.lower() for n in header_of(path, encoding, ";")]
     except RejectedExport:
@@ -162,7 +162,8 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[
     about = [_form_of(path) for path in paths]
     file = [paths[line.path] for line in batch]
     text = [
-        line.content.rstrip(b"\n").decode(about[f].encoding, "replace") for f, line in zip(file, batch, strict=True)
+        line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
+        for f, line in zip(file, batch, strict=True)
     ]
     files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
              "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip

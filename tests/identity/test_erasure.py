@@ -419,10 +419,11 @@ def test_erasing_spares_others_with_similar_ids(lake: Lake):
     folder.mkdir(parents=True)
     rows = [person("1"), person("11"), stay("1", "11"), stay("2", "1"), stay("3", "11", diagnosis=[{"rank": 1}])]
     (folder / "mixed.ndjson").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "FALL.csv").write_text(FALL + "7;;1970;w;64297;202412300800;E;1;1\n1;;1970;w;64297;202412300800;E;1;11\n")
+    (folder / "FALL.csv").write_text(FALL + "7;;1970;w;64297;202412300800;E;1;1\n1;;1970;w;64297;202412300800;E;1;11\n"
+                                     "9;\0;1970;w;64297;202412300800;E;1;1\0\n")  # fmt: skip
     erased = erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START)
     assert (folder / "mixed.ndjson").read_text() == "".join(json.dumps(r) + "\n" for r in (rows[1], rows[2], rows[4]))
-    assert (folder / "FALL.csv").read_text() == FALL + "1;;1970;w;64297;202412300800;E;1;11\n" and erased.lines == 3
+    assert (folder / "FALL.csv").read_text() == FALL + "1;;1970;w;64297;202412300800;E;1;11\n" and erased.lines == 4
     assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == 0
 
 
