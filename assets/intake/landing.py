@@ -1,8 +1,8 @@
 """What leaves landing again: the lines of a patient who withdrew, and raw files after their retention.
 
 A line goes where it belongs to the patient: a FHIR resource by its id or its references, a CSV row by the
-columns of patient and case, a line that cannot be read by any field that holds the id. A file that cannot be
-taken apart by lines goes as a whole. Folder and manifest stay, so that the same export is known and never
+columns of patient and case, a line that cannot be read by any field that holds the id. A Bundle loses the patient's
+entries and keeps the others'. A file that cannot be taken apart goes as a whole. Folder and manifest stay, so that the same export is known and never
 taken again. Not here: how files come in (`connector`), who is to be erased (`consent`).
 """
 
@@ -16,21 +16,22 @@ import re
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
+from assets.intake.bundles import NotTakenApart, put_together, take_apart
 from assets.intake.connector import MANIFEST, Export
 from assets.intake.delimited import header_of
+from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
-from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes
+from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes, read_text
 from assets.intake.needles import Sieve, split_lines
 from assets.intake.text import detect_encoding
 from assets.lake.engine import connect, load
@@ -130,11 +131,22 @@ def _form_of(path: Path) -> _Form:
     return _Form("csv", encoding, len(header), patient, case)
 
 
+def _is_document(path: Path) -> bool:
+    """Whether a file is one JSON document, as Bundles are."""
+    return path.name.lower().removesuffix(".gz").endswith(".json")
+
+
 def _batches(path: Path) -> Iterator[tuple[bytes, bool]]:
     """Whole lines, some megabytes at a time; whether the last one is endless, of which only the beginning is there.
 
-    `EOFError` where a file unpacks to more than any reader takes.
+    A document is one line. `EOFError` where a file unpacks to more than any reader takes.
     """
+    if _is_document(path):
+        text = read_text(path, MAX_BUNDLE_BYTES)
+        if text is None:
+            raise EOFError
+        yield text.encode(), False
+        return
     packed, left = path.name.lower().endswith(".gz"), allowed_bytes(path)
     with gzip.open(path, "rb") if packed else path.open("rb") as file:
         while content := file.read(BATCH_BYTES):
@@ -156,15 +168,10 @@ class _Line:
     content: bytes
 
 
-def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[Path, int, bool]]:
-    """Lines of `batch` that name one of `ids`: file, number from 0, whether a Bundle."""
-    paths = {line.path: place for place, line in enumerate({line.path: line for line in batch}.values())}
-    about = [_form_of(path) for path in paths]
-    file = [paths[line.path] for line in batch]
-    text = [
-        line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
-        for f, line in zip(file, batch, strict=True)
-    ]
+def _naming(
+    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form]
+) -> list[int]:
+    """Places of those of `text` that name one of `ids`, ascending; `file`: the place of each one's form in `about`."""
     files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
              "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip
     load(
@@ -174,26 +181,51 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[
     )
     found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
     con.execute("DROP TABLE lines; DROP TABLE files")
-    return [(batch[n].path, batch[n].number, '"Bundle"' in text[n]) for n in np.sort(np.concatenate(found))]
+    places: list[int] = np.sort(np.concatenate(found)).tolist()
+    return places
+
+
+def _reduced(con: duckdb.DuckDBPyConnection, text: str) -> bytes:
+    """The Bundle `text` without the entries that name one of `ids`; nothing where that cannot be told from the rest."""
+    try:
+        rest, entries = take_apart(text)
+    except NotTakenApart:
+        return b""
+    gone = set(_naming(con, [*entries, json.dumps(rest)], [0] * (len(entries) + 1), [_Form("ndjson")]))
+    return put_together(text, gone).encode() + b"\n" if gone and len(entries) not in gone else b""
+
+
+def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[Path, int, bytes]]:
+    """Lines of `batch` that name one of `ids`: file, number from 0, what is left of the line."""
+    paths = {line.path: place for place, line in enumerate({line.path: line for line in batch}.values())}
+    about = [_form_of(path) for path in paths]
+    file = [paths[line.path] for line in batch]
+    text = [
+        line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
+        for f, line in zip(file, batch, strict=True)
+    ]
+    return [
+        (batch[n].path, batch[n].number, _reduced(con, text[n]) if '"Bundle"' in text[n] else b"")
+        for n in _naming(con, text, file, about)
+    ]
 
 
 def _search(
     con: duckdb.DuckDBPyConnection, paths: Iterable[Path], ids: Sequence[str]
-) -> tuple[dict[Path, list[int]], list[Path], set[Path]]:
-    """Lines to erase of each file, files that cannot be read to their end, and files of which a Bundle goes.
+) -> tuple[dict[Path, dict[int, bytes]], list[Path]]:
+    """Of each file, the lines to erase and what is left of them; and files that go as a whole.
 
     Lines that could name one of `ids` are looked at together, from many files at once. One that is longer than any
     that is read goes unseen: to take it apart would need all memory, and nothing was ever read from it.
     """
-    hits: dict[Path, list[int]] = defaultdict(list)
-    broken, shared, batch, size = [], set[Path](), list[_Line](), 0
+    hits: dict[Path, dict[int, bytes]] = defaultdict(dict)
+    broken, batch, size = list[Path](), list[_Line](), 0
     sieve = Sieve(ids)
 
     def flush() -> None:
         nonlocal size
-        for path, line, bundle in _hits(con, batch) if batch else ():
-            hits[path].append(line)
-            shared.update([path] if bundle else [])
+        for path, line, left in _hits(con, batch) if batch else ():
+            hits[path][line] = left
         batch.clear()
         size = 0
 
@@ -204,31 +236,36 @@ def _search(
                 count = content.count(b"\n")
                 # Blank lines by the million would each become an object, where the sieve holds nothing back.
                 looked_at = [] if content.isspace() else sieve.lines(content)
+                if looked_at and _is_document(path):
+                    take_apart(content.decode())
+                    looked_at = [(0, content)]
                 named = [(n, line) for n, line in looked_at if not (endless and n == count - 1)]
-                hits[path] += [first + count - 1] if endless else []
+                hits[path] |= {first + count - 1: b""} if endless else {}
                 batch += [_Line(path, first + number, line) for number, line in named]
                 first += count
                 size += sum(len(line) for _, line in named)
                 if size >= BATCH_BYTES:
                     flush()
-        except (OSError, EOFError, zlib.error):
-            broken.append(path)
+        except (OSError, EOFError, zlib.error, RejectedExport, NotTakenApart):
+            broken += [path] if not _is_document(path) or _may_hold(path, set(ids)) else []
     flush()
-    return {path: sorted(lines) for path, lines in hits.items() if lines and path not in broken}, broken, shared
+    broken += [path for path, lines in hits.items() if _is_document(path) and b"" in lines.values()]
+    return {path: lines for path, lines in hits.items() if lines and path not in broken}, broken
 
 
-def _without(path: Path, gone: Sequence[int]) -> None:
-    """Rewrite `path` without the lines of these numbers (from 0), atomically."""
+def _without(path: Path, gone: dict[int, bytes]) -> None:
+    """Rewrite `path` with what is left of the lines of these numbers (from 0), atomically."""
     handle, temporary = tempfile.mkstemp(prefix=".erasing.", dir=path.parent)
-    numbers, first = np.array(gone), 0
+    numbers, first = np.array(sorted(gone)), 0
     try:
         with os.fdopen(handle, "wb") as raw:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
-                    lines = split_lines(content)
-                    keep = ~np.isin(np.arange(first, first + len(lines)), numbers)
-                    out.writelines(compress(lines, keep.tolist()))
+                    lines = [content] if _is_document(path) else split_lines(content)
+                    for n in numbers[(numbers >= first) & (numbers < first + len(lines))].tolist():
+                        lines[n - first] = gone[n]
+                    out.writelines(lines)
                     first += len(lines)
             raw.flush()
             os.fsync(raw.fileno())
@@ -240,11 +277,8 @@ def _without(path: Path, gone: Sequence[int]) -> None:
     fsync_directory(path.parent)
 
 
-def _note(folder: Path, on: date, changed: dict[str, int | None], shared: Collection[Path] = ()) -> None:
-    """Write into the manifest what became of each file: erased lines, or None where the whole file went.
-
-    `shared`: files that lost a Bundle, and with it perhaps rows of others.
-    """
+def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
+    """Write into the manifest what became of each file: erased lines, or None where the whole file went."""
     path = folder / MANIFEST
     if not path.exists():
         return
@@ -252,8 +286,7 @@ def _note(folder: Path, on: date, changed: dict[str, int | None], shared: Collec
     for entry in manifest.get("files", []):
         if entry["name"] in changed:
             lines = changed[entry["name"]]
-            about: dict[str, Any] = {"on": on.isoformat(), "lines": "all" if lines is None else lines}
-            about |= {"others_too": True} if folder / entry["name"] in shared else {}
+            about = {"on": on.isoformat(), "lines": "all" if lines is None else lines}
             entry["erased"] = [*entry.get("erased", []), about]
             if lines is not None:
                 file = folder / entry["name"]
@@ -277,24 +310,26 @@ def erase_patients(
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     paths = sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST)
-    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_LINES)]
+    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_READ)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
     with connect() as con:
         load(con, ids=pa.table({"kind": pa.array(kinds, pa.string()), "id": pa.array(names, pa.string())}))
-        hits, whole, shared = _search(con, by_line, names)
+        hits, whole = _search(con, by_line, names)
     known = set(by_line)
     whole += [p for p in paths if p not in known and _may_hold(p, {*ids, *cases})]
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
     # Files that name patients go last: after a crash they still tell which cases are whose.
-    for path, lines in sorted(hits.items(), key=lambda hit: hit[0].name.lower().startswith(_NAMING)):
+    for path, lines in sorted(
+        hits.items(), key=lambda hit: _is_document(hit[0]) or hit[0].name.lower().startswith(_NAMING)
+    ):
         _without(path, lines)
         changed[path.parent][path.name] = len(lines)
     for path in whole:
         path.unlink()
         changed[path.parent][path.name] = None
     for folder, files in changed.items():
-        _note(folder, on, files, shared)
+        _note(folder, on, files)
     return Erased(sum(map(len, hits.values())), len(whole))
 
 
@@ -330,15 +365,13 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
 
 
 def require_raw_files(exports: Iterable[Export]) -> None:
-    """Raise `RawFilesErased` where a raw file of one of `exports` is gone, or rows of others went with a patient's."""
+    """Raise `RawFilesErased` where a raw file of one of `exports` is gone."""
     gone = set()
     for export in exports:
         manifest = export.folder / MANIFEST
         entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
         read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(_READ)]
-        if any(
-            about["lines"] == "all" or about.get("others_too") for entry in read for about in entry.get("erased", [])
-        ):
+        if any(about["lines"] == "all" for entry in read for about in entry.get("erased", [])):
             gone.add(f"{export.clinic.key} {export.arrival_day}")
     if gone:
         raise RawFilesErased(

@@ -169,7 +169,7 @@ from assets.intake import landing
 from assets.lake import files
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 path = Path(sys.argv[1])
-landing._without(path, [0]) if path.suffix == ".ndjson" else files.atomic_write(path, b"CANARY")
+landing._without(path, {0: b""}) if path.suffix == ".ndjson" else files.atomic_write(path, b"CANARY")
 """
 
 

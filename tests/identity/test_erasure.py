@@ -44,12 +44,12 @@ CONSENT = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdra
 Run = Callable[..., None]
 
 
-def fhir_consent(who: str, status: str = "active", kind: str = "permit", on: str = "2024-01-01", start: str = "2024-01-01", ident: str = "") -> dict[str, Any]:  # fmt: skip
+def fhir_consent(who: str, status: str = "active", kind: str = "permit", on: str = "2024-01-01", start: str = "2024-01-01", ident: str = "", **over: Any) -> dict[str, Any]:  # fmt: skip
     period = {"start": start, "end": "2054-01-01"}
     nested = [{"type": kind, "period": period, "code": [{"coding": [{"system": f"urn:oid:{OID}", "code": f"{OID}.{n}"}]}]}
               for n in (6, 7, 8)]  # fmt: skip
     return {"resourceType": "Consent", "id": ident or f"consent-{who}", "status": status, "patient": {"reference": f"Patient/{who}"},
-            "dateTime": f"{on}T10:00:00+01:00", "provision": {"type": "deny", "provision": nested}}  # fmt: skip
+            "dateTime": f"{on}T10:00:00+01:00", "provision": {"type": "deny", "provision": nested}} | over  # fmt: skip
 
 
 def person(name: str, **over: Any) -> dict[str, Any]:
@@ -480,24 +480,77 @@ def test_tombstones_hold_no_permit_and_no_id(run: Run, lake: Lake, deliver: Call
     assert {r["decision"] for r in rows} == {"deny", "none"} and not any(n in str(rows) for n in NEEDLES)
 
 
-def test_a_bundle_goes_as_a_whole_and_the_day_is_not_read_again(lake: Lake, city: City):
+def bundle(*entries: dict[str, Any], **more: Any) -> str:
+    return json.dumps({"resourceType": "Bundle", "type": "transaction", **more, "entry": list(entries)}) + "\n"
+
+
+def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, city: City):
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
-
-    def bundle(*entries: dict[str, Any]) -> str:
-        return json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": list(entries)}) + "\n"
-
-    kept = [bundle({"resource": person("STAYS")}), bundle({"request": {"method": "DELETE", "url": "Consent/other"}})]
+    stays, elsewhere = {"resource": person("STAYS")}, {"request": {"method": "DELETE", "url": "Consent/other"}}
     gone = [
-        bundle({"resource": person("STAYS")}, {"resource": person("GONE")}),
-        bundle({"request": {"method": "DELETE", "url": "Patient/GONE"}}),
-        bundle({"request": {"method": "DELETE", "url": "Encounter/c1"}}),
-        bundle({"fullUrl": "https://kis.example/Consent/d1", "resource": {"resourceType": "Consent"}}),
+        {"resource": person("GONE")},
+        {"request": {"method": "DELETE", "url": "Patient/GONE"}},
+        {"request": {"method": "DELETE", "url": "Encounter/c1"}},
+        {"fullUrl": "https://kis.example/Consent/d1", "resource": {"resourceType": "Consent"}},
     ]
-    (folder / "deleted.ndjson").write_text("".join([*kept, *gone]))
+    mixed = [bundle(stays), bundle(stays, *gone), bundle(elsewhere, gone[1]), bundle(*gone)]
+    (folder / "deleted.ndjson").write_text("".join(mixed))
     (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "deleted.ndjson"}]}))
-    assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 4
-    assert (folder / "deleted.ndjson").read_text() == "".join(kept)
+    assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 3
+    assert (folder / "deleted.ndjson").read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
+    intake.read(lake, city, [START])  # nobody else's rows are missing
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_document_loses_the_patients_entries_under_whatever_address(lake: Lake, city: City, packed: bool):
+    def entries(who: str, at: str, own_id: bool) -> list[dict[str, Any]]:
+        where = {"subject": {"reference": f"urn:uuid:{at}"}}
+        rows = [
+            person(who),
+            stay(f"case-{who}", who, **where),
+            fhir_consent(who, patient={"reference": f"urn:uuid:{at}"}),
+        ]
+        if not own_id:
+            del rows[0]["id"]
+        return [{"fullUrl": f"urn:uuid:{at if n == 0 else f'{at}-{n}'}", "resource": r} for n, r in enumerate(rows)]
+
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    name, pack = ("b.json.gz", gzip.compress) if packed else ("b.json", bytes)
+    unpack = gzip.decompress if packed else bytes
+    gone, unnamed = entries("GONE", "a-1", True), entries("", "GONE2", False)
+    kept = entries("STAYS", "a-2", True)
+    (folder / name).write_bytes(
+        pack(json.dumps(json.loads(bundle(*kept[:1], *gone, *unnamed, *kept[1:], id="b")), indent=1).encode())
+    )
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
+    erase_patients(lake, "klinik-nord", ["GONE", "GONE2"], [], None, START)
+    assert unpack((folder / name).read_bytes()).decode() == bundle(*kept, id="b")
+    assert intake.read(lake, city, [START])["cases_by_clinic"] == {"klinik-nord": 1}
+    before = (folder / name).read_bytes()
+    erase_patients(lake, "klinik-nord", ["GONE", "GONE2"], [], None, START)
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(person("GONE")),
+        bundle(id="GONE", identifier={"value": "x"}, link=[{"url": "https://kis.example/Patient/GONE"}]),
+        bundle({"resource": person("STAYS")}, {"resource": person("GONE")})[:-9],
+        '{"resourceType":"Bundle","entry":{"resource":{"resourceType":"Patient","id":"GONE"}}}',
+    ],
+    ids=["no Bundle", "named beside the entries", "cut short", "entries are no list"],
+)
+def test_a_document_that_cannot_be_taken_apart_goes_as_a_whole(lake: Lake, city: City, text: str):
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "b.json").write_text(text)
+    (folder / "other.json").write_text(text.replace("GONE", "STAYS"))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "b.json"}, {"name": "other.json"}]}))
+    assert erase_patients(lake, "klinik-nord", ["GONE"], [], None, START).files == 1
+    assert not (folder / "b.json").exists() and (folder / "other.json").exists()
     with pytest.raises(RawFilesErased, match="klinik-nord"):
         intake.read(lake, city, [START])
 

@@ -1,0 +1,53 @@
+"""A Bundle taken apart by its entries, so that one patient's can leave it and the others' stay.
+
+Not here: which entries name a patient (`landing`), what a Bundle means to a reader (`fhir_load`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+_ADDRESS: Final = re.compile("^urn:uuid:")
+_INSIDE: Final = re.compile(r'"urn:uuid:([^"]+)"')
+
+
+class NotTakenApart(ValueError):
+    """The text is no Bundle with a list of entries. Value-free."""
+
+
+def take_apart(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The Bundle in `text` without its entries, and each entry as the text of a Bundle of its own.
+
+    In these, what refers to an address inside the Bundle (`urn:uuid:`) names the resource that stands there by type
+    and id, and a resource without id has that address as its id, as the reader has it. Raises `NotTakenApart`.
+    """
+    try:
+        bundle = json.loads(text)
+        entries = bundle.pop("entry", [])
+        addresses = [
+            _ADDRESS.sub("", e["fullUrl"]) if _ADDRESS.match(e.get("fullUrl", "")) and "resource" in e else ""
+            for e in entries
+        ]
+        names = {
+            a: f"{e['resource']['resourceType']}/{e['resource']['id']}"
+            for e, a in zip(entries, addresses, strict=True)
+            if a and e["resource"].get("id")
+        }
+        whole = [
+            {**e, "resource": {"id": a} | e["resource"]} if a else e for e, a in zip(entries, addresses, strict=True)
+        ]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        raise NotTakenApart from None
+    return bundle, [
+        _INSIDE.sub(lambda m: f'"{names.get(m[1], m[0][1:-1])}"', json.dumps({"resourceType": "Bundle", "entry": [e]}))
+        for e in whole
+    ]
+
+
+def put_together(text: str, gone: set[int]) -> str:
+    """`text`, which `take_apart` takes, without the entries of the places `gone`."""
+    bundle = json.loads(text)
+    bundle["entry"] = [entry for place, entry in enumerate(bundle["entry"]) if place not in gone]
+    return json.dumps(bundle)
