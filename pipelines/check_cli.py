@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from assets.quality.check import Check
 
 FORMATS = ("fhir", "p21", "practice")
+FILES_SHOWN = 10
 
 
 def check_export(
@@ -70,13 +71,14 @@ def check_export(
         err.print(f"the check itself failed: {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}; "
                   "please report this line", markup=False)  # fmt: skip
         raise typer.Exit(1) from None
+    ignored = ignored_files(path, who)
     if as_json:
         about = {"passed": result.passed, "evaluation_day": today.isoformat(), "cases": result.cases,
                  "consenting": result.consenting, "deletions": result.deletions, "permitted": result.permitted, "usable": result.usable, "reasons": result.reasons,
-                 "ignored_files": ignored_files(path), "findings": result.findings}  # fmt: skip
+                 "ignored_files": ignored, "findings": result.findings}  # fmt: skip
         sys.stdout.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
         raise typer.Exit(0 if result.passed else 1)
-    _print(out, result, ignored_files(path))
+    _print(out, result, ignored)
     raise typer.Exit(0 if result.passed else 1)
 
 
@@ -88,8 +90,10 @@ def _print(out: Console, result: Check, ignored: list[str]) -> None:
     )  # fmt: skip
     for code, number in result.reasons.items():
         out.print(f"  {number:>8}  {REASONS[code][1]} / {REASONS[code][0]}", markup=False, highlight=False)
-    for name in ignored:
+    for name in ignored[:FILES_SHOWN]:
         out.print(f"  nothing is read from {name}", markup=False, highlight=False)
+    if len(ignored) > FILES_SHOWN:
+        out.print(f"  nor from {len(ignored) - FILES_SHOWN} further files", markup=False, highlight=False)
     if result.findings:
         table = Table("effect", "file", "lines", "column", "how often", "what is wrong", "what to do", show_lines=True)
         for f in result.findings:

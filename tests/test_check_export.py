@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from assets.quality.check import READER_RULES
+from assets.contract.city import Clinic
+from assets.quality.check import READER_RULES, ignored_files
 from pipelines.cli import app
 
 OID = "2.16.840.1.113883.3.1937.777.24.5.3"
@@ -143,6 +144,35 @@ def test_an_export_without_a_case_says_so(folder: Callable[..., Path]):
     (where / "deleted.ndjson").write_text(ndjson({"resourceType": "Bundle", "type": "transaction", "entry": [entry]}))
     code, result, text = call("klinik-nord", str(where))
     assert code == 0 and result["deletions"] == 1 and "1 deletions" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "ignored"),
+    [
+        ("fhir", {"encounters.ndjson": "{}", "Observation.ndjson": "", "Consent.ndjson": "", "export.json": "{}", "b.json": "{}"},
+         ["Observation.ndjson", "encounters.ndjson"]),
+        ("p21", {"FALL.csv": FALL, "Faelle.csv": FALL, "consent.csv": CONSENT, "Consent.ndjson": ""}, ["Consent.ndjson", "Faelle.csv"]),
+        ("practice", {"Practice.CSV": PRACTICE, "practice.xlsx": "", "fall.csv": FALL}, ["fall.csv", "practice.xlsx"]),
+    ],
+)  # fmt: skip
+def test_a_file_from_which_nothing_is_read_is_named(
+    folder: Callable[..., Path], kind: str, files: Any, ignored: list[str]
+):
+    _, result, text = call("-", str(folder(files)), "--format", kind)
+    assert result["ignored_files"] == ignored and all(f"nothing is read from {name}" in text for name in ignored)
+
+
+def test_what_says_consent_in_fhir_beside_tables_is_read(folder: Callable[..., Path]):
+    of = Clinic(key="k", name="k", format="p21", consent_source="fhir")
+    where = folder({"FALL.csv": FALL, "Consent.ndjson": "", "Patient.ndjson": "", "deleted.ndjson": ""})
+    assert ignored_files(where, of) == ["Patient.ndjson"]
+
+
+def test_of_many_files_from_which_nothing_is_read_some_are_named(folder: Callable[..., Path]):
+    _, result, text = call("-", str(folder({f"Observation.{n:03d}.ndjson": "" for n in range(15)})), "--format", "fhir")
+    assert (
+        len(result["ignored_files"]) == 15 and text.count("nothing is read from") == 10 and "nor from 5 further" in text
+    )
 
 
 def test_a_missing_header_rejects_the_export_and_says_which(folder: Callable[..., Path]):

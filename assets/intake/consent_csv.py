@@ -51,7 +51,7 @@ SELECT export_id, source_file, source_line, unnest(list_concat(
   CASE WHEN withdrawn_on IS NULL AND valid_from IS NULL
     THEN [{'rule': 'consent_without_start', 'severity': 'quarantined', 'name': 'valid_from'}] ELSE [] END,
   CASE WHEN withdrawn_on IS NULL AND (coalesce(len(codes(policy_codes)), 0) = 0
-      OR len(list_filter(codes(policy_codes), lambda c: NOT regexp_matches(c, '^[.]?[0-9]{1,4}$|^(urn:oid:)?[0-9]+([.][0-9]+){2,}$'))) > 0)
+      OR len(list_filter(codes(policy_codes), lambda c: NOT regexp_matches(c, '^[.]?[0-9]{1,4}$|^(urn:oid:)?[0-9]+([.][0-9]+){4,}$'))) > 0)
     THEN [{'rule': 'consent_codes_unreadable', 'severity': 'quarantined', 'name': 'policy_codes'}] ELSE [] END,
   CASE WHEN patient_id IS NULL AND case_id IS NULL
     THEN [{'rule': 'consent_of_nobody', 'severity': 'quarantined', 'name': 'patient_id'}]

@@ -152,7 +152,8 @@ def read_delimited(
     }
     missing = sorted(ours for ours in required if found[ours] is None)
     if missing:
-        raise RejectedExport(f"header_misses_{missing[0]}", path)
+        told = {0: "file_empty", 1: "header_not_separated"}.get(len(header), f"header_misses_{missing[0]}")
+        raise RejectedExport(told, path)
     raw, screen, ragged = _parsed(path, encoding, header, [theirs for theirs in found.values() if theirs])
     for rule, damaged in (("wrong_number_of_fields", ragged + screen.open_quotes), ("nul_byte", screen.nul)):
         for line in sorted(damaged):

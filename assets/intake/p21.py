@@ -50,6 +50,7 @@ OPS: Final[dict[str, tuple[str, ...]]] = {
     "day": ("OPS-Datum",),
 }
 
+FILES: Final = ("fall.csv", "fab.csv", "icd.csv", "ops.csv")
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
 # `24` as hour is the end of that day by §21: the calendar day stays the same.
@@ -112,7 +113,7 @@ SELECT export_id, source_file, source_line, unnest([
 def check(export: Export) -> None:
     """Raise `RejectedExport` where the set has no FALL.csv; a set of consents alone is fine."""
     names = {f.name.lower() for f in export.files()}
-    if "fall.csv" not in names and (names & {"fab.csv", "icd.csv", "ops.csv"} or consent_csv.FILE not in names):
+    if FILES[0] not in names and (names & {*FILES} or consent_csv.FILE not in names):
         raise RejectedExport("fall_csv_missing")
 
 

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from assets.contract.city import City
+from assets.contract.city import City, Clinic
 from assets.intake import consent_csv, fhir, p21, practice
 from assets.intake.connector import Export
+from assets.intake.connectors.transfer import SCOPE_FILE
+from assets.intake.fhir_load import DELETED, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 from assets.lake.engine import connect
 
 CHECKS: Final[dict[str, Callable[[Export], None]]] = {"fhir": fhir.check, "p21": p21.check, "practice": practice.check}
+
+_TABLES: Final[dict[str, tuple[str, ...]]] = {"fhir": (SCOPE_FILE,), "p21": p21.FILES, "practice": (practice.FILE,)}
+
+
+def is_read(path: Path, clinic: Clinic) -> bool:
+    """Whether anything is read from a file of that name in an export of `clinic`."""
+    name, kind = path.name.lower(), kind_of(path)
+    if clinic.format == "fhir" or (clinic.consent_source == "fhir" and kind in ("Consent", DELETED)):
+        return (
+            kind is not None
+            or name in _TABLES[clinic.format]
+            or (clinic.consent_source, name) == ("csv", consent_csv.FILE)
+        )
+    return name in _TABLES[clinic.format] or name == consent_csv.FILE
 
 
 def _read_together(exports: list[Export], city: City, findings: Findings, earlier: list[Export]) -> dict[str, pa.Table]:

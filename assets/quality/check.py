@@ -22,7 +22,7 @@ from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import COMPLETE_MARKER
-from assets.intake.read import read_exports
+from assets.intake.read import is_read, read_exports
 from assets.intake.stage import refusal
 from assets.lake.engine import connect, load
 from assets.quality.rules import rules
@@ -34,7 +34,7 @@ SERIOUS: Final = ("rejected", "quarantined")
 # What the readers find; quality rules bring their own texts.
 READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "json_unreadable": ("The line is not one whole JSON object.", "Write one resource a line and the file to its end."),
-    "wrong_resource_type": ("The line holds another type of resource.", "Put each type into a file of its name."),
+    "wrong_resource_type": ("The line holds another type of resource than the file's name says; a .json file has to be a Bundle.", "Put each type into a file of its name, one resource a line."),
     "id_missing": ("The resource has no id.", "Export each resource with its id."),
     "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
     "line_too_long": ("The line is longer than any resource.", "Leave documents and images out of the export."),
@@ -50,6 +50,8 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "no_known_file": ("No file is named after a resource type.", "Name files like Patient.ndjson, Encounter.000.ndjson."),
     "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
     "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
+    "file_empty": ("The file is empty.", "Export it again; without a row the header suffices."),
+    "header_not_separated": ("The first line is one column only.", "Separate the columns by ; not by comma or tabulator."),
     "header_too_long": ("The first line is no header.", "Export a table with a header."),
     "cell_too_long": ("A cell is longer than anything real.", "Look for a quotation mark that is not closed."),
     "formula_in_cell": ("A cell begins like a formula of a spreadsheet.", "Export values; format the column as text."),
@@ -125,7 +127,10 @@ def _explained(rule: str, severity: str, words: Mapping[str, str], city: City) -
         return declared[rule]
     if rule.startswith("header_misses_"):
         column = rule.removeprefix("header_misses_")
-        return f"The header has no column for {words.get(column, column)}.", "Compare the header with the template."
+        return (
+            f"The header has no column for {words.get(column, column)}.",
+            "The first line must be the header; compare it with the template.",
+        )
     generic = "The export cannot be used." if severity == "rejected" else "See the onboarding guide."
     return READER_RULES.get(rule, (rule.replace("_", " ").capitalize() + ".", generic))
 
@@ -137,7 +142,7 @@ def _grouped(findings: pa.Table, clinic: Clinic, city: City) -> list[dict[str, A
         load(con, findings=findings)
         rows = con.execute(
             f"""SELECT severity, rule, source_file, column_name, count(*) AS n,
-              list(source_line ORDER BY source_line) FILTER (source_line IS NOT NULL)[1:{LINES_SHOWN}] AS lines
+              list(DISTINCT source_line ORDER BY source_line) FILTER (source_line IS NOT NULL)[1:{LINES_SHOWN}] AS lines
             FROM findings GROUP BY severity, rule, source_file, column_name
             ORDER BY list_position(['rejected', 'quarantined', 'info', 'repaired'], severity), n DESC, rule, source_file"""
         ).fetchall()
@@ -182,7 +187,6 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     )
 
 
-def ignored_files(folder: Path) -> list[str]:
-    """Names that no reader knows: not wrong, but nothing is read from them."""
-    known = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".csv", ".json", ".json.gz")
-    return sorted(p.name for p in folder.iterdir() if p.name != COMPLETE_MARKER and not p.name.lower().endswith(known))
+def ignored_files(folder: Path, clinic: Clinic) -> list[str]:
+    """Names from which nothing is read: not wrong, but a misspelt one loses all that is in it."""
+    return sorted(p.name for p in folder.iterdir() if p.name != COMPLETE_MARKER and not is_read(p, clinic))

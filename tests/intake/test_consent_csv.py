@@ -65,6 +65,7 @@ def test_rows_that_say_nothing_usable_are_named_by_line_and_column(read):
     rows, findings = read(
         ";p1;2024-11-02;6 7 8;;;\n;p1;2024-11-02;yes;2024-11-02;;\n;p1;2024-11-02;;2024-11-02;;\n;;2024-11-02;6 7 8;2024-11-02;;\n"
         "gone;;2024-11-02;6;2024-11-02;;\nv1;;2024-11-02;6;2024-11-02;;\n"
+        ";p1;2024-11-02;06.07.2008;2024-11-02;;\n"  # what a spreadsheet makes of 6 7 8
     )
     assert findings == [
         ("consent_without_start", "quarantined", 2, "valid_from"),
@@ -72,5 +73,6 @@ def test_rows_that_say_nothing_usable_are_named_by_line_and_column(read):
         ("consent_codes_unreadable", "quarantined", 4, "policy_codes"),
         ("consent_of_nobody", "quarantined", 5, "patient_id"),
         ("consent_of_case_elsewhere", "info", 6, "case_id"),
+        ("consent_codes_unreadable", "quarantined", 8, "policy_codes"),
     ]
-    assert {r["source_line"]: r["patient_id"] for r in rows} == {2: "p1", 3: "p1", 6: None, 7: "p1"}
+    assert {r["source_line"]: r["patient_id"] for r in rows} == {2: "p1", 3: "p1", 6: None, 7: "p1", 8: "p1"}

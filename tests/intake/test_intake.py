@@ -86,6 +86,9 @@ def test_a_truncated_line_is_a_finding_with_its_line_and_the_rest_is_read(lake: 
         ("hospital-sued", {"ICD.csv": "KH-internes-Kennzeichen;ICD-Kode\n"}, "fall_csv_missing"),
         ("hospital-sued", {"FALL.csv": "KH-internes-Kennzeichen;Geschlecht\n1;m\n"}, "header_misses_admitted"),
         ("praxisnetz", {"practice.csv": b"\x00\x01\x02"}, "encoding_unreadable"),
+        ("praxisnetz", {"practice.csv": b""}, "file_empty"),
+        ("praxisnetz", {"practice.csv": "case_id,patient_id,sex\n1,2,m\n"}, "header_not_separated"),
+        ("hospital-sued", {"FALL.csv": "KH-internes-Kennzeichen\tGeschlecht\n1\tm\n"}, "header_not_separated"),
     ],
 )
 def test_a_broken_export_is_rejected_as_a_whole_and_the_others_go_on(
