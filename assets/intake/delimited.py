@@ -151,9 +151,12 @@ def read_delimited(
         ours: next((place[n.lower()] for n in names if n.lower() in place), None) for ours, names in columns.items()
     }
     missing = sorted(ours for ours in required if found[ours] is None)
+    if missing and not header:
+        raise RejectedExport("file_empty", path)
+    if missing and len(header) == 1:
+        raise RejectedExport("header_not_separated", path)
     if missing:
-        told = {0: "file_empty", 1: "header_not_separated"}.get(len(header), f"header_misses_{missing[0]}")
-        raise RejectedExport(told, path)
+        raise RejectedExport(f"header_misses_{missing[0]}", path)
     raw, screen, ragged = _parsed(path, encoding, header, [theirs for theirs in found.values() if theirs])
     for rule, damaged in (("wrong_number_of_fields", ragged + screen.open_quotes), ("nul_byte", screen.nul)):
         for line in sorted(damaged):
