@@ -18,6 +18,8 @@ from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.findings import Findings, raise_all
 from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, read_text
 
+MOST_FILES: Final = 256
+"""DuckDB's reader keeps buffers for each file that it is given, however small: a hundred thousand took all memory."""
 MAX_BUNDLE_BYTES: Final = 64 * 2**20
 """A Bundle is one document and must be held in memory; more than that belongs into NDJSON."""
 
@@ -152,7 +154,8 @@ class Loader:
         which says whether it is text at all.
         """
         numbers = self._numbers(kind)
-        lines = {n: count for n in numbers if (count := count_lines(self._files[n][1])) is not None}
+        largest = sorted(numbers, key=lambda n: self._files[n][1].stat().st_size, reverse=True)[:MOST_FILES]
+        lines = {n: count for n in sorted(largest) if (count := count_lines(self._files[n][1])) is not None}
         if not lines:
             return numbers
         types = ", ".join(f"'{name}': '{_type(of)}'" for name, of in json.loads(STRUCTURES[kind]).items())

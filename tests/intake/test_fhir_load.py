@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -85,3 +86,22 @@ def test_text_that_is_not_utf8_still_rejects_the_export(city: City, tmp_path: Pa
     good = json.dumps(GOOD | {"id": "e"}).encode()
     (tmp_path / "Encounter.ndjson").write_bytes(good + b"\n" + good.replace(b"finished", b"\xe4") + b"\n")
     assert read(city, tmp_path, by_line=False)[1] == {"x": "encoding_not_utf8"}
+
+
+def test_of_many_files_only_the_largest_are_given_to_the_reader_that_keeps_buffers_for_each(
+    city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(5):
+        rows = "".join(json.dumps(GOOD | {"id": f"e{number}-{n}"}) + "\n" for n in range(number + 1))
+        (tmp_path / f"Encounter.{number}.ndjson").write_text(rows)
+    expected = read(city, tmp_path, by_line=True)
+    counted: list[str] = []
+
+    def count(path: Path, real: Callable[[Path], int | None] = fhir_load.count_lines) -> int | None:
+        counted.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(fhir_load, "MOST_FILES", 2)
+    monkeypatch.setattr(fhir_load, "count_lines", count)
+    assert read(city, tmp_path, by_line=False) == expected and len(expected[0]["cases"]) == 15
+    assert counted == ["Encounter.3.ndjson", "Encounter.4.ndjson"]
