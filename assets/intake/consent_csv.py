@@ -44,7 +44,8 @@ FROM consent_rows c LEFT JOIN (SELECT DISTINCT clinic, case_id, patient_id FROM 
 
 _PROBLEMS: Final = """
 SELECT export_id, source_file, source_line, unnest(list_concat(
-  list_transform(list_filter([{'name': 'signed_on', 't': coalesce(signed_on, '')}, {'name': 'valid_from', 't': valid_from},
+  list_transform(list_filter([{'name': 'signed_on', 't': CASE WHEN withdrawn_on IS NULL OR policy_codes IS NOT NULL
+      THEN coalesce(signed_on, '') ELSE signed_on END}, {'name': 'valid_from', 't': valid_from},
       {'name': 'valid_to', 't': valid_to}, {'name': 'withdrawn_on', 't': withdrawn_on}],
       lambda d: d.t IS NOT NULL AND moment(d.t) IS NULL),
     lambda d: {'rule': 'consent_date_unreadable', 'severity': 'quarantined', 'name': d.name}),

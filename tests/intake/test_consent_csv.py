@@ -61,6 +61,13 @@ def test_a_date_that_cannot_be_read_permits_nothing_denies_everything_and_is_nam
         assert findings == [("consent_date_unreadable", "quarantined", 2, column)]
 
 
+def test_a_withdrawal_alone_needs_no_day_of_signature(read):
+    (deny,), findings = read(";p1;;;;;2025-04-21\n")
+    assert (deny["decision"], deny["code"], deny["valid_from"]) == ("deny", "*", date(2025, 4, 21)) and findings == []
+    _, findings = read(";p1;;6 7 8;2024-11-02;;2025-04-21\n")
+    assert findings == [("consent_date_unreadable", "quarantined", 2, "signed_on")]
+
+
 def test_rows_that_say_nothing_usable_are_named_by_line_and_column(read):
     rows, findings = read(
         ";p1;2024-11-02;6 7 8;;;\n;p1;2024-11-02;yes;2024-11-02;;\n;p1;2024-11-02;;2024-11-02;;\n;;2024-11-02;6 7 8;2024-11-02;;\n"
