@@ -50,11 +50,11 @@ def _macros(time_zone: str) -> str:
         AND a.use IS DISTINCT FROM 'old' AND a.type IS DISTINCT FROM 'postal')[1];
     CREATE MACRO german_code(a) AS CASE WHEN a.country IS NULL
         OR upper(trim(a.country)) IN ('DE', 'DEU', 'D', '276', 'DEUTSCHLAND', 'GERMANY') THEN a.postalCode END;
-    CREATE MACRO stated(provisions) AS list_transform(provisions, lambda p: {{'type': p.type, 'period': p.period, 'code': p.code}});
-    CREATE MACRO coded_in(concepts, sys) AS coded(flatten(list_transform(concepts, lambda t: t.coding)), sys);
-    CREATE MACRO sub_code(extensions, outer_url, inner_url) AS
+    CREATE MACRO coded_in(concepts, sys) AS coded(CASE WHEN len(concepts) = 1 THEN concepts[1].coding
+        ELSE flatten(list_transform(concepts, lambda t: t.coding)) END, sys);
+    CREATE MACRO sub_code(extensions, outer_url, inner_url) AS CASE WHEN len(extensions) > 0 THEN
         list_filter(list_filter(extensions, lambda e: e.url LIKE outer_url)[1].extension,
-                    lambda e: e.url = inner_url)[1].valueCoding.code;
+                    lambda e: e.url = inner_url)[1].valueCoding.code END;
     """
 
 
@@ -103,8 +103,7 @@ FIELDS: Final = {
     "Consent": """
   ref_id(r.patient.reference, 'Patient') AS patient_id, r.status AS status, wall(r.dateTime) AS declared_at,
   nullif(array_to_string(list_transform(r.policy, lambda p: p.uri), ' '), '') AS policy_uri,
-  list_concat(stated(r.provision.provision), list_filter(stated(flatten(list_transform(r.provision.provision,
-    lambda p: p.provision))), lambda p: p.type IS DISTINCT FROM 'permit')) AS provisions""",
+  r.provision.provision AS provisions""",
 }
 
 CASES_SQL: Final = f"""
@@ -195,24 +194,25 @@ WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 # it is the newest version and may withdraw an earlier one (code `*`). So does a deleted one: it ends what its earlier
 # versions granted, whoever the patient was.
 CONSENT_SQL: Final = f"""
-CREATE TEMP MACRO codes_of(p) AS list_transform(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: coalesce(c.code, '*'));
-CREATE TEMP MACRO ours(code) AS code = '*' OR regexp_replace(code, '^urn:oid:', '') LIKE '{CONSENT_CODE_SYSTEM}.%';
 CREATE TEMP VIEW consent_provisions AS
-WITH stating AS (
-  SELECT * REPLACE (list_filter(provisions,
-    lambda p: coalesce(len(codes_of(p)), 0) = 0 OR len(list_filter(codes_of(p), lambda c: ours(c))) > 0) AS provisions)
-  FROM "Consent"),
-provisions AS (
-  SELECT *, unnest(CASE WHEN len(provisions) > 0 THEN provisions
-    ELSE [{{'type': 'none', 'period': {{'start': NULL, 'end': NULL}}, 'code': NULL}}] END) AS p FROM stating),
-codes AS (
-  SELECT *, unnest(CASE WHEN len(codes_of(p)) > 0 THEN codes_of(p) ELSE ['*'] END) AS code FROM provisions)
-SELECT {_PROVENANCE}, patient_id, id AS consent_id, status, declared_at, policy_uri,
-  regexp_replace(code, '^urn:oid:', '') AS code, p.type AS decision,
-  local_day(p.period.start) AS valid_from, local_day(p.period.end) AS valid_to,
-  (local_day(p.period.start) IS NOT NULL AND (p.period.end IS NULL OR local_day(p.period.end) IS NOT NULL))
-    AS period_readable
-FROM codes WHERE ours(code)
+WITH provisions AS (SELECT file, source_line, unnest(provisions) AS p FROM "Consent"),
+nested AS (SELECT file, source_line, unnest(p.provision) AS n FROM provisions),
+listed AS (
+  SELECT file, source_line, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts FROM provisions
+  UNION ALL
+  SELECT file, source_line, n.type, n.period.start, n.period.end, n.code FROM nested WHERE n.type IS DISTINCT FROM 'permit'),
+worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
+each_code AS (
+  SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0
+    THEN list_transform(codings, lambda c: coalesce(c.code, '*')) ELSE ['*'] END) AS name FROM worded),
+bare AS (SELECT *, CASE WHEN starts_with(name, 'urn:oid:') THEN substr(name, 9) ELSE name END AS code FROM each_code),
+stated AS (
+  SELECT file, source_line, code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to, ends IS NULL AS open
+  FROM bare WHERE name = '*' OR starts_with(code, '{CONSENT_CODE_SYSTEM}.'))
+SELECT {_PROVENANCE}, patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
+  CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
+  (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL)) AS period_readable
+FROM "Consent" LEFT JOIN stated USING (file, source_line)
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
