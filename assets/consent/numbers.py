@@ -1,4 +1,4 @@
-"""Patients, documents and deliveries of a register as numbers, for the rule: joins over them cost a fraction of ids.
+"""Ids as numbers, above all patients, documents and deliveries of a register: joins over them cost a fraction of ids.
 
 Every patient of the register is a `person`; one whom it does not know has no number. Deliveries are numbered in
 the order in which they came, so that the newest version of a document has the highest. Not here: the rule.
@@ -38,6 +38,18 @@ def _joined(*parts: Numbers) -> Numbers:
     for part in parts:
         whole = whole * (int(part.max(initial=0)) + 1) + part
     return whole
+
+
+def among(rows: pa.Table, known: pa.Table) -> pa.Array:
+    """Which of `rows` has, in the columns of `known`, the values of one of its rows; null equals nothing."""
+    known = known.drop_null()
+    theirs, own = (np.zeros(table.num_rows, dtype=np.int64) for table in (known, rows))
+    for name in known.column_names:
+        values = known.column(name).unique()
+        place, found = (pc.index_in(t.column(name), value_set=values) for t in (known, rows))
+        theirs = theirs * (len(values) + 1) + place.to_numpy()
+        own = own * (len(values) + 1) + pc.fill_null(found, len(values)).to_numpy()
+    return pa.array(np.isin(own, theirs))
 
 
 def load_numbered(con: duckdb.DuckDBPyConnection, register: pa.Table, cases: pa.Table, majority: pa.Table) -> None:

@@ -15,12 +15,11 @@ from datetime import date
 from typing import Final
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent.majority import MAJORITY
-from assets.consent.numbers import load_numbered
+from assets.consent.numbers import among, load_numbered
 from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
@@ -266,16 +265,9 @@ KEPT: Final[tuple[str, ...]] = ("cases", "diagnoses", "procedures", "persons")
 
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
     """Those of `KEPT` among `tables` with the rows of permitted cases only; persons only of patients with such a case."""
-    with connect() as con:
-        load(con, decisions=decisions)
-        con.execute(
-            "CREATE TEMP TABLE ok AS SELECT DISTINCT clinic, arrival_day, case_id, patient_id FROM decisions WHERE permitted"
-        )
-        kept: dict[str, pa.Table] = {}
-        for name in (n for n in KEPT if n in tables):
-            keys = ["clinic", "patient_id"] if name == "persons" else ["clinic", "arrival_day", "case_id"]
-            numbered = tables[name].select(keys).append_column("n", pa.array(np.arange(tables[name].num_rows)))
-            con.register("rows", numbered)
-            rows = con.execute(f"SELECT n FROM rows SEMI JOIN ok USING ({', '.join(keys)}) ORDER BY n").to_arrow_table()
-            kept[name] = tables[name].take(rows.column("n"))
-        return kept
+    permitted = decisions.filter(decisions.column("permitted"))
+    kept: dict[str, pa.Table] = {}
+    for name in (n for n in KEPT if n in tables):
+        keys = ["clinic", "patient_id"] if name == "persons" else ["clinic", "arrival_day", "case_id"]
+        kept[name] = tables[name].filter(among(tables[name], permitted.select(keys)))
+    return kept

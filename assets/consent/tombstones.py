@@ -68,6 +68,8 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     stand in the result in memory only. Second: (clinic, patient_id) of those who had a tombstone.
     """
     names = ["clinic", "patient_id"]
+    if not tombstones.num_rows:
+        return register, live.select(names).slice(0, 0)
     hashes = patient_hashes(pa.concat_tables([live.select(names), register.select(names)]), keys)
     known = hashes.filter(pc.is_in(hashes.column("key"), tombstones.column("patient_id").unique()))
     known = known.rename_columns({"id": "patient_id"}).sort_by([("clinic", "ascending"), ("patient_id", "ascending")])

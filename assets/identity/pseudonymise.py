@@ -25,14 +25,11 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.pseudonyms import linked_persons, pseudonyms
+from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
 
 LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
-
-
-_TIES = ", ".join(n for n in PSEUDONYMISED_CASES.names if n not in ("arrival_day", "case_key"))
-"""Versions of a case that arrived on one day: the order of rows is total."""
 
 
 _READ: Final = {
@@ -153,22 +150,21 @@ def pseudonymise(
               admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
               {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
               {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
-            FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)
-            ORDER BY arrival_day, case_key, {_TIES}""",
+            FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)""",
             {"key_id": keys.key_id},
         ).to_arrow_table()
         diagnoses = con.execute(
             """SELECT d.clinic, d.arrival_day, k.key AS case_key, left(d.icd_code, 3) AS icd_code, d.role FROM diagnoses d
-            JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id ORDER BY ALL"""
+            JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id"""
         ).to_arrow_table()
         procedures = con.execute(
             """SELECT p.clinic, p.arrival_day, k.key AS case_key, left(p.ops_code, 5) AS ops_code, p.performed_on
-            FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id ORDER BY ALL"""
+            FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id"""
         ).to_arrow_table()
         links = con.execute("SELECT arrival_day, patient_key, person_key FROM links ORDER BY ALL").to_arrow_table()
     return {
-        "cases": case_rows.cast(PSEUDONYMISED_CASES),
-        "diagnoses": diagnoses.cast(PSEUDONYMISED_DIAGNOSES),
-        "procedures": procedures.cast(PSEUDONYMISED_PROCEDURES),
+        "cases": in_order(case_rows.cast(PSEUDONYMISED_CASES), ("arrival_day", "case_key")),
+        "diagnoses": in_order(diagnoses.cast(PSEUDONYMISED_DIAGNOSES)),
+        "procedures": in_order(procedures.cast(PSEUDONYMISED_PROCEDURES)),
         "links": links.cast(LINKS),
     }

@@ -27,9 +27,11 @@ STEPS = ("canonical", "consented", "valid")
 
 def _known_links(lake: Lake, cases: pa.Table) -> pa.Table:
     """Links learnt so far, and those of patients of `cases` who were erased and have come back."""
-    sealed = lake.read("link_tombstones", LINK_TOMBSTONES)
+    known, sealed = lake.read("links", LINKS), lake.read("link_tombstones", LINK_TOMBSTONES)
+    if not sealed.num_rows:
+        return known
     back = open_links(sealed, patient_keys(cases, lake.keys).column("key"), lake.keys, LINKS)
-    return pa.concat_tables([lake.read("links", LINKS), back])
+    return pa.concat_tables([known, back])
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
@@ -31,6 +30,9 @@ from assets.lake.keys import Keyring
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
 _PLACES: Final = b"days"
 """In the (encrypted) footer of each file: how many rows each of its days has, in the order of the rows."""
+
+_SAMPLE: Final = 1_000
+"""Rows by which it is told how to write a column."""
 
 
 def default_data_root() -> Path:
@@ -45,6 +47,12 @@ def _places(file: pq.ParquetFile) -> dict[date, tuple[int, int]]:
         places[date.fromisoformat(day)] = (first, number)
         first += number
     return places
+
+
+def _repeats(column: pa.ChunkedArray) -> bool:
+    """Whether a dictionary of the column pays: one of ids, all different, takes longer to build and is larger."""
+    some = column.slice(0, _SAMPLE)
+    return len(some.unique()) * 2 < len(some)
 
 
 class DamagedTable(RuntimeError):
@@ -158,6 +166,8 @@ class Lake:
             rows.replace_schema_metadata({_PLACES: places}),
             buffer,
             compression="zstd",
+            use_dictionary=[n for n in rows.column_names if _repeats(rows.column(n))],
+            write_statistics=False,  # everything is read whole: nobody would look at them
             encryption_properties=pe.create_encryption_properties(footer_key=self.keys.encryption),
         )
         return buffer.getvalue()
@@ -173,8 +183,10 @@ class Lake:
 
         A day without rows is removed, or stays with `keep_empty`, where its existence means something.
         """
-        rows = rows.take(pc.sort_indices(rows, sort_keys=[(column, "ascending")]))
         values = rows.column(column).to_numpy().astype("datetime64[D]")
+        if (values[1:] < values[:-1]).any():
+            order = np.argsort(values, kind="stable")
+            rows, values = rows.take(pa.array(order)), values[order]
         months: dict[date, dict[date, pa.Table | None]] = defaultdict(dict)
         for day in days:
             first, last = (int(values.searchsorted(np.datetime64(day), side)) for side in ("left", "right"))
