@@ -18,6 +18,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, CANONICAL, CONSENT_DECIS
 from assets.identity import kernel as identity
 from assets.identity.pseudonymise import LINKS, patient_keys
 from assets.lake.distribute import LOCAL, by_patient, choose, in_order, split
+from assets.lake.engine import connect
 from assets.lake.keys import Keyring
 from assets.lake.lake import Lake
 from assets.lake.spark import EngineMissing
@@ -245,3 +246,22 @@ def test_a_keyring_does_not_travel(lake: Lake):
     with pytest.raises(TypeError, match="stays in its process"):
         copy.deepcopy(lake.keys)
     assert isinstance(lake.keys, Keyring) and lake.keys.folder and EVENTS
+
+
+@pytest.mark.parametrize("first", [(), ("day", "text")])
+def test_rows_are_in_the_order_of_the_engine(first: tuple[str, ...]):
+    """Else tables that Spark's shards put together, and those of another version, would differ."""
+    dice = np.random.default_rng(1)
+    values = {
+        "same": pa.array(["x"] * 500), "nothing": pa.nulls(500, pa.string()), "yes": pa.array(dice.random(500) < 0.5),
+        "text": pa.array([[None, "", "a", "Z", "ä", "a b"][n] for n in dice.integers(0, 6, 500)]),
+        "day": pa.array([None if n == 5 else date(2025, 1, 1 + n) for n in dice.integers(0, 6, 500)]),
+        "n": pa.array(dice.integers(-3, 3, 500)),
+    }  # fmt: skip
+    rows = pa.concat_tables([(whole := pa.table(values)).slice(0, 200), whole.slice(200)])
+    names = ", ".join([*first, *(n for n in rows.column_names if n not in first)])
+    with connect() as con:
+        con.register("rows", rows)
+        expected = con.execute(f"SELECT * FROM rows ORDER BY {names}").to_arrow_table().cast(rows.schema)
+    assert in_order(rows, first).equals(expected)
+    assert in_order(expected, first).equals(expected)
