@@ -78,24 +78,27 @@ def split(tables: Tables, keys: Mapping[str, np.ndarray], shards: int) -> list[T
 
 
 def in_order(table: pa.Table, first: Sequence[str] = ()) -> pa.Table:
-    """`table` sorted by the columns `first`, then by all others, as DuckDB's `ORDER BY ALL` does: a total order.
-
-    Arrow compares a further column only where those before are equal, so it needs a fraction of the time of an engine
-    that makes one key of all; a column of one value has nothing to say, and rows that are in order are not copied.
-    """
-    if table.num_rows < 2:
-        return table
-    names = [*first, *(n for n in table.column_names if n not in first)]
-    telling = [n for n in names if not _of_one_value(table.column(n))]
-    if not telling:
-        return table
-    order = pc.sort_indices(table.select(telling).combine_chunks(), sort_keys=[(n, "ascending") for n in telling])
+    """`table` sorted by the columns `first`, then by all others, as DuckDB's `ORDER BY ALL` does: a total order."""
+    order = order_of(table, first)
     places = order.to_numpy()
     return table if (places[1:] > places[:-1]).all() else table.take(order)
 
 
+def order_of(table: pa.Table, first: Sequence[str] = ()) -> pa.Array:
+    """The places of the rows of `table` in the order of `in_order`.
+
+    Arrow compares a further column only where those before are equal, so it needs a fraction of the time of an engine
+    that makes one key of all; a column of one value has nothing to say.
+    """
+    names = [*first, *(n for n in table.column_names if n not in first)]
+    telling = [n for n in names if not _of_one_value(table.column(n))]
+    if not telling:
+        return _numbers(table)
+    return pc.sort_indices(table.select(telling).combine_chunks(), sort_keys=[(n, "ascending") for n in telling])
+
+
 def _of_one_value(column: pa.ChunkedArray) -> bool:
-    if column.null_count or column[0] != column[-1]:
+    if not len(column) or column.null_count or column[0] != column[-1]:
         return bool(column.null_count == len(column))
     return bool(pc.all(pc.equal(column, column[0])).as_py())
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
+from assets.lake.distribute import order_of
 from assets.quality.rules import PREPARED, Rule, rules
 from assets.quality.validate import RuleResult
 
@@ -67,8 +68,7 @@ def _sorted(table: pa.Table, first: Sequence[str] = ()) -> pa.Table:
         columns[f"{field.name}.null"] = pc.is_null(column)
         columns[field.name] = pc.fill_null(column, _zero(field.type))
     plain = pa.table(columns)
-    names = dict.fromkeys([*first, *plain.column_names])
-    return plain.take(pc.sort_indices(plain, sort_keys=[(name, "ascending") for name in names])).combine_chunks()
+    return plain.take(order_of(plain, first)).combine_chunks()
 
 
 def _stream_sha256(plain: pa.Table) -> str:
