@@ -110,8 +110,8 @@ CASES_SQL: Final = f"""
 CREATE TEMP TABLE contacts AS SELECT DISTINCT id, parent FROM "Encounter";
 CREATE TEMP TABLE replaced AS
 SELECT id, arrival_day, lead(arrival_day) OVER (PARTITION BY id ORDER BY arrival_day) AS until
-FROM (SELECT DISTINCT id, arrival_day FROM "Encounter")
-SEMI JOIN (SELECT id FROM "Encounter" GROUP BY id HAVING min(arrival_day) < max(arrival_day)) USING (id);
+FROM (SELECT DISTINCT id, arrival_day FROM "Encounter"
+  SEMI JOIN (SELECT id FROM "Encounter" GROUP BY id HAVING min(arrival_day) < max(arrival_day)) USING (id));
 CREATE TEMP TABLE named AS
 SELECT contact, until, ref_id(d.condition.reference, 'Condition') AS condition_id,
   CASE WHEN list_has_any(uses, ['hospital-main-diagnosis', 'principle-DRG']) THEN 0
@@ -146,12 +146,12 @@ FROM "Patient";
 # until the day on which a newer one came.
 _CASE_OF_SQL: Final = """
 CREATE TEMP TABLE case_of AS
+WITH below AS (
+  SELECT c.id, p.id AS above, p.parent AS top FROM contacts c LEFT JOIN contacts p ON p.id = c.parent WHERE c.parent IS NOT NULL)
 SELECT id AS contact, id AS case_id FROM contacts WHERE parent IS NULL
 UNION ALL
-SELECT c.id, coalesce(g.id, p.id, c.id) FROM contacts c
-LEFT JOIN contacts p ON p.id = c.parent
-LEFT JOIN (SELECT DISTINCT id FROM contacts) g ON g.id = p.parent
-WHERE c.parent IS NOT NULL;
+SELECT b.id, coalesce(g.id, b.above, b.id) FROM below b
+LEFT JOIN (SELECT DISTINCT id FROM contacts SEMI JOIN below ON top = contacts.id) g ON g.id = b.top;
 """
 _ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
@@ -171,15 +171,14 @@ SELECT case_row, icd_row, min(use_order) AS use_order, min(place) AS place FROM 
   SELECT o.case_row, i.rowid, 6, 99 FROM icd i JOIN contact_cases o ON o.contact = i.contact) GROUP BY ALL;
 CREATE TEMP VIEW diagnoses AS
 WITH ranked AS (
-  SELECT c.clinic, c.arrival_day, c.export_id, i.source_file, i.source_line, c.case_id, c.patient_id, i.code, i.certainty,
-    use_order, row_number() OVER w AS nth, lead(icd_row) OVER w AS next
-  FROM links l JOIN icd i ON i.rowid = l.icd_row JOIN case_rows c ON c.rowid = l.case_row
+  SELECT case_row, icd_row, use_order, row_number() OVER w AS nth, lead(icd_row) OVER w AS next
+  FROM links JOIN icd i ON i.rowid = icd_row
   WINDOW w AS (PARTITION BY case_row ORDER BY use_order, place, i.condition_id))
-SELECT {_PROVENANCE}, case_id, patient_id,
+SELECT c.clinic, c.arrival_day, c.export_id, i.source_file, i.source_line, c.case_id, c.patient_id,
   CASE WHEN regexp_full_match(code, '[A-Z0-9.]*') THEN code
     ELSE regexp_replace(upper(trim(code)), '[^A-Z0-9.]', '', 'g') END AS icd_code,
   CASE WHEN nth = 1 AND (use_order <= 3 OR next IS NULL) THEN 'principal' ELSE 'secondary' END AS role, certainty
-FROM ranked;
+FROM ranked JOIN icd i ON i.rowid = icd_row JOIN case_rows c ON c.rowid = case_row;
 """
 
 PROCEDURES_SQL: Final = """
