@@ -148,8 +148,10 @@ def _batches(path: Path) -> Iterator[tuple[bytes, bool]]:
         yield text.encode(), False
         return
     packed, left = path.name.lower().endswith(".gz"), allowed_bytes(path)
+    # Room for a batch costs more than the small file that is read into it.
+    most = BATCH_BYTES if packed else min(BATCH_BYTES, path.stat().st_size + 1)
     with gzip.open(path, "rb") if packed else path.open("rb") as file:
-        while content := file.read(BATCH_BYTES):
+        while content := file.read(most):
             left -= len(content)
             if packed and left < 0:
                 raise EOFError
@@ -233,12 +235,13 @@ def _search(
         first = 0
         try:
             for content, endless in _batches(path):
-                count = content.count(b"\n")
                 # Blank lines by the million would each become an object, where the sieve holds nothing back.
                 looked_at = [] if content.isspace() else sieve.lines(content)
                 if looked_at and _is_document(path):
                     take_apart(content.decode())
                     looked_at = [(0, content)]
+                # To count the lines of what is small and holds nothing costs more than to search it.
+                count = content.count(b"\n") if endless or len(content) >= BATCH_BYTES else 0
                 named = [(n, line) for n, line in looked_at if not (endless and n == count - 1)]
                 hits[path] |= {first + count - 1: b""} if endless else {}
                 batch += [_Line(path, first + number, line) for number, line in named]
@@ -294,6 +297,12 @@ def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
     atomic_write(path, json.dumps(manifest, indent=1).encode(), mode=0o400)
 
 
+def _files(root: Path) -> Iterator[Path]:
+    """Every file below `root` but manifests. Walked, because asking each path what it is takes as long as reading it."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if name != MANIFEST)
+
+
 def erase_patients(
     lake: Lake,
     clinic: str,
@@ -309,7 +318,7 @@ def erase_patients(
     """
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
-    paths = sorted(p for r in roots for p in r.rglob("*") if p.is_file() and p.name != MANIFEST)
+    paths = sorted(path for r in roots for path in _files(r))
     by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_READ)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
