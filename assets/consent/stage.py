@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent import kernel
+from assets.consent.changes import to_judge, with_documents
 from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.reasons import REASONS
 from assets.consent.rule import FULL_EXPORTS, KEPT, keep_permitted
@@ -28,7 +29,7 @@ PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string()
 STANDING: Final = pa.schema(
     [*PATIENTS, ("ok", pa.bool_()), ("reason", pa.string()), ("erase", pa.bool_()), ("erased_before", pa.bool_())]
 )
-"""What `staging/standing` holds: who may be kept, and whose data have to go."""
+"""What `staging/standing` holds of those who are judged: who may be kept, and whose data have to go."""
 
 
 def evaluation_day(lake: Lake, days: Sequence[date]) -> date:
@@ -47,15 +48,23 @@ def full_exports(lake: Lake, city: City) -> pa.Table:
     return pa.table([newest.column("clinic"), newest.column("arrival_day_max")], schema=FULL_EXPORTS)
 
 
-def majority(lake: Lake, city: City) -> pa.Table | None:
-    """`MAJORITY` of every patient whose birth was delivered; None where the city's rule does not ask for it."""
-    return known(lake.read("majority", MAJORITY)) if city.consent.guardian_consent_ends_at else None
+def majority(lake: Lake, city: City) -> pa.Table:
+    """`MAJORITY` of every patient whose birth was delivered; empty where the city's rule does not ask for it."""
+    return known(lake.read("majority", MAJORITY)) if city.consent.guardian_consent_ends_at else MAJORITY.empty_table()
 
 
 def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Every provision ever received, with what is remembered of erased patients among `live`; and these patients."""
     register = lake.read("consent_register", CONSENT_PROVISIONS)
     return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), register, live, lake.keys)
+
+
+def judged_now(
+    lake: Lake, city: City, days: Sequence[date], register: pa.Table, tombstones: pa.Table
+) -> pa.Table | None:
+    """(clinic, patient_id) of those whose answer a run of `days` can change, whoever comes in it; None: everybody."""
+    day, full = evaluation_day(lake, days), full_exports(lake, city)
+    return to_judge(lake, city, days, day, register, tombstones, full, majority(lake, city))
 
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
@@ -83,14 +92,19 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
-    """Stages consented tables and the standing of every patient; returns counts by reason."""
+    """Stages consented tables and the standing of every patient who is judged; returns counts by reason."""
     tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days("consent_register", days, provisions, "arrival_day", keep_empty=True)
     del provisions  # the register holds them: no second copy while it is judged
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
-    register, erased_before = register_of(lake, live)
+    register, tombstones = lake.read("consent_register", CONSENT_PROVISIONS), lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    judged = judged_now(lake, city, days, register, tombstones)
+    if judged is not None:
+        judged = pa.concat_tables([judged, live]).group_by(PATIENTS.names).aggregate([])
+        register = with_documents(register, judged)
+    register, erased_before = recognise(tombstones, register, live, lake.keys)
     full = full_exports(lake, city)
     if age := city.consent.guardian_consent_ends_at:
         delivered = coming_of_age(tables["persons"], tables["cases"], register, age)
@@ -98,6 +112,8 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     of_age = majority(lake, city)
     decisions, stands = kernel.evaluate(engine, tables["cases"], register, city.consent, day, full, of_age)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
+    if judged is not None:  # the register holds others too, of whom not all is known: those who share a document
+        stands = stands.join(judged, PATIENTS.names, join_type="left semi")
     del tables, live, register  # what goes on is read table by table: together they were the peak of a run
     for name in KEPT:
         kept = keep_permitted(staged(lake, "canonical", days, (name,)), decisions)

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent.changes import BEGUN, remember, with_documents
 from assets.consent.majority import MAJORITY
 from assets.consent.rule import decide
-from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, majority
+from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, judged_now, majority
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import bury, patient_hashes, recognise
 from assets.contract.city import City
@@ -48,8 +49,7 @@ _FROZEN: Final = ("events", "late_events")
 """Tables in which a day means that it is closed; one of the consent register means that it ran."""
 _DECIDED: Final = ("clinic", "arrival_day", "export_id", "case_id", "patient_id", "permitted")
 """What erasure asks of decisions: text about where they stood is most of them."""
-BEGUN: Final = "erasure_begun"
-"""Keyed hashes of the patients whose erasure was begun and is not done."""
+_JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
 _FOLLOWING: Final = (
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
     ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
@@ -84,19 +84,28 @@ def no_longer_permitted(
 ) -> pa.Array:
     """Keys of `stored` cases that today's consents (`documents`: the register) do not permit, by their newest version.
 
-    Those whose newest version came in this run were just judged, by the same consents on the same day.
+    Those whose newest version came in this run were just judged, by the same consents on the same day; of the others
+    only those are judged whose patient's answer can have changed.
     """
-    judged_by = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
-    register, _ = recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents, PATIENTS.empty_table(), lake.keys)
+    tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    judged, versions = judged_now(lake, city, days, documents, tombstones), stored.select(_JUDGED_BY)
+    if judged is not None:
+        documents = with_documents(documents, judged)
+        theirs = pc.is_in(
+            versions.column("patient_key"), patient_keys(judged, lake.keys).column("key").combine_chunks()
+        )
+        of_cases = versions.filter(theirs).column("case_key").unique()
+        versions = versions.filter(pc.is_in(versions.column("case_key"), of_cases))
+    register, _ = recognise(tombstones, documents, PATIENTS.empty_table(), lake.keys)
     with connect() as con:
-        load(con, stored=stored.select(judged_by), patients=patient_keys(register, lake.keys))
-        absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*judged_by, "case_id", "patient_id"))
+        load(con, stored=versions, patients=patient_keys(register if judged is None else judged, lake.keys))
+        absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*_JUDGED_BY, "case_id", "patient_id"))
         newest = con.execute(
             f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on,
             {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
             LEFT JOIN patients p ON p.clinic = s.clinic AND p.key = s.patient_key
-            WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[])))""",
-            {"days": list(days)},
+            WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[]))) AND ($everybody OR p.id IS NOT NULL)""",
+            {"days": list(days), "everybody": judged is None},
         ).to_arrow_table()
     if not newest.num_rows:
         return pa.array([], pa.string())
@@ -272,6 +281,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
         counts |= original
     else:
         lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase
+    remember(lake, city, on, documents.num_rows - counts.get("consent_register", 0), full_exports(lake, city))
     if any(counts.values()) or raw.lines or raw.files:
         hashes = patient_hashes(gone, lake.keys).column("key").to_pylist() if gone.num_rows else []
         about = {"rows": counts, "landing": {"lines": raw.lines, "files": raw.files}}

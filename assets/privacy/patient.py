@@ -105,8 +105,7 @@ def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
     clinic, patient_id = asked.column("clinic")[0].as_py(), asked.column("patient_id")[0].as_py()
     mine = _only(register, clinic=clinic, patient_id=patient_id)
     on = evaluation_day(lake, lake.days("consent_register") or [city.start])
-    of_age = majority(lake, city)
-    mine_of_age = None if of_age is None else _only(of_age, clinic=clinic, patient_id=patient_id)
+    mine_of_age = _only(majority(lake, city), clinic=clinic, patient_id=patient_id)
     found = standing(mine, city.consent, on, full_exports(lake, city), mine_of_age).to_pylist()
     reason = found[0]["reason"] if found else "no_consent"
     documents = [

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from assets.consent.changes import changed, with_documents
 from assets.consent.majority import MAJORITY
-from assets.consent.rule import FULL_EXPORTS, decide
+from assets.consent.rule import FULL_EXPORTS, decide, evaluate
 from assets.contract.city import Clinic, ConsentRule
 from assets.contract.schemas import CASES, CONSENT_PROVISIONS
 from assets.intake import fhir
@@ -256,3 +258,43 @@ def test_splitting_a_consent_into_several_resources_never_matters(seed: int):
     split = [r | {"consent_id": f"{r['consent_id']}-{i}"} if len(versions[r["consent_id"]]) == 1 else r for i, r in enumerate(rows)]  # fmt: skip
     assert sum(a != b for a, b in zip(rows, split, strict=True)) > len(rows) / 3
     assert permitted(cases, pa.Table.from_pylist(split, schema=CONSENT_PROVISIONS)) == permitted(cases, register)
+
+
+def replaced(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(column), column, values).cast(table.schema)
+
+
+@pytest.mark.parametrize("later", [1, 7, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_not_named_as_changed_is_answered_as_before(seed: int, later: int):
+    """Days on which documents come, change hands and end, and minors come of age; in a week a clinic delivers in full."""
+    cases, register = population(1500, seed)
+    rng = np.random.default_rng(seed)
+    cases = replaced(cases, "discharged_on", pc.if_else(pa.array(rng.random(1500) < 0.3), pa.scalar(None, pa.date32()), cases.column("discharged_on")))  # fmt: skip
+    others = register.column("consent_id").take(pa.array(rng.integers(0, register.num_rows, register.num_rows)))
+    shared = pc.if_else(pa.array(rng.random(register.num_rows) < 0.01), others, register.column("consent_id"))
+    without = pc.if_else(pa.array(rng.random(register.num_rows) < 0.02), pa.scalar(None, pa.string()), shared)
+    register = replaced(register, "consent_id", without)
+    since, on = ORIGIN + timedelta(215), ORIGIN + timedelta(215 + later)
+    majority = replaced(coming_of_age(1500, seed), "arrival_day", pa.repeat(pa.scalar(ORIGIN), len(coming_of_age(1500, seed))))  # fmt: skip
+    both = {"reach_back_to_case_of_signature": seed == 1, "retrospective_module": seed == 2}
+    rule, newly = RULE.model_copy(update=both), ["odd"] if later == 7 else []
+    full = replaced(FULL, "day", pa.array([on if newly else FULL_DAY], pa.date32()))
+
+    def known(day: date) -> pa.Table:
+        return register.filter(pc.less_equal(register.column("arrival_day"), pa.scalar(day)))
+
+    def answers(rows: pa.Table, day: date, full: pa.Table) -> tuple[set[str], dict[str, tuple[Any, ...]]]:
+        decisions, standing = evaluate(cases, rows, rule, day, full, majority)
+        kept = decisions.filter(decisions.column("permitted")).column("patient_id")
+        return set(kept.to_pylist()), {r["patient_id"]: tuple(r.values()) for r in standing.to_pylist()}
+
+    (kept, stood), (keeps, stands) = answers(known(since), since, FULL), answers(known(on), on, full)
+    patients = changed(known(on), majority, since, on, newly)
+    named = set(patients.column("patient_id").to_pylist())
+    assert 0 < len(named) < len(stands)
+    assert kept - named <= keeps and (kept & named) - keeps
+    assert {p: row for p, row in stood.items() if p not in named} == {p: row for p, row in stands.items() if p not in named}  # fmt: skip
+    few, few_stand = answers(with_documents(known(on), patients), on, full)
+    assert few & named == keeps & named
+    assert {p: few_stand[p] for p in named} == {p: stands[p] for p in named}

@@ -1,0 +1,109 @@
+"""Whom a run must judge: the patients whose answer can have changed since every patient's was last known.
+
+The rule asks of a patient only what stands in the documents that name them, and compares its days with the day on
+which it is asked. So an answer stays what it was unless a document was delivered anew, by whomever, or between the
+two days a period of it begins or ends, or a minor comes of age, or a clinic delivered all of its consents, which
+takes back those that are missing. Everybody is judged where that cannot be told: after another rule, an earlier day
+that runs again, an erasure that was interrupted, or a register that is not the one that was left. Not here: the rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.consent import majority, numbers, rule
+from assets.contract.city import City
+from assets.lake.engine import connect
+from assets.lake.lake import Lake
+
+RECORD: Final = "consent_judged"
+"""As of which day every stored case and every patient was judged, by which rule, over how many provisions."""
+BEGUN: Final = "erasure_begun"
+"""Keyed hashes of the patients whose erasure was begun and is not done."""
+
+# A period that holds one of the two days and not the other; what a full withdrawal denies begins when it is declared.
+_CROSSED: Final = """(valid_from > $since AND valid_from <= $on OR valid_to >= $since AND valid_to < $on
+  OR CAST(declared_at AS DATE) > $since AND CAST(declared_at AS DATE) <= $on)"""
+_CHANGED: Final = f"""
+WITH documents AS (
+  SELECT DISTINCT clinic, consent_id FROM register WHERE arrival_day > $since AND consent_id IS NOT NULL),
+named AS (
+  SELECT clinic, patient_id FROM register
+    WHERE arrival_day > $since OR {_CROSSED} OR list_contains(CAST($full AS VARCHAR[]), clinic)
+  UNION SELECT clinic, patient_id FROM register SEMI JOIN documents USING (clinic, consent_id)
+  UNION SELECT clinic, patient_id FROM majority
+    WHERE arrival_day > $since OR of_age_from > $since AND of_age_from <= $on)
+SELECT clinic, patient_id FROM named WHERE patient_id IS NOT NULL ORDER BY ALL"""
+
+
+def _version(city: City) -> str:
+    """SHA-256 of the rule: its code, and what the city asks of it."""
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (rule, numbers, majority))
+    return hashlib.sha256(code + city.consent.model_dump_json().encode()).hexdigest()
+
+
+def _full_days(full: pa.Table) -> dict[str, str]:
+    return {row["clinic"]: row["day"].isoformat() for row in full.to_pylist()}
+
+
+def changed(register: pa.Table, majority: pa.Table, since: date, on: date, full: Sequence[str] = ()) -> pa.Table:
+    """(clinic, patient_id) of all whose answer on the day `on` can be another one than on `since`.
+
+    `register` (`CONSENT_PROVISIONS`) and `majority` (`MAJORITY`): all that is known on `on`, of which nothing that came
+    up to `since` has changed; `full`: clinics that delivered all of their consents since.
+    """
+    with connect() as con:
+        con.register("register", register)
+        con.register("majority", majority)
+        return con.execute(_CHANGED, {"since": since, "on": on, "full": list(full)}).to_arrow_table()
+
+
+def to_judge(
+    lake: Lake, city: City, days: Sequence[date], on: date, register: pa.Table, tombstones: pa.Table,
+    full: pa.Table, majority: pa.Table,
+) -> pa.Table | None:  # fmt: skip
+    """(clinic, patient_id) of those of `register` whom a run of `days` must judge on the day `on`; None: everybody."""
+    last = lake.read_record(RECORD)
+    if last is None or last["rule"] != _version(city) or lake.read_record(BEGUN) is not None:
+        return None
+    since = date.fromisoformat(last["day"])
+    before = pc.less_equal(register.column("arrival_day"), pa.scalar(since))
+    if days[0] <= since or pc.sum(before).as_py() != (last["provisions"] or None):
+        return None
+    with connect() as con:
+        con.register("tombstones", tombstones)
+        # Whose they are shows only when the patient's id is hashed: a day that such a period waits for is rare.
+        (waited_for,) = con.execute(
+            f"SELECT count(*) FROM tombstones WHERE {_CROSSED}", {"since": since, "on": on}
+        ).fetchone() or (0,)
+    if waited_for:
+        return None
+    newly = {clinic for clinic, _ in _full_days(full).items() ^ last["full"].items()}
+    return changed(register, majority, since, on, sorted(newly))
+
+
+def with_documents(register: pa.Table, patients: pa.Table) -> pa.Table:
+    """Rows of `register` of every document that names one of `patients` (clinic, patient_id)."""
+    with connect() as con:
+        ids = register.select(["clinic", "patient_id", "consent_id"])
+        con.register("ids", ids.append_column("n", pa.array(np.arange(register.num_rows))))
+        con.register("patients", patients)
+        rows = con.execute(
+            """WITH mine AS (FROM ids SEMI JOIN patients USING (clinic, patient_id))
+            SELECT n FROM mine UNION SELECT n FROM ids SEMI JOIN mine USING (clinic, consent_id) ORDER BY n"""
+        ).to_arrow_table()
+    return register.take(rows.column("n"))
+
+
+def remember(lake: Lake, city: City, on: date, provisions: int, full: pa.Table) -> None:
+    """Note that everybody's answer of the day `on` is known and done with; `provisions`: rows of the register."""
+    record: dict[str, Any] = {"day": on.isoformat(), "rule": _version(city), "provisions": provisions}
+    lake.write_record(RECORD, record | {"full": _full_days(full)})
