@@ -121,10 +121,11 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
     theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
     everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
-    events = [lake.read(table, EVENTS) for table in _FROZEN]
-    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events))
+    events = {table: lake.read(table, EVENTS) for table in _FROZEN}
+    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events.values()))
     for table, schema, column in _FOLLOWING if held else ():
-        rows = lake.read(table, schema)
+        rows = events.get(table)
+        rows = lake.read(table, schema) if rows is None else rows
         counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
     links = lake.read("links", LINKS)
     ended = pc.is_in(links.column("patient_key"), patients)

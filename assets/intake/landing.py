@@ -298,9 +298,10 @@ def _note(folder: Path, on: date, changed: dict[str, int | None]) -> None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every file below `root` but manifests. Walked, because asking each path what it is takes as long as reading it."""
-    for folder, _, names in os.walk(root):
-        yield from (Path(folder, name) for name in names if name != MANIFEST)
+    """Every file below `root` but manifests, in order: to ask each path what it is takes as long as to read it."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if name != MANIFEST)
 
 
 def erase_patients(
@@ -318,7 +319,7 @@ def erase_patients(
     """
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
-    paths = sorted(path for r in roots for path in _files(r))
+    paths = [path for r in roots for path in _files(r)]
     by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_READ)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]

@@ -158,11 +158,13 @@ def rolled_up(frame: pd.DataFrame, city: City) -> pd.Series:
     cell = [c for c in KEY if c not in ("time_level", "period_start")]
     found = pd.Series(None, index=frame.index, dtype="str")
     epoch, days = pd.Timestamp(city.budget.epoch), frame["time_level"].map(LEVEL_DAYS)
-    good = frame[frame["quality"] != "D"]
+    good = frame.loc[frame["quality"] != "D", ["time_level", *cell, "period_start"]]
+    vague = frame.loc[frame["quality"] == "D", [*cell, "period_start"]]
     for level in ("window", "period", "week"):  # the nearest is written last
         size = LEVEL_DAYS[level]
-        start = epoch + pd.to_timedelta((frame["period_start"] - epoch).dt.days // size * size, "D")
-        finer = frame.assign(period_start=start)[(frame["quality"] == "D") & (days < size)].reset_index()
+        finer = vague[days[vague.index] < size]
+        start = epoch + pd.to_timedelta((finer["period_start"] - epoch).dt.days // size * size, "D")
+        finer = finer.assign(period_start=start).reset_index()
         above = good.loc[good["time_level"] == level, [*cell, "period_start"]]
         found.loc[finer.merge(above, on=[*cell, "period_start"])["index"]] = level
     return found
