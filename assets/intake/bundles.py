@@ -9,8 +9,8 @@ import json
 import re
 from typing import Any, Final
 
-_ADDRESS: Final = re.compile("^urn:uuid:")
-_INSIDE: Final = re.compile(r'"urn:uuid:([^"]+)"')
+_URN: Final = "urn:uuid:"
+_INSIDE: Final = re.compile(f'"{_URN}([^"]+)"')
 
 
 class NotTakenApart(ValueError):
@@ -27,7 +27,7 @@ def take_apart(text: str) -> tuple[dict[str, Any], list[str]]:
         bundle = json.loads(text)
         entries = bundle.pop("entry", [])
         addresses = [
-            _ADDRESS.sub("", e["fullUrl"]) if _ADDRESS.match(e.get("fullUrl", "")) and "resource" in e else ""
+            e["fullUrl"].removeprefix(_URN) if e.get("fullUrl", "").startswith(_URN) and "resource" in e else ""
             for e in entries
         ]
         names = {
