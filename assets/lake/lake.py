@@ -184,7 +184,7 @@ class Lake:
         A day without rows is removed, or stays with `keep_empty`, where its existence means something.
         """
         values = rows.column(column).to_numpy().astype("datetime64[D]")
-        if (values[1:] < values[:-1]).any():
+        if not (values[1:] >= values[:-1]).all():
             order = np.argsort(values, kind="stable")
             rows, values = rows.take(pa.array(order)), values[order]
         months: dict[date, dict[date, pa.Table | None]] = defaultdict(dict)
