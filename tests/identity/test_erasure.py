@@ -414,6 +414,19 @@ def test_a_stored_case_leaves_when_its_collection_window_is_taken_back(run: Run,
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == lake.read("events", EVENTS).num_rows == 0
 
 
+def test_a_consent_that_ends_on_a_day_on_which_nobody_comes_takes_the_patient_along(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    ends = fhir_consent("GONE")
+    for nested in ends["provision"]["provision"]:
+        nested["period"] = {"start": "2024-01-01", "end": str(START + timedelta(1))}
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("GONE"), person("STAYS")], "Encounter.ndjson": [stay("c1", "GONE"), stay("c2", "STAYS")],
+            "Consent.ndjson": [ends, fhir_consent("STAYS")]})  # fmt: skip
+    run(0)
+    run(1)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 2
+    run(2)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
+
+
 def test_erasing_spares_others_with_similar_ids(lake: Lake):
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
