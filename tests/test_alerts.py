@@ -348,7 +348,10 @@ def test_status_and_health_say_what_is_wrong_by_exit_code(
             "operation.email",
         ),
         ({"webhook": {"url": "http://example.org/hook"}}, "operation.webhook.url"),
-        ({"webhook": {"url": "https://user:pass@example.org/hook"}}, "operation.webhook.url"),
+        (
+            {"webhook": {"url": "https://user:pass@example.org/hook"}},
+            "operation.webhook.url",
+        ),  # pragma: allowlist secret
         ({"webhook": {"token": "secret-itself", "url": "https://example.org"}}, "operation.webhook.token"),
     ],
 )

@@ -237,7 +237,7 @@ def test_the_city_file_may_name_an_engine(engine: str, city: City):
 
 def test_any_other_engine_is_refused(city: City):
     with pytest.raises(ValueError, match="engine"):
-        City.model_validate(city.model_dump() | {"engine": "spark://user:secret@master"})
+        City.model_validate(city.model_dump() | {"engine": "spark://user:secret@master"})  # pragma: allowlist secret
 
 
 def test_a_keyring_does_not_travel(lake: Lake):
