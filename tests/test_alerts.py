@@ -348,10 +348,8 @@ def test_status_and_health_say_what_is_wrong_by_exit_code(
             "operation.email",
         ),
         ({"webhook": {"url": "http://example.org/hook"}}, "operation.webhook.url"),
-        (
-            {"webhook": {"url": "https://user:pass@example.org/hook"}},
-            "operation.webhook.url",
-        ),  # pragma: allowlist secret
+        # pragma: allowlist nextline secret
+        ({"webhook": {"url": "https://user:pass@example.org/hook"}}, "operation.webhook.url"),
         ({"webhook": {"token": "secret-itself", "url": "https://example.org"}}, "operation.webhook.token"),
     ],
 )

@@ -193,9 +193,7 @@ def test_a_correction_that_was_killed_is_finished_at_the_same_price(
     assert one(published(lake, city), "week", "2025-01-06")["status"] == "corrected"
 
 
-def test_a_person_weighs_no_more_in_a_correction_than_it_is_charged_for(
-    lake: Lake, city: City
-):  # pragma: allowlist secret
+def test_a_person_has_no_more_weight_in_a_correction_than_it_is_charged_for(lake: Lake, city: City):
     """Σ (change of a cell)²/(2σ²) of whoever is in the week, over every value that is drawn again."""
     done = correct(lake, city, WEEK)
     again = [c for n, c in Ledger(lake.ledger_path).committed().items() if n.endswith(":2")]
