@@ -80,7 +80,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
 
         @dg.logger(description="Progress of the command line.")
         def progress_logger(_context: dg.InitLoggerContext) -> logging.Logger:
-            logger = logging.Logger("digitalstadt.progress", logging.INFO)
+            logger = logging.Logger("digitalstadt.progress", logging.DEBUG)  # steps are told at this level
             logger.addHandler(steps)
             return logger
 

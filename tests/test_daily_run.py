@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+from rich.console import Console
 
 from assets.contract.city import DEFAULT_CITY, City
 from assets.contract.schemas import EVENTS, PSEUDONYMISED_CASES
 from assets.lake.lake import Lake
 from assets.metadata import counts_table
 from assets.privacy.ledger import Ledger
+from pipelines import runner
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.runner import Outcome
@@ -124,6 +127,20 @@ def test_a_week_end_to_end(
                 assert canary not in content and canary.decode() not in path.name, path
 
 
+def test_the_command_line_moves_on_with_each_stage(
+    lake: Lake, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setattr(
+        runner.Progress, "update", lambda _self, _task, description="", **_more: seen.append(description)
+    )
+    deliver("klinik-nord", START, {"Patient.ndjson": [patient("p1")], "Encounter.ndjson": [encounter("e1", "p1", "2024-12-30")]})  # fmt: skip
+    environment = Environment("test", DEFAULT_CITY, lake.root, tmp_path / "keys", unattended=False)
+    runner.execute(environment, START, START, Console(file=io.StringIO()))
+    assert len([name for name in seen if name]) == len(runner.STAGES)
+
+
 def test_one_day_without_those_before_it_draws_nothing_and_publishes_nothing(
     run: Callable[..., Any], lake: Lake, deliver: Callable[..., Path]
 ):
@@ -134,7 +151,7 @@ def test_one_day_without_those_before_it_draws_nothing_and_publishes_nothing(
     result = run(late, late)
     (measured,) = result.asset_materializations_for_node("noisy_measurements")
     assert measured.metadata["missing_arrival_days"].value == f"9, the first is {START}"
-    assert Ledger(lake.ledger_path).windows() == {} and not list(lake.open_data.glob("*/latest"))
+    assert Ledger(lake.ledger_path).reserved() == {} and not list(lake.open_data.glob("*/latest"))
     assert run(START, late - timedelta(1)).success
     assert Ledger(lake.ledger_path).committed() and list(lake.open_data.glob("*/latest"))
 

@@ -120,9 +120,9 @@ def test_an_endless_line_is_left_out_and_named_without_being_held(
     "name", ["Encounter.ndjson.gz", "bundle.json.gz", "OperationOutcome.ndjson.gz", "deleted.ndjson.gz"]
 )
 def test_a_hostile_packed_file_rejects_its_export(city: City, tmp_path: Path, content: bytes, rule: str, name: str):
-    started = time.monotonic()
+    started = time.process_time()
     _, rejected, _ = read_files(city, "klinik-nord", tmp_path / "x", {name: content})
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20, "bounded work; processor time, for a wall clock shows the load"
     assert rejected == rule or (name == "bundle.json.gz" and rule == "gzip_bomb"), "a bundle stops at its own limit"
 
 
