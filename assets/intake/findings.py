@@ -12,17 +12,18 @@ from assets.intake.connector import Export
 
 
 class RejectedExport(Exception):
-    """The export cannot be used at all. Message: value-free reason; `path`: the file of it that is at fault.
+    """The export cannot be used at all. Message: value-free reason; `path`: the file of it that is at fault, `line` where.
 
     `folder` tells which of several exports that are read together, `others` what else was wrong in the same pass:
     to read a year again for each broken export in it would never end.
     """
 
-    def __init__(self, rule: str, path: Path | None = None) -> None:
+    def __init__(self, rule: str, path: Path | None = None, line: int | None = None) -> None:
         super().__init__(rule)
         self.others: list[RejectedExport] = []
         self.rule = rule
         self.file = path.name if path else None
+        self.line = line
         self.folder = path.parent if path else None
 
 

@@ -61,8 +61,8 @@ def read_text(path: Path, most_bytes: int) -> str | None:
                 return None
     try:
         return data.removeprefix(_BOM).decode()
-    except UnicodeDecodeError:
-        raise RejectedExport("encoding_not_utf8", path) from None
+    except UnicodeDecodeError as error:
+        raise RejectedExport("encoding_not_utf8", path, data.count(b"\n", 0, error.start) + 1) from None
 
 
 def count_lines(path: Path) -> int | None:
@@ -158,6 +158,14 @@ def _owned(values: np.ndarray[Any, Any]) -> pa.Buffer:
     return buffer
 
 
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _batch(
     number: int, before: int, buffer: pa.Buffer, first: int, ends: np.ndarray[Any, Any], path: Path
 ) -> Iterator[pa.RecordBatch]:
@@ -171,7 +179,8 @@ def _batch(
     try:
         lines.validate(full=True)
     except pa.ArrowInvalid:
-        raise RejectedExport("encoding_not_utf8", path) from None
+        bad = next(n for n, line in enumerate(lines.cast(pa.binary()), 1) if not _is_text(line.as_py()))
+        raise RejectedExport("encoding_not_utf8", path, before + bad) from None
     numbers = pa.Array.from_buffers(pa.int64(), count, [None, _owned(np.arange(before + 1, before + 1 + count))])
     batch = pa.RecordBatch.from_arrays([pa.repeat(pa.scalar(number, pa.int32()), count), numbers, lines], schema=SCHEMA)
     data = np.frombuffer(buffer, dtype=np.uint8)

@@ -65,7 +65,7 @@ def read_exports(
 
     def reject(export: Export, error: RejectedExport) -> None:
         rejected[export.export_id] = error.rule
-        findings.add(export, error.rule, "rejected", error.file)
+        findings.add(export, error.rule, "rejected", error.file, error.line)
 
     for clinic in city.clinics:
         good = []

@@ -85,7 +85,12 @@ def test_a_name_that_is_a_pattern_names_its_file_only(city: City, tmp_path: Path
 def test_text_that_is_not_utf8_still_rejects_the_export(city: City, tmp_path: Path):
     good = json.dumps(GOOD | {"id": "e"}).encode()
     (tmp_path / "Encounter.ndjson").write_bytes(good + b"\n" + good.replace(b"finished", b"\xe4") + b"\n")
-    assert read(city, tmp_path, by_line=False)[1] == {"x": "encoding_not_utf8"}
+    tables, rejected = read(city, tmp_path, by_line=False)
+    assert rejected == {"x": "encoding_not_utf8"}
+    assert [(f["source_file"], f["source_line"]) for f in tables["findings"]] == [("Encounter.ndjson", 2)]
+    (tmp_path / "Encounter.ndjson").unlink()
+    (tmp_path / "all.json").write_bytes(b'{"resourceType": "Bundle",\n"entry": [],\n"id": "\xe4"}')
+    assert [f["source_line"] for f in read(city, tmp_path, by_line=False)[0]["findings"]] == [3]
 
 
 def test_of_many_files_only_the_largest_are_given_to_the_reader_that_keeps_buffers_for_each(
