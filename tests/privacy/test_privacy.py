@@ -53,9 +53,9 @@ def naive(rows: list[tuple[str, int, int]], present: Caps, former: Sequence[tupl
         person, day, _ = rows[i]
         caps = next((c for until, c in former if EPOCH + timedelta(day) <= until), present)
         trial = [*kept[person], day]
-        weeks, periods = Counter(d // 7 for d in trial), Counter(d // 28 for d in trial)
+        week, period = (sum(d // size == day // size for d in trial) for size in (7, 28))
         full = any(sum(s <= d < s + 364 for d in trial) > caps.window for s in range(day - 363, day + 1))
-        if max(weeks.values()) <= 1 and max(periods.values()) <= caps.period and not full:
+        if week <= 1 and period <= caps.period and not full:
             kept[person] = trial
             names.add(f"{i:03}")
     return names
