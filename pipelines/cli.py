@@ -53,7 +53,7 @@ class Commands(TyperGroup):
             fail(said)
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, cls=Commands)
+app = typer.Typer(no_args_is_help=True, add_completion=False, cls=Commands, pretty_exceptions_show_locals=False)
 app.add_typer(ledger_cli.ledger_app, name="ledger")
 app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)

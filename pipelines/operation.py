@@ -34,6 +34,8 @@ from pipelines.outbox import Outbox
 
 ONE_DAY: Final = timedelta(days=1)
 LOST: Final = "the ledger's database does not answer"
+_TOLD: Final = {"LedgerBroken": "ledger_broken", "DatabaseLost": "site_unusable"}
+"""Kinds of failure in which the ledger cannot be asked → alert."""
 FORGOTTEN_DAYS: Final = 90
 """So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
 
@@ -115,9 +117,9 @@ def money(lake: Lake, city: City) -> Iterator[Alert]:
         problems, windows = ledger.verify(), ledger.windows()
     except Exception as error:
         kind = kind_of(error)
-        if kind not in ("LedgerBroken", "DatabaseLost"):
+        if kind not in _TOLD:
             raise
-        yield Alert(*("ledger_broken", str(error)) if kind == "LedgerBroken" else ("site_unusable", LOST))
+        yield Alert(_TOLD[kind], str(error) if kind == "LedgerBroken" else LOST)
         return
     if problems:
         yield Alert("ledger_broken", problems[0])
@@ -187,7 +189,7 @@ def _windows(lake: Lake, city: City) -> dict[str, Window]:
     try:
         return open_ledger(lake, city).windows()
     except Exception as error:
-        if kind_of(error) in ("LedgerBroken", "DatabaseLost"):
+        if kind_of(error) in _TOLD:
             return {}
         raise
 

@@ -37,7 +37,7 @@ def _expected(city: City) -> tuple[str, list[Row]]:
     """Every published level with its expected error, and the one it would have with the other mechanism."""
     priced = price(city)
     (other,) = (price_with(city, m) for m in MECHANISMS.values() if m is not priced.mechanism)
-    terms_of(city, (terms.until for terms in city.former))  # earlier windows are published on too
+    terms_of(city, (former.until for former in city.former))  # earlier windows are published on too
     rows: list[Row] = [
         {"level": _level(e), "care": e.care, "mean count": f"{e.mean_count:,.1f}", "expected error": f"{e.mae:.1f}",
          "relative": f"{e.relative:.1%}", f"error with {other.mechanism.title} noise": f"{o.mae:.1f}"}

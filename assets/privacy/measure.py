@@ -47,7 +47,7 @@ class PlanChanged(RuntimeError):
     """A table's noise, shape or caps differ from those its window was measured on: charges would no longer add up."""
 
 
-def _terms(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
+def _parameters(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
     """What must stay the same for all measurements of a table in one window, as the ledger holds it."""
     return {
         "table": table.name, "time": table.time, "shape": [len(city.categories(a)) for a in ("care", *table.axes)],
@@ -69,7 +69,9 @@ def require_agreed(city: City, terms: Mapping[date, Terms], ledger: Ledger) -> N
     for start in sorted(terms.keys() & set(map(date.fromisoformat, ledger.windows()))):
         open_window(ledger, start, terms[start])
     present = {
-        (start, p.table.name): _terms(at.city, p.table, p.noise) for start, at in terms.items() for p in at.plan.tables
+        (start, p.table.name): _parameters(at.city, p.table, p.noise)
+        for start, at in terms.items()
+        for p in at.plan.tables
     }
     for earlier in ledger.reserved().values():
         start = city.window_start(date.fromisoformat(earlier["unit_start"]))
@@ -156,7 +158,7 @@ def ask(
 ) -> Asked:  # fmt: skip
     """A measurement of `events`, counted `by`, charged with `cost` units; `correction`: its version and as of which day its data are."""
     counts = (by or count)(events, table, city)
-    parameters = _terms(city, table, noise) | {"unit_start": unit.start.isoformat()}
+    parameters = _parameters(city, table, noise) | {"unit_start": unit.start.isoformat()}
     if unit.late:
         parameters["late"] = True
     if correction:

@@ -15,7 +15,7 @@ from assets.contract.city import City
 from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS
 from assets.privacy.accounting import UNITS
 from assets.privacy.mechanism import Noise
-from assets.privacy.plan import PricedPlan, price
+from assets.privacy.plan import PricedPlan, price, terms_of
 
 UNMEASURED = "not measured in this plan"
 AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
@@ -23,6 +23,10 @@ AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise
 
 def _mechanism_text(noise: type[Noise]) -> str:
     return f"{noise.title}, {noise.privacy}".replace("gaussian", "Gaussian")
+
+
+def _caps(city: City) -> dict[str, int]:
+    return {"week": city.caps.week, "period": city.caps.period, "window": city.caps.window}
 
 
 def _caps_text(caps: Mapping[str, int]) -> str:
@@ -86,16 +90,16 @@ class Guarantee:
 
 
 def _former(city: City) -> tuple[dict[str, Any], ...]:
-    plans = ((terms, price(city.at(terms.until))) for terms in city.former)
+    windows = terms_of(city, (terms.until for terms in city.former))
     return tuple(
         {
-            "until": terms.until.isoformat(),
-            "caps": {"week": terms.caps.week, "period": terms.caps.period, "window": terms.caps.window},
-            "mechanism": _mechanism_text(plan.mechanism),
-            "epsilon_one_year": round(plan.epsilon_year, 4),
-            "delta": plan.delta,
+            "until": until.isoformat(),
+            "caps": _caps(terms.city),
+            "mechanism": _mechanism_text(terms.plan.mechanism),
+            "epsilon_one_year": round(terms.plan.epsilon_year, 4),
+            "delta": terms.plan.delta,
         }
-        for terms, plan in plans
+        for until, terms in windows.items()
     )
 
 
@@ -110,7 +114,7 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         "364 Tagen" + ("; bei Kliniken ohne verknüpfbares Kennzeichen: je Klinik" if unlinked else ""),
         noise=plan.mechanism,
         window_days=WINDOW_DAYS,
-        caps={"week": city.caps.week, "period": city.caps.period, "window": city.caps.window},
+        caps=_caps(city),
         cost=plan.spent_units / UNITS,
         epsilon_one_year=round(plan.epsilon_year, 4),
         epsilon_five_years=round(plan.epsilon_five_years, 4),
