@@ -68,6 +68,9 @@ def kind_of(error: BaseException) -> str:
     # By name: psycopg is an extra. A server that is shut down raises one of the class's many children.
     if any(c.__name__ == "OperationalError" and c.__module__.startswith("psycopg") for c in type(error).__mro__):
         return "DatabaseLost"
+    # Arrow's and NumPy's are children of Python's own; DuckDB's is none.
+    if isinstance(error, MemoryError) or name == "OutOfMemoryException":
+        return "MemoryError"
     if isinstance(error, sqlite3.OperationalError):
         return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "Unforeseen")
     return _ERRNO.get(getattr(error, "errno", None) or 0, "Unforeseen")

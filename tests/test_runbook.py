@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from assets.guard import REMEDIES
+from assets.guard import REMEDIES, kind_of
 from assets.quality.asset import FAMILIES
 from pipelines.alerts import KINDS
 from pipelines.cli import app
@@ -25,6 +29,23 @@ def sources(folder: str) -> str:
 
 def test_every_alert_and_every_kind_of_failure_has_an_entry():
     assert set(KINDS) | set(REMEDIES) <= HEADINGS
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: np.zeros(1 << 60, dtype=np.int8),
+        lambda: pa.allocate_buffer(1 << 60),
+        lambda: duckdb.connect(config={"memory_limit": "10MB", "temp_directory": ""}).execute(
+            "CREATE TABLE t AS SELECT repeat('x', 1000) || range FROM range(1000000)"
+        ),
+    ],
+    ids=["NumPy", "Arrow", "DuckDB"],
+)
+def test_too_little_memory_is_told_as_that_by_whoever_notices(ask: Callable[[], object]):
+    with pytest.raises(Exception) as raised:
+        ask()
+    assert kind_of(raised.value) == "MemoryError"
 
 
 def test_every_check_has_an_entry():

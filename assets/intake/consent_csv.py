@@ -1,7 +1,7 @@
 """The consent side file of formats without consent: one CSV row for each signed document.
 
 Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`,
-`valid_to`, `withdrawn_on`; dates as 2025-01-31, 31.01.2025 or 202501310800. A withdrawal is a deny of every code,
+`valid_to`, `withdrawn_on`; dates as `dates` reads them. A withdrawal is a deny of every code,
 without end, from that day on. What cannot be read permits nothing, denies everything, and is named.
 """
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.connector import Export
+from assets.intake.dates import macros
 from assets.intake.delimited import read_all
 from assets.intake.findings import Findings
 
@@ -32,10 +33,7 @@ COLUMNS: Final = {
 OF_CASE: Final = "case:"
 """The `consent_id` of a row that names a case which no file beside it holds: this, and the case's id."""
 
-_MACROS: Final = """
-CREATE TEMP MACRO parsed(t) AS coalesce(try_cast(t AS TIMESTAMP),
-  try_strptime(t, ['%d.%m.%Y', '%d.%m.%Y %H:%M', '%d.%m.%Y %H:%M:%S', '%Y%m%d%H%M', '%Y%m%d']));
-CREATE TEMP MACRO moment(t) AS CASE WHEN year(parsed(t)) >= 1900 THEN parsed(t) END;
+_ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
 CREATE TEMP TABLE rows AS
 SELECT c.* REPLACE (coalesce(c.patient_id, k.patient_id) AS patient_id)
@@ -73,14 +71,14 @@ SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
   moment(declared) AS declared_at, CAST(NULL AS VARCHAR) AS policy_uri,
   CASE WHEN code = '*' THEN code WHEN regexp_matches(code, '^[.]?[0-9]+$')
        THEN '{CONSENT_CODE_SYSTEM}.' || ltrim(code, '.') ELSE regexp_replace(code, '^urn:oid:', '') END AS code,
-  decision, CAST(moment(period_from) AS DATE) AS valid_from, CAST(moment(period_to) AS DATE) AS valid_to,
+  decision, day(period_from) AS valid_from, day(period_to) AS valid_to,
   (moment(period_from) IS NOT NULL AND (period_to IS NULL OR moment(period_to) IS NOT NULL)) AS period_readable
 FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE coalesce(patient_id, case_id) IS NOT NULL
 """
 
 
 def read(
-    con: duckdb.DuckDBPyConnection, exports: list[Export], case_patients: pa.Table, findings: Findings
+    con: duckdb.DuckDBPyConnection, exports: list[Export], case_patients: pa.Table, findings: Findings, time_zone: str
 ) -> pa.Table:
     """Consent provisions of all side files. `case_patients` (clinic, case_id, patient_id) resolves case ids.
 
@@ -89,7 +87,7 @@ def read(
     """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
     con.register("case_patients", case_patients)
-    con.execute(_MACROS)
+    con.execute(macros(time_zone) + _ROWS)
     by_id = {e.export_id: e for e in exports}
     for export, file, line, problem in con.execute(_PROBLEMS).fetchall():
         findings.add(

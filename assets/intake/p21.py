@@ -117,7 +117,9 @@ def check(export: Export) -> None:
         raise RejectedExport("fall_csv_missing")
 
 
-def read(con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findings) -> dict[str, pa.Table]:
+def read(
+    con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findings, time_zone: str
+) -> dict[str, pa.Table]:
     """Canonical tables of all `exports`. Raises `RejectedExport` only when called with one export."""
     required = {"case_id", "admitted", "sex"}
     for name, columns, needed in (
@@ -136,6 +138,6 @@ def read(con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findin
         for name in ("cases", "persons", "diagnoses", "procedures")
     }
     case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
+    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

@@ -1,6 +1,6 @@
 """Reader for the practice template: one CSV that a spreadsheet can write, for who runs no hospital system.
 
-`practice.csv`, `;`-separated, one row a visit; dates as 2025-01-31 or 31.01.2025; `visit_type` is
+`practice.csv`, `;`-separated, one row a visit; dates as `dates` reads them; `visit_type` is
 `emergency` (Notfall) or `planned` (geplant). Consents come in `consent.csv` beside it.
 """
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from assets.contract.schemas import CANONICAL
 from assets.intake import consent_csv
 from assets.intake.connector import Export
+from assets.intake.dates import macros
 from assets.intake.delimited import read_all
 from assets.intake.findings import Findings, RejectedExport
 
@@ -28,14 +29,13 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
 _SQL: Final = f"""
-CREATE MACRO day(t) AS coalesce(CAST(try_strptime(t, '%Y-%m-%d') AS DATE), CAST(try_strptime(t, '%d.%m.%Y') AS DATE));
 CREATE MACRO dotted(t) AS CASE WHEN regexp_matches(t, '^[A-Z][0-9]{{2}}[0-9]+$') THEN t[1:3] || '.' || t[4:] ELSE t END;
 CREATE TEMP TABLE cases AS
 SELECT {_PROVENANCE}, case_id, patient_id, 'finished' AS status,
   CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency_visit' ELSE 'other' END AS care,
   CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency' ELSE 'other' END AS admission_type,
   CAST(NULL AS VARCHAR) AS admission_cause, CAST(NULL AS VARCHAR) AS admission_reason,
-  day(visited_on) AS admitted_on, coalesce(day(left_on), day(visited_on)) AS discharged_on,
+  day(visited_on) AS admitted_on, CASE WHEN left_on IS NULL THEN day(visited_on) ELSE day(left_on) END AS discharged_on,
   CAST(NULL AS VARCHAR) AS discharge_reason, false AS died, CAST(NULL AS SMALLINT) AS age_years,
   CAST(NULL AS VARCHAR) AS department
 FROM visits
@@ -69,11 +69,13 @@ def check(export: Export) -> None:
         raise RejectedExport("practice_csv_missing")
 
 
-def read(con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findings) -> dict[str, pa.Table]:
+def read(
+    con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findings, time_zone: str
+) -> dict[str, pa.Table]:
     """Canonical tables of all `exports`."""
     required = {"case_id", "patient_id", "sex", "visited_on", "visit_type"}
     con.register("visits", read_all(exports, FILE, COLUMNS, required, findings))
-    con.execute(_SQL)
+    con.execute(macros(time_zone) + _SQL)
     tables = {
         name: con.execute(f"SELECT {', '.join(CANONICAL[name].names)} FROM {name}")
         .to_arrow_table()
@@ -82,6 +84,6 @@ def read(con: duckdb.DuckDBPyConnection, exports: list[Export], findings: Findin
     }
     tables["procedures"] = CANONICAL["procedures"].empty_table()
     case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
+    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

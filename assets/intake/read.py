@@ -42,10 +42,10 @@ def _read_together(exports: list[Export], city: City, findings: Findings, earlie
             tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
             if clinic.consent_source == "csv":
                 case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-                tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings)
+                tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, city.time_zone)
             return tables
         read = p21.read if clinic.format == "p21" else practice.read
-        tables = read(con, exports, findings)
+        tables = read(con, exports, findings, city.time_zone)
     if clinic.consent_source == "fhir":
         with connect([exports[0].folder.parent.parent]) as con:
             side = fhir.read(con, exports, findings, city.time_zone, consent_only=True)

@@ -124,6 +124,8 @@ PREPARED: Final[dict[str, str]] = {
           {_due("CASE WHEN isfinite(admitted_on) THEN admitted_on - c.arrival_day END")} AS _days_after_arrival,
           {_due("CASE WHEN isfinite(admitted_on) AND isfinite(discharged_on) THEN discharged_on - admitted_on END")}
             AS _stay_days,
+          CASE WHEN status = 'finished' THEN CAST(coalesce(isfinite(discharged_on), false) AS INTEGER) END
+            AS _discharge_readable,
           CASE WHEN NOT {EXEMPT} AND c.patient_id IS NOT NULL THEN CAST(p.clinic IS NOT NULL AS INTEGER) END
             AS _has_person,
           CASE WHEN NOT {EXEMPT} AND p.clinic IS NOT NULL AND isfinite(admitted_on)
@@ -223,6 +225,10 @@ def _date_rules() -> tuple[Rule, ...]:
         Rule("cases.discharged_before_admission", "dates", "cases", ("discharged_on", "admitted_on"), BETWEEN,
              {"column": "_stay_days", "min_value": 0}, "quarantine",
              "The discharge lies before the admission.", "Correct the day of admission or discharge."),
+        Rule("cases.discharged_on_missing", "dates", "cases", ("discharged_on",), IN_SET,
+             {"column": "_discharge_readable", "value_set": [1]}, "warn",
+             "The case is finished, but its day of discharge is missing or cannot be read: it is taken as still going on.",
+             "Deliver the discharge in the date format that the interface names."),
     )  # fmt: skip
 
 

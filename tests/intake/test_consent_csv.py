@@ -40,6 +40,7 @@ def read(city: City, tmp_path: Path):
         ("02.11.2024 00:00", "02.11.2024 23:59:59", "01.11.2054 00:00"),
         ("20241102", "202411020000", "20541101"),
         ("2024-11-02T00:00:00+01:00", "2024-11-02", "2054-11-01"),
+        ("2024-11-01T23:00:00Z", "2024-11-01T23:00:00.000Z", "2054-10-31 23:00:00Z"),  # midnight in the city
     ],
 )
 def test_dates_are_read_as_people_and_systems_write_them(read, signed: str, begin: str, end: str):
@@ -49,7 +50,10 @@ def test_dates_are_read_as_people_and_systems_write_them(read, signed: str, begi
     assert len(rows) == 3 and findings == []
 
 
-@pytest.mark.parametrize("day", ["20.01.25", "31.02.2025", "ja", "0025-01-20", "infinity"])
+@pytest.mark.parametrize(
+    "day",
+    ["20.01.25", "31.02.2025", "ja", "0025-01-20", "infinity", "epoch", "2025-01-20T24:00", "2025-01-20 10:00 UTC"],
+)
 def test_a_date_that_cannot_be_read_permits_nothing_denies_everything_and_is_named(read, day: str):
     """A year of two digits would be the year 25, before the signature: the withdrawal would count for nothing."""
     (deny,), findings = read(f";p1;2024-11-02;;2024-11-02;;{day}\n")
@@ -83,3 +87,25 @@ def test_rows_that_say_nothing_usable_are_named_by_line_and_column(read):
         ("consent_codes_unreadable", "quarantined", 8, "policy_codes"),
     ]
     assert {r["source_line"]: r["patient_id"] for r in rows} == {2: "p1", 3: "p1", 6: None, 7: "p1", 8: "p1"}
+
+
+@pytest.mark.parametrize(
+    ("visited", "left", "days"),
+    [
+        ("2025-01-05", "", (date(2025, 1, 5), date(2025, 1, 5))),
+        ("05.01.2025 23:10", "6.1.2025 01:00", (date(2025, 1, 5), date(2025, 1, 6))),
+        ("2025-01-04T23:30:00Z", "2025-01-05T00:30:00+01:00", (date(2025, 1, 5), date(2025, 1, 5))),
+        ("2025-01-05", "5.1.25", (date(2025, 1, 5), None)),
+        ("5.1.25", "", (None, None)),
+    ],
+)
+def test_a_visit_is_read_with_the_same_dates_and_what_cannot_be_read_ends_nothing(
+    city: City, tmp_path: Path, visited: str, left: str, days: tuple
+):
+    """A visit whose end cannot be read must not pass for one that a consent covers whole."""
+    head = "case_id;patient_id;sex;visited_on;left_on;visit_type;birth_date\n"
+    (tmp_path / "practice.csv").write_text(f"{head}v1;p1;w;{visited};{left};emergency;05.05.1980 00:00\n")
+    tables, rejected = read_exports([Export(city.clinic("praxisnetz"), DAY, "x", tmp_path)], city)
+    (case,), (person,) = tables["cases"].to_pylist(), tables["persons"].to_pylist()
+    assert rejected == {} and (case["admitted_on"], case["discharged_on"]) == days
+    assert (person["birth_year"], person["birth_month"], person["birth_day"]) == (1980, 5, 5)

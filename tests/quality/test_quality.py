@@ -85,6 +85,7 @@ BREAKS: dict[str, dict[str, Any]] = {
     "cases.admitted_on_too_early": {"admitted_on": date(1899, 12, 31)},
     "cases.admitted_on_in_future": {"admitted_on": DAY + timedelta(1), "discharged_on": None},
     "cases.discharged_before_admission": {"discharged_on": DAY - timedelta(4)},
+    "cases.discharged_on_missing": {"discharged_on": None},
     "cases.age_unknown": {},  # needs a person, see below
     "cases.age_impossible": {"age_years": 121},
     "persons.born_in_future": {"birth_year": DAY.year + 1},
@@ -130,7 +131,7 @@ CLEAN_VARIANTS: list[dict[str, list[dict[str, Any]]]] = [
                 "discharge_reason": None}]},
     {"cases": [{"care": "other", "admission_cause": "B"}]},
     {"cases": [{"admitted_on": DAY, "discharged_on": DAY, "age_years": 0}]},
-    {"cases": [{"admitted_on": date(1900, 1, 1), "discharged_on": None, "age_years": 120}]},
+    {"cases": [{"admitted_on": date(1900, 1, 1), "discharged_on": None, "status": "in-progress", "age_years": 120}]},
     {"persons": [{"postal_code": "64"}]},
     {"persons": [{"postal_code": None, "sex": "other", "birth_year": DAY.year - 120}]},
     {"cases": [{"age_years": 40}], "persons": [{"birth_year": None}]},
