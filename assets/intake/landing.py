@@ -32,7 +32,7 @@ from assets.intake.delimited import header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
 from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes, read_text
-from assets.intake.needles import Sieve, split_lines
+from assets.intake.needles import Sieve, line_bounds
 from assets.intake.text import detect_encoding
 from assets.lake.engine import connect, load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
@@ -265,11 +265,14 @@ def _without(path: Path, gone: dict[int, bytes]) -> None:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
-                    lines = [content] if _is_document(path) else split_lines(content)
-                    for n in numbers[(numbers >= first) & (numbers < first + len(lines))].tolist():
-                        lines[n - first] = gone[n]
-                    out.writelines(lines)
-                    first += len(lines)
+                    bounds = np.array([0, len(content)]) if _is_document(path) else line_bounds(content)
+                    at, following = 0, first + len(bounds) - 1
+                    for n in numbers[(numbers >= first) & (numbers < following)].tolist():
+                        out.write(memoryview(content)[at : bounds[n - first]])
+                        out.write(gone[n])
+                        at = bounds[n - first + 1]
+                    out.write(memoryview(content)[at:])
+                    first = following
             raw.flush()
             os.fsync(raw.fileno())
         os.chmod(temporary, 0o400)

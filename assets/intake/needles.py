@@ -8,7 +8,7 @@ unless an escape stands for one of them, so a line with such an escape always pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import ahocorasick_rs
 import numpy as np
@@ -30,19 +30,17 @@ class Sieve:
 
     def lines(self, content: bytes) -> list[tuple[int, bytes]]:
         """(number from 0, line with its end) of each line of `content` that could name an id."""
-        if self._all:
-            return list(enumerate(split_lines(content)))
-        # Matches that overlap are told once; they lie in one line, because no needle holds a newline.
-        places = [first for _, first, _ in self._needles.find_matches_as_indexes(content)]
-        if not places:
+        places = () if self._all else [first for _, first, _ in self._needles.find_matches_as_indexes(content)]
+        if not self._all and not places:
             return []
-        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-        numbers = np.unique(np.searchsorted(ends, places, side="right")).tolist()
-        bounds = [0, *ends.tolist(), len(content)]
-        return [(n, content[bounds[n] : bounds[n + 1]]) for n in numbers]
+        bounds = line_bounds(content)
+        # Matches that overlap are told once; they lie in one line, because no needle holds a newline.
+        numbers = np.unique(np.searchsorted(bounds, places, side="right") - 1) if places else range(len(bounds) - 1)
+        return [(int(n), content[bounds[n] : bounds[n + 1]]) for n in numbers]
 
 
-def split_lines(content: bytes) -> list[bytes]:
-    """Lines end with a newline only."""
-    parts = content.split(b"\n")
-    return [*(part + b"\n" for part in parts[:-1]), *([parts[-1]] if parts[-1] else [])]
+def line_bounds(content: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each line begins, and last where the last one ends. A line ends with a newline only."""
+    begins = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+    open_end = [len(content)] if content and not content.endswith(b"\n") else []
+    return np.concatenate([[0], begins, open_end]).astype(np.int64)
