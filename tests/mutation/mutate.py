@@ -1,4 +1,4 @@
-"""Mutation testing of the two rules on which a person's rights rest: consent, and the contribution bounds.
+"""Mutation testing of the rules on which a person's rights rest: consent and whom it is asked of, and the contribution bounds.
 
 Run by `make audit`, not by `make test`: `python tests/mutation/mutate.py [consent|bounding]`. Mutates the
 text of a module, so SQL inside strings is mutated like Python; each mutant has to fail the hand-written cases
@@ -9,6 +9,7 @@ reason why it cannot let anybody in.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import sys
 import time
@@ -76,6 +77,8 @@ EQUIVALENT: Final[list[tuple[str, str, str]]] = [
     ("FROM register r JOIN documents d", "LEFT JOIN", "every row is of a document"),
     ("coalesce(d.newest = d.newest_active, false)", "true", "a document that was never active has no active row"),
     ("FROM patients JOIN people USING (person)", "LEFT JOIN", "every person has its ids"),
+    ("WHERE arrival_day > $since", ">=", "judges more than it must"),
+    ("if days[0] <= since or", "<", "the same day again has a test that needs a lake"),
 ]
 
 
@@ -164,6 +167,22 @@ def consent() -> int:
     return run(ROOT / "assets/consent/rule.py", SQL, careful)
 
 
+def changes() -> int:
+    """Whom a run judges anew, and with what of the register, against judging everybody."""
+    property_ = load_file(ROOT / "tests/consent/test_independent.py", "mutation_changes")
+
+    def survives(module: types.ModuleType) -> bool:
+        property_.changed, property_.with_documents = module.changed, module.with_documents
+        try:
+            for seed, later in itertools.product(range(3), (1, 7, 60)):
+                property_.test_who_is_not_named_as_changed_is_answered_as_before(seed, later)
+        except AssertionError:
+            return False
+        return True
+
+    return run(ROOT / "assets/consent/changes.py", SQL, survives)
+
+
 def bounding() -> int:
     """The contribution bounds against their naive count, decided at once and in two runs."""
     tests = load_file(ROOT / "tests/privacy/test_privacy.py", "mutation_bounds")
@@ -223,5 +242,5 @@ def bounding() -> int:
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["consent", "bounding"]
-    left = sum({"consent": consent, "bounding": bounding}[name]() for name in chosen)
+    left = sum({"consent": lambda: consent() + changes(), "bounding": bounding}[name]() for name in chosen)
     sys.exit(1 if left else 0)
