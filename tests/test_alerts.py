@@ -71,7 +71,7 @@ class MailServer:
         self.messages: list[str] = []
         self.controller = Controller(
             self, hostname="localhost", port=free_port(), tls_context=context, require_starttls=True, auth_required=True,
-            authenticator=lambda _s, _session, _e, _m, data: AuthResult(success=data.password == b"correct horse"),
+            authenticator=lambda _s, _session, _e, _m, data: AuthResult(success=data.password == b"correct horse", handled=False),
         )  # fmt: skip
 
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
@@ -168,7 +168,7 @@ def test_a_channel_that_refuses_names_itself_but_no_secret(
     monkeypatch.setenv("ALERT_PASSWORD", "wrong battery")
     with pytest.raises(NotDelivered, match=r"^webhook: it answered 503$"):
         send("webhook", alert, city)
-    with pytest.raises(NotDelivered, match=r"^email: SMTP(AuthenticationError|ServerDisconnected)$"):
+    with pytest.raises(NotDelivered, match=r"^email: SMTPAuthenticationError$"):
         send("email", alert, city)
     monkeypatch.delenv("ALERT_PASSWORD")
     with pytest.raises(NotDelivered, match=r"^email: the environment variable ALERT_PASSWORD is not set$"):
