@@ -19,7 +19,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVEN
 from assets.identity.tombstones import MARK
 from assets.lake import audit
 from assets.lake.backup import BackupError
-from assets.lake.keys import KeyFileError, create_keys
+from assets.lake.keys import KeyFileError, Keyring, create_keys
 from assets.lake.lake import DamagedTable, Lake
 from assets.privacy import recovery, rotation
 from assets.privacy.evidence import LedgerBehind
@@ -31,11 +31,27 @@ START = date(2024, 12, 30)
 SECOND = START + timedelta(1)
 
 
+@pytest.fixture(scope="module")
+def first_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that asks for a `site` leaves a copy of it for the others."""
+    return tmp_path_factory.mktemp("first") / "site"
+
+
 @pytest.fixture
-def site(lake: Lake, deliver: Callable[..., Path], small_export: Callable[..., Any], prompt_city: City, run_days: Any) -> Lake:  # fmt: skip
+def site(
+    lake: Lake, deliver: Callable[..., Path], small_export: Callable[..., Any], prompt_city: City, run_days: Any,
+    first_site: Path, tmp_path: Path,
+) -> Lake:  # fmt: skip
     """A data root after its first day: three patients."""
+    if first_site.exists():
+        for name in ("data", "keys"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            shutil.copytree(first_site / name, tmp_path / name, symlinks=True)
+        return Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
     deliver("klinik-nord", START, small_export(START, ["CANARY-anna", "CANARY-bert", "CANARY-cora"]))
     run_days(lake, prompt_city, [START])
+    for name in ("data", "keys"):
+        shutil.copytree(tmp_path / name, first_site / name, symlinks=True)
     return lake
 
 
