@@ -41,6 +41,59 @@ _READ: Final = {
 """What is looked at: provenance above all is long and stays behind."""
 
 
+# Of each patient the row that came last; whom an insured number links to whom, in this run and before; the principal
+# diagnosis of a case where there is exactly one.
+_PREPARE: Final = """
+CREATE TEMP TABLE latest_person AS SELECT * FROM persons
+QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day
+  ORDER BY source_line DESC, source_file DESC, export_id DESC) = 1;
+CREATE TEMP TABLE links AS
+SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked, (p.arrival_day, p.linked)) AS person_key
+FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
+WHERE p.linked IS NOT NULL GROUP BY k.key;
+CREATE TEMP TABLE resolved AS
+SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS person_key
+FROM (SELECT * FROM known_links UNION ALL BY NAME SELECT * FROM links) GROUP BY ALL;
+CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
+FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
+"""
+
+_COUNTED: Final = ", ".join(f"'{s}'" for s in COUNTED_STATUS)
+_CARE: Final = ", ".join(f"'{c}'" for c in CARE)
+_CASES: Final = f"""
+WITH joined AS (
+  SELECT c.*, p.sex, p.postal_code, p.birth_year, coalesce(p.birth_month, 7) AS month,
+    CASE WHEN p.birth_month IS NULL THEN 1 ELSE coalesce(p.birth_day, 15) END AS day,
+    ck.key AS case_key, pk.key AS patient_key, d.reason AS consent_reason, dx.icd_code
+  FROM cases c
+  LEFT JOIN latest_person p
+    ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
+  JOIN patient_keys pk ON pk.clinic = c.clinic AND pk.id = c.patient_id
+  JOIN case_keys ck ON ck.clinic = c.clinic AND ck.id = c.case_id
+  LEFT JOIN (SELECT DISTINCT clinic, arrival_day, case_id, reason FROM decisions WHERE permitted) d
+    ON d.clinic = c.clinic AND d.arrival_day = c.arrival_day AND d.case_id = c.case_id
+  LEFT JOIN principal dx
+    ON dx.clinic = c.clinic AND dx.arrival_day = c.arrival_day AND dx.case_id = c.case_id),
+aged AS (
+  SELECT *, coalesce(age_years, year(admitted_on) - birth_year
+    - CASE WHEN (month(admitted_on), dayofmonth(admitted_on)) < (month, day) THEN 1 ELSE 0 END) AS age,
+    discharged_on - admitted_on AS stay FROM joined)
+SELECT clinic, arrival_day, case_key, a.patient_key, coalesce(r.person_key, a.patient_key) AS person_key,
+  CAST($key_id AS VARCHAR) AS key_id, admitted_on, discharged_on,
+  CASE WHEN status IN ({_COUNTED}) AND care IN ({_CARE}) THEN care ELSE '{CARE_UNCOUNTED}' END AS care,
+  admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
+  {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
+  {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
+FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)"""
+_DIAGNOSES: Final = """
+SELECT d.clinic, d.arrival_day, k.key AS case_key, left(d.icd_code, 3) AS icd_code, d.role FROM diagnoses d
+JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id"""
+_PROCEDURES: Final = """
+SELECT p.clinic, p.arrival_day, k.key AS case_key, left(p.ops_code, 5) AS ops_code, p.performed_on
+FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id"""
+_LINKS: Final = "SELECT arrival_day, patient_key, person_key FROM links ORDER BY ALL"
+
+
 def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
     """(clinic, id, key) of patients given as (clinic, patient_id)."""
     return _keyed(patients, "patient_id", keys, "patient")
@@ -110,60 +163,13 @@ def pseudonymise(
             known_links=known_links,
             decisions=decisions.select(["clinic", "arrival_day", "case_id", "permitted", "reason"]),
         )
-        con.execute("""
-            CREATE TEMP TABLE latest_person AS SELECT * FROM persons
-            QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day
-              ORDER BY source_line DESC, source_file DESC, export_id DESC) = 1;
-            CREATE TEMP TABLE links AS
-            SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked, (p.arrival_day, p.linked)) AS person_key
-            FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
-            WHERE p.linked IS NOT NULL GROUP BY k.key;
-            CREATE TEMP TABLE resolved AS
-            SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS person_key
-            FROM (SELECT * FROM known_links UNION ALL BY NAME SELECT * FROM links) GROUP BY ALL;
-            CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
-            FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
-        """)
-        counted = ", ".join(f"'{s}'" for s in COUNTED_STATUS)
-        care = ", ".join(f"'{c}'" for c in CARE)
-        case_rows = con.execute(
-            f"""WITH joined AS (
-              SELECT c.*, p.sex, p.postal_code, p.birth_year, coalesce(p.birth_month, 7) AS month,
-                CASE WHEN p.birth_month IS NULL THEN 1 ELSE coalesce(p.birth_day, 15) END AS day,
-                ck.key AS case_key, pk.key AS patient_key, d.reason AS consent_reason, dx.icd_code
-              FROM cases c
-              LEFT JOIN latest_person p
-                ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
-              JOIN patient_keys pk ON pk.clinic = c.clinic AND pk.id = c.patient_id
-              JOIN case_keys ck ON ck.clinic = c.clinic AND ck.id = c.case_id
-              LEFT JOIN (SELECT DISTINCT clinic, arrival_day, case_id, reason FROM decisions WHERE permitted) d
-                ON d.clinic = c.clinic AND d.arrival_day = c.arrival_day AND d.case_id = c.case_id
-              LEFT JOIN principal dx
-                ON dx.clinic = c.clinic AND dx.arrival_day = c.arrival_day AND dx.case_id = c.case_id),
-            aged AS (
-              SELECT *, coalesce(age_years, year(admitted_on) - birth_year
-                - CASE WHEN (month(admitted_on), dayofmonth(admitted_on)) < (month, day) THEN 1 ELSE 0 END) AS age,
-                discharged_on - admitted_on AS stay FROM joined)
-            SELECT clinic, arrival_day, case_key, a.patient_key, coalesce(r.person_key, a.patient_key) AS person_key,
-              CAST($key_id AS VARCHAR) AS key_id, admitted_on, discharged_on,
-              CASE WHEN status IN ({counted}) AND care IN ({care}) THEN care ELSE '{CARE_UNCOUNTED}' END AS care,
-              admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
-              {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
-              {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
-            FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)""",
-            {"key_id": keys.key_id},
-        ).to_arrow_table()
-        diagnoses = con.execute(
-            """SELECT d.clinic, d.arrival_day, k.key AS case_key, left(d.icd_code, 3) AS icd_code, d.role FROM diagnoses d
-            JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id"""
-        ).to_arrow_table()
-        procedures = con.execute(
-            """SELECT p.clinic, p.arrival_day, k.key AS case_key, left(p.ops_code, 5) AS ops_code, p.performed_on
-            FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id"""
-        ).to_arrow_table()
-        links = con.execute("SELECT arrival_day, patient_key, person_key FROM links ORDER BY ALL").to_arrow_table()
+        con.execute(_PREPARE)
+        cases = con.execute(_CASES, {"key_id": keys.key_id}).to_arrow_table()
+        diagnoses, procedures, links = (
+            con.execute(query).to_arrow_table() for query in (_DIAGNOSES, _PROCEDURES, _LINKS)
+        )
     return {
-        "cases": in_order(case_rows.cast(PSEUDONYMISED_CASES), ("arrival_day", "case_key")),
+        "cases": in_order(cases.cast(PSEUDONYMISED_CASES), ("arrival_day", "case_key")),
         "diagnoses": in_order(diagnoses.cast(PSEUDONYMISED_DIAGNOSES)),
         "procedures": in_order(procedures.cast(PSEUDONYMISED_PROCEDURES)),
         "links": links.cast(LINKS),
