@@ -4,7 +4,7 @@ A permit grants its code from its first to its last day (until the evaluation da
 removes its days from every permit declared at the same time or earlier; open, it removes for ever. So a code
 holds on a day iff the last permit that holds the day was declared after the last deny that does. What is
 unclear is decided against use: a deny without readable period denies every code on every day, one without a
-declaration time counts as declared last; a permit without readable period grants nothing, one without
+declaration time counts as declared last, one of a day without a time at the end of that day; a permit without readable period grants nothing, one without
 declaration time counts as declared first. A provision that is neither permit nor deny counts as deny. A
 document once inactive, rejected or entered in error (or deleted) stays so until it is declared anew.
 """
@@ -52,19 +52,22 @@ FROM versions WHERE newest AND effective AND decision = 'permit' AND period_read
 
 # A document that vanished or was set inactive grants nothing any more. What an active one denies stays denied
 # until it is permitted anew by a later declaration: an old version that is delivered again takes nothing back.
+# A withdrawal is often entered by its day alone, the signature of the same day with its time.
 _DENIES: Final = f"""
 CREATE TEMP TABLE denies AS
-WITH stated AS (
+WITH said AS (
+  SELECT * REPLACE (CASE WHEN declared_at = date_trunc('day', declared_at) THEN declared_at + INTERVAL 86399 SECOND
+    ELSE declared_at END AS declared_at) FROM versions WHERE still_active AND status = 'active'),
+stated AS (
   SELECT person, CASE WHEN period_readable THEN code ELSE '*' END AS code,
     coalesce(declared_at, TIMESTAMP '9999-01-01') AS declared_at,
     CASE WHEN period_readable THEN valid_from ELSE DATE '0001-01-01' END AS valid_from,
     CASE WHEN period_readable THEN coalesce(valid_to, DATE '9999-12-31') ELSE DATE '9999-12-31' END AS valid_to
-  FROM versions WHERE still_active AND status = 'active' AND decision IS DISTINCT FROM 'permit' AND decision IS DISTINCT FROM 'none'
+  FROM said WHERE decision IS DISTINCT FROM 'permit' AND decision IS DISTINCT FROM 'none'
   UNION ALL
   SELECT person, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
     coalesce(CAST(declared_at AS DATE), DATE '0001-01-01'), DATE '9999-12-31'
-  FROM versions
-  WHERE still_active AND status = 'active' AND decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
+  FROM said WHERE decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
   UNION ALL
   SELECT person, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
 SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, '*')"""

@@ -101,13 +101,16 @@ FIELDS: Final = {
   trim(coded(r.code.coding, '%/ops')) AS ops_code,
   local_day(coalesce(r.performedDateTime, r.performedPeriod.start)) AS performed_on""",
     "Consent": """
-  ref_id(r.patient.reference, 'Patient') AS patient_id, r.status AS status, wall(r.dateTime) AS declared_at,
+  ref_id(r.patient.reference, 'Patient') AS patient_id, r.patient.identifier AS named_by,
+  r.status AS status, wall(r.dateTime) AS declared_at,
   nullif(array_to_string(list_transform(r.policy, lambda p: p.uri), ' '), '') AS policy_uri,
-  r.provision.provision AS provisions""",
+  CASE WHEN len(r.provision.code) > 0 THEN struct_pack(type := r.provision.type, period := r.provision.period, code := r.provision.code)
+    END AS root, r.provision.provision AS provisions""",
 }
 
 CASES_SQL: Final = f"""
-CREATE TEMP TABLE contacts AS SELECT DISTINCT id, parent FROM "Encounter";
+CREATE TEMP TABLE contacts AS
+SELECT DISTINCT id, CASE WHEN level IS DISTINCT FROM 'einrichtungskontakt' THEN parent END AS parent FROM "Encounter";
 CREATE TEMP TABLE replaced AS
 SELECT id, arrival_day, lead(arrival_day) OVER (PARTITION BY id ORDER BY arrival_day) AS until
 FROM (SELECT DISTINCT id, arrival_day FROM "Encounter"
@@ -123,7 +126,7 @@ FROM (SELECT *, list_transform(d.use.coding, lambda u: u.code) AS uses
 CREATE TEMP VIEW cases AS
 SELECT {_PROVENANCE}, id AS case_id, patient_id,
   CASE WHEN fhir_status IN ('planned', 'finished', 'cancelled', 'entered-in-error', 'in-progress') THEN fhir_status
-       WHEN fhir_status IN ('arrived', 'triaged', 'onleave') THEN 'in-progress' ELSE 'unknown' END AS status,
+       WHEN fhir_status IN ('arrived', 'triaged', 'onleave') THEN 'in-progress' WHEN fhir_status = 'unknown' THEN 'unknown' END AS status,
   CASE WHEN admission_cause = 'B' OR contact_kind = 'begleitperson' THEN 'other'
        WHEN class_code IN ('IMP', 'ACUTE', 'NONAC') THEN 'inpatient'
        WHEN class_code = 'EMER' THEN 'emergency_visit' ELSE 'other' END AS care,
@@ -188,7 +191,8 @@ FROM "Procedure" p JOIN case_of o ON o.contact = p.contact
 WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
-# What is denied inside a permit counts as denied; a denial whose code cannot be read denies every code (`*`).
+# What is denied inside a permit counts as denied, and so does whatever is nested deeper than any profile allows; a denial
+# whose code cannot be read denies every code (`*`). What the root denies by code, nested provisions may except.
 # A consent that states nothing of ours still counts, whether it nests no provisions or those of other code systems:
 # it is the newest version and may withdraw an earlier one (code `*`). So does a deleted one: it ends what its earlier
 # versions granted, whoever the patient was.
@@ -197,9 +201,14 @@ CREATE TEMP VIEW consent_provisions AS
 WITH provisions AS (SELECT file, source_line, unnest(provisions) AS p FROM "Consent"),
 nested AS (SELECT file, source_line, unnest(p.provision) AS n FROM provisions),
 listed AS (
-  SELECT file, source_line, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts FROM provisions
+  SELECT file, source_line, false AS root, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts FROM provisions
   UNION ALL
-  SELECT file, source_line, n.type, n.period.start, n.period.end, n.code FROM nested WHERE n.type IS DISTINCT FROM 'permit'),
+  SELECT file, source_line, false, n.type, n.period.start, n.period.end, n.code FROM nested WHERE n.type IS DISTINCT FROM 'permit'
+  UNION ALL
+  SELECT file, source_line, false, NULL, NULL, NULL, NULL FROM nested WHERE len(n.provision) > 0
+  UNION ALL
+  SELECT file, source_line, true, root.type, root.period.start, root.period.end, root.code FROM "Consent"
+  WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
 worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
 each_code AS (
   SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0
@@ -207,11 +216,12 @@ each_code AS (
 bare AS (SELECT *, CASE WHEN starts_with(name, 'urn:oid:') THEN substr(name, 9) ELSE name END AS code FROM each_code),
 stated AS (
   SELECT file, source_line, code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to, ends IS NULL AS open
-  FROM bare WHERE name = '*' OR starts_with(code, '{CONSENT_CODE_SYSTEM}.'))
-SELECT {_PROVENANCE}, patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
+  FROM bare b WHERE (name = '*' OR starts_with(code, '{CONSENT_CODE_SYSTEM}.'))
+    AND NOT (root AND EXISTS (FROM bare n WHERE NOT n.root AND n.file = b.file AND n.source_line = b.source_line AND n.code = b.code)))
+SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
   CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
   (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL)) AS period_readable
-FROM "Consent" LEFT JOIN stated USING (file, source_line)
+FROM "Consent" LEFT JOIN stated USING (file, source_line) LEFT JOIN owners USING (file, source_line)
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
@@ -219,6 +229,14 @@ SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in 
 FROM deleted d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND {allowed_id("d.id")};
 """
 
+
+# Without `meta`, the version declared last counts; what is left open is decided against use, wherever a line stands.
+_CONSENT_RANK: Final = """coalesce(declared_at, CASE WHEN status = 'active' THEN TIMESTAMP '0001-01-01' ELSE TIMESTAMP '9999-01-01' END) DESC,
+  coalesce(status = 'active', false),
+  coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
+_OF_NOBODY: Final = """SELECT file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (file, source_line) WHERE patient_id IS NULL"""
+_UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
+WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
 
 DELETIONS_SQL: Final = f"""
 CREATE TEMP VIEW deletions AS
@@ -237,6 +255,26 @@ SELECT p.* REPLACE (c.arrival_day AS arrival_day, c.export_id AS export_id) FROM
   ORDER BY c.export_id) c
 JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day < c.arrival_day
 QUALIFY row_number() OVER (PARTITION BY c.arrival_day, c.patient_id ORDER BY p.arrival_day DESC, p.export_id DESC) = 1"""
+
+
+def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) -> None:
+    """Create `Consent`, and `owners` (file, source_line, owner) of those that name their patient by a number only.
+
+    Such a number (`Consent.patient.identifier`) is one of `Patient.identifier`, of the same system; without patients
+    (`alone`) nobody can be found by it.
+    """
+    loader.load("Consent", FIELDS["Consent"], rank=_CONSENT_RANK)
+    con.execute("CREATE TEMP TABLE owners (file INTEGER, source_line BIGINT, owner VARCHAR)")
+    if not alone and con.execute(f"FROM ({_OF_NOBODY}) WHERE named_by.value IS NOT NULL LIMIT 1").fetchone():
+        loader.load("Patient", "r.identifier AS numbers")
+        con.execute(
+            f"""INSERT INTO owners SELECT DISTINCT c.file, c.source_line, p.id FROM ({_OF_NOBODY}) c
+            JOIN (SELECT id, unnest(numbers) AS number FROM "Patient") p
+              ON p.number.value = c.named_by.value AND p.number.system = c.named_by.system"""
+        )
+        loader.drop("Patient")
+    loader.note("consent_of_nobody", _OF_NOBODY)
+    loader.note("consent_date_unreadable", _UNDATED)
 
 
 def read(
@@ -270,7 +308,7 @@ def read(
         con.execute(f"DROP VIEW {name}")
 
     # Each type is dropped as soon as nothing needs it any more: together they would not fit into memory.
-    loader.load("Consent", FIELDS["Consent"])
+    _load_consents(con, loader, alone=consent_only)
     canonical("consent_provisions", CONSENT_SQL)
     loader.drop("Consent")
     canonical("deletions", DELETIONS_SQL)

@@ -7,6 +7,7 @@ means for a case (`fhir`).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,10 +51,11 @@ STRUCTURES: Final = {
         "extension":[{{"url":"VARCHAR","valueCoding":{{"code":"VARCHAR"}}}}]}}]}}}}""",
     "Procedure": f"""{{{_HEAD},"status":"VARCHAR","subject":{_REFERENCE},
         "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
-    "Consent": f"""{{{_HEAD},"status":"VARCHAR","patient":{_REFERENCE},
-        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"provision":{{"type":"VARCHAR","period":{_PERIOD},
+    "Consent": f"""{{{_HEAD},"status":"VARCHAR",
+        "patient":{{"reference":"VARCHAR","identifier":{{"system":"VARCHAR","value":"VARCHAR"}}}},
+        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"provision":{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
         "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
-        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}]}}]}}]}}}}""",
+        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
 }
 _BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",
     "request":{"method":"VARCHAR","url":"VARCHAR"}}]}"""
@@ -83,11 +85,14 @@ BUNDLE: Final = "Bundle"
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None."""
+    """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None.
+
+    Servers and people number their files before the type or behind it (`1.Patient.ndjson`, `Patient_2.ndjson`).
+    """
     name = path.name.lower()
     if name.endswith((".json", ".json.gz")):
         return None if name == SCOPE_FILE else BUNDLE
-    stem = name.split(".")[0].split("-")[0]
+    stem = re.split(r"[._-]", re.sub(r"^[0-9]+[._-]", "", name))[0]
     if not name.endswith(_NDJSON):
         return None
     return next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
@@ -193,12 +198,12 @@ class Loader:
             self._con.execute("INSERT INTO bad_lines VALUES (?, ?, 'line_too_long')", [numbers[number], line])
         self._con.unregister("batches_of_kind")
 
-    def load(self, kind: str, fields: str) -> None:
+    def load(self, kind: str, fields: str, rank: str = "") -> None:
         """Create `<kind>`: provenance, `id` and `fields` of every resource of that type that counts today.
 
         `fields`: SQL over the parsed resource `r`, which itself is never stored: what is nested costs more to keep
-        than to read. Of versions of one resource that arrived on one day the newest by `meta` counts, else the last
-        line; a resource that was deleted on its day of arrival or later is left out.
+        than to read. Of versions of one resource that arrived on one day the newest by `meta` counts, else the first by
+        `rank` (SQL over `fields`), else the last line; a resource that was deleted on its day of arrival or later is left out.
         """
         structure, columns = {"structure": STRUCTURES[kind]}, _columns(kind, fields)
         self._con.execute(
@@ -225,13 +230,13 @@ class Loader:
             CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file,
               r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
-        self._keep_newest(kind, "clinic, arrival_day, id")
+        self._keep_newest(kind, "clinic, arrival_day, id", rank)
 
     def keep_newest(self, kind: str) -> None:
         """Of one resource that arrived on several days keep the newest only."""
         self._keep_newest(kind, "clinic, id")
 
-    def _keep_newest(self, kind: str, key: str) -> None:
+    def _keep_newest(self, kind: str, key: str, rank: str = "") -> None:
         repeated = f'SELECT count(*) > count(DISTINCT %s) FROM "{kind}"'
         # One string is counted much faster than a key of several columns, and mostly settles it.
         for of in ("id", f"({key})"):
@@ -242,7 +247,7 @@ class Loader:
             f"""DELETE FROM "{kind}_rows" WHERE rowid IN (
               SELECT r.rowid FROM "{kind}_rows" r JOIN sources USING (file)
               QUALIFY row_number() OVER (PARTITION BY {key}
-                ORDER BY arrival_day DESC, updated_at DESC NULLS LAST, version DESC NULLS LAST, export_id DESC, source_file DESC,
+                ORDER BY arrival_day DESC, updated_at DESC NULLS LAST, version DESC NULLS LAST, {rank and f"{rank}, "}export_id DESC, source_file DESC,
                   source_line DESC) > 1)"""
         )
 
@@ -294,6 +299,10 @@ class Loader:
             WHERE e.request.method = 'DELETE'"""
         )
 
+    def note(self, rule: str, query: str) -> None:
+        """Have the lines (file, source_line) of `query` reported by `rule`: of what is in them something does not count."""
+        self._con.execute(f"INSERT INTO bad_lines SELECT file, source_line, '{rule}' FROM ({query})")
+
     def report(self, findings: Findings) -> None:
         """Say what could not be read, and what the sending server itself could not export."""
         if any(k == OUTCOME for _, _, k in self._files):
@@ -311,6 +320,6 @@ class Loader:
             for file, line, rule in rows:
                 findings.add(self._files[file][0], rule, "info", self._files[file][1].name, line)
         for file, line, rule in self._con.execute(
-            "SELECT * FROM bad_lines WHERE file < $own ORDER BY ALL", {"own": self._own}
+            "SELECT DISTINCT * FROM bad_lines WHERE file < $own ORDER BY ALL", {"own": self._own}
         ).fetchall():
             findings.add(self._files[file][0], rule, "quarantined", self._files[file][1].name, line)

@@ -62,8 +62,9 @@ class Erased:
         return Erased(self.lines + other.lines, self.files + other.files)
 
 
-# A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare. A Bundle
-# names what it holds or deletes by address as well.
+# A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare; a Consent may name
+# its patient by a number of the clinic only, and is then known by its own id. A Bundle names what it holds or deletes by
+# address as well.
 _NDJSON: Final = r"""
 WITH read AS (
   SELECT n, line, json_valid(line) AS valid,
@@ -81,8 +82,11 @@ named AS (
       FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)] END) AS id
   FROM read
   UNION ALL
-  SELECT n, 'patient', unnest([CASE WHEN json_extract_string(r, '$.resourceType') = 'Patient' THEN json_extract_string(r, '$.id') END
-    FOR r IN json_extract(line, '$.entry[*].resource')]) FROM read WHERE bundle
+  SELECT n, 'consent', json_extract_string(line, '$.id') FROM read
+  WHERE valid AND json_extract_string(line, '$.resourceType') = 'Consent'
+  UNION ALL
+  SELECT n, lower(json_extract_string(r, '$.resourceType')), json_extract_string(r, '$.id')
+  FROM (SELECT n, unnest(json_extract(line, '$.entry[*].resource')) AS r FROM read WHERE bundle)
   UNION ALL
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)

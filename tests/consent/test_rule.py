@@ -229,6 +229,14 @@ def test_at_equal_time_deny_wins():
     assert reason(permits() + deny(declared_at=datetime(2025, 1, 1, 12), valid_to=None)) == "withdrawn"
 
 
+@pytest.mark.parametrize(
+    ("signed", "permitted"), [((1, 9), False), ((1, 23, 59, 59), False), ((2, 0), True), ((2, 9), True)]
+)
+def test_a_deny_of_which_only_the_day_is_known_was_declared_at_its_end(signed: tuple[int, ...], permitted: bool):
+    denied = deny(declared_at=datetime(2025, 1, 1), valid_to=None)
+    assert (reason(permits(declared_at=datetime(2025, 1, *signed)) + denied) == "permitted") == permitted
+
+
 def test_a_deny_without_readable_period_denies_everything():
     unreadable = provision(CONSENT_USE, "deny", consent_id="d", valid_from=None, valid_to=None, period_readable=False)
     assert reason([*permits(), unreadable]) == "withdrawn"

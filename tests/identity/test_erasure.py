@@ -162,6 +162,21 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
 
 
+def test_documents_that_name_their_patient_by_number_only_go_too(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    number = {"system": "https://kis.example/number", "value": "GONEnumber"}
+    by_number = {"patient": {"type": "Patient", "identifier": number}}
+    people = [person("GONEfhir", identifier=[number]), person("STAYS")]
+    signed = [fhir_consent("GONEfhir", **by_number), fhir_consent("STAYS")]
+    deliver("klinik-nord", START, {"Patient.ndjson": people, "Encounter.ndjson": [stay("c", "GONEfhir"), stay("d", "STAYS")],
+                                   "Consent.ndjson": signed})  # fmt: skip
+    run(0)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 2
+    denied = fhir_consent("GONEfhir", kind="deny", on="2025-01-02", ident="w1", **by_number)
+    deliver("klinik-nord", START + timedelta(1), {"Patient.ndjson": people[:1], "Consent.ndjson": [denied]})
+    run(1)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 1 and places(lake, ["GONE"]) == set()
+
+
 def test_a_withdrawal_that_names_only_a_case_of_an_earlier_delivery_withdraws(
     run: Run, lake: Lake, deliver: Callable[..., Path]
 ):

@@ -83,6 +83,8 @@ FORMS: dict[str, dict[str, bytes]] = {
     "absolute references": {n: absolute(c) for n, c in by_type(ALL).items()},
     "references with versions": {n: versioned(c) for n, c in by_type(ALL).items()},
     "windows line ends and a mark": {n: b"\xef\xbb\xbf" + c.replace(b"\n", b"\r\n") for n, c in by_type(ALL).items()},
+    "numbered before the type": {f"1.{n}": c for n, c in by_type(ALL).items()},
+    "numbered behind the type": {n.replace(".", "_2.", 1): c for n, c in by_type(ALL).items()},
     "without the last line end": {n: c.rstrip(b"\n") for n, c in by_type(ALL).items()},
     "one bundle": {"all.json": bundle(ALL)},
     "a packed bundle": {"all.json.gz": gzip.compress(bundle(ALL, "searchset"))},

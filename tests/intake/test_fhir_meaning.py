@@ -249,6 +249,16 @@ LATER = {"id": "l", "dateTime": "2024-06-01"}
                                              "code": [{"coding": [{"system": "urn:study", "code": "1"}]}]}, **LATER)], True),
         ([consent(permit(6, 7, 8), patient={"reference": "#p"})], False),
         ([consent(permit(6, 7, 8), patient={"reference": "Group/p"})], False),
+        # Deeper than any profile allows.
+        ([consent(permit(6, 7), permit(8, provision=[permit(8, provision=[DENIED_INSIDE])]))], False),
+        # A withdrawal whose root says it all, and a root from which a nested permission is the exception.
+        ([consent(permit(6, 7, 8)), consent(provision=DENIED_INSIDE, **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(provision=DENIED_INSIDE | {"provision": [permit(6)]}, **LATER)], False),
+        ([consent(provision=DENIED_INSIDE | {"provision": [permit(6, 7, 8)]})], True),
+        ([consent(provision=permit(6, 7, 8))], False),
+        # Signed in the morning, withdrawn on a day of which no time is known.
+        ([consent(permit(6, 7, 8), dateTime="2024-06-01T09:00:00+02:00"), consent(DENIED_INSIDE, **LATER)], False),
+        ([consent(permit(6, 7, 8), dateTime="2024-06-02T09:00:00+02:00"), consent(DENIED_INSIDE, **LATER)], True),
     ],
 )  # fmt: skip
 def test_what_a_consent_denies_in_any_shape_is_denied(read: Callable, city: City, documents: list, permitted: bool):
@@ -281,3 +291,71 @@ def test_a_newer_version_that_states_nothing_of_ours_replaces_the_older_one(read
     ):
         decisions = decide(older["cases"], provisions, city.consent, DAY)
         assert decisions.column("permitted").to_pylist() == [permitted]
+
+
+NUMBER = {"system": "https://h.example.org/number", "value": "4711"}
+BY_NUMBER = {"patient": {"type": "Patient", "identifier": NUMBER}}
+BY_OTHER = {"patient": {"type": "Patient", "identifier": NUMBER | {"system": "https://other.example.org/number"}}}
+
+
+@pytest.mark.parametrize(
+    ("documents", "permitted", "nobody"),
+    [
+        ([consent(permit(6, 7, 8), **BY_NUMBER)], True, 0),
+        ([consent(permit(6, 7, 8)), consent(DENIED_INSIDE, **LATER, **BY_NUMBER)], False, 0),
+        ([consent(permit(6, 7, 8), **BY_OTHER)], False, 1),  # numbers repeat between systems
+        ([consent(permit(6, 7, 8), patient={"display": "P"})], False, 1),
+    ],
+)
+def test_a_consent_may_name_its_patient_by_number_and_one_of_nobody_is_told(
+    read: Callable, city: City, documents: list, permitted: bool, nobody: int
+):
+    tables = read(PATIENT | {"identifier": [NUMBER]}, ENCOUNTER, *documents)
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [permitted]
+    assert tables["findings"].column("rule").to_pylist() == ["consent_of_nobody"] * nobody
+
+
+def test_a_consent_whose_period_cannot_be_read_is_told_by_its_line(read: Callable):
+    tables = read(consent(permit(7)), consent(permit(8, period={"start": "2024"}), id="l"))
+    assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("consent_date_unreadable", 2)]
+
+
+REVOKED = consent(permit(6, 7, 8), status="inactive")
+FEWER, DENYING = consent(permit(6, 7)), consent(permit(6, 7, 8), DENIED_INSIDE)
+
+
+@pytest.mark.parametrize(
+    ("versions", "permitted"),
+    [
+        ((consent(permit(6, 7, 8)), REVOKED), False),
+        ((consent(permit(6, 7, 8)), FEWER), False),
+        ((consent(permit(6, 7, 8)), DENYING), False),
+        ((consent(permit(6, 7, 8)), REVOKED | {"dateTime": "2023-01-01"}), True),  # signed again since
+        ((consent(permit(6, 7, 8), meta={"versionId": "2"}), REVOKED | {"meta": {"versionId": "1"}}), True),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_versions_in_one_delivery_the_place_of_a_line_decides_nothing(
+    read: Callable, city: City, versions: tuple, permitted: bool, turned: bool
+):
+    tables = read(PATIENT, ENCOUNTER, *(reversed(versions) if turned else versions))
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [permitted]
+
+
+def test_a_facility_contact_that_is_part_of_another_keeps_its_own_diagnosis(read: Callable):
+    """A stay that belongs to an earlier one, as a readmission does, is a case of its own."""
+    level = {
+        "type": [{"coding": [{"system": "http://fhir.de/CodeSystem/Kontaktebene", "code": "einrichtungskontakt"}]}]
+    }
+    again = ENCOUNTER | level | {"id": "f", "partOf": {"reference": "Encounter/e"}}
+    tables = read(
+        PATIENT, ENCOUNTER | level, again, condition("c", icd("I21.0"), encounter={"reference": "Encounter/f"})
+    )
+    assert [(d["case_id"], d["role"]) for d in tables["diagnoses"].to_pylist()] == [("f", "principal")]
+
+
+@pytest.mark.parametrize(("status", "read_as"), [("unknown", "unknown"), ("completed", None), ("storniert", None)])
+def test_a_status_that_fhir_does_not_know_is_not_guessed(read: Callable, status: str, read_as: str | None):
+    assert read(PATIENT, ENCOUNTER | {"status": status})["cases"].column("status").to_pylist() == [read_as]
