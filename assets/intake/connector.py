@@ -30,6 +30,7 @@ from assets.intake.connectors.transfer import (
     UNFINISHED,
     FetchProblem,
     day_of,
+    is_delivered,
 )
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
@@ -61,7 +62,7 @@ class Export:
     folder: Path
 
     def files(self) -> list[Path]:
-        return sorted(p for p in self.folder.iterdir() if p.name != MANIFEST)
+        return [p for p in delivered(self.folder) if p.name != MANIFEST]
 
     @property
     def changes_only(self) -> bool:
@@ -71,6 +72,11 @@ class Export:
         except (OSError, ValueError):
             return False
         return isinstance(about, dict) and about.get("scope") == "incremental"
+
+
+def delivered(folder: Path) -> list[Path]:
+    """What was put into a folder as part of a delivery, in order of name."""
+    return sorted(p for p in folder.iterdir() if is_delivered(p.name))
 
 
 def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
@@ -98,7 +104,7 @@ def _is_complete(folder: Path, files: list[Path], settle_seconds: int) -> bool:
 
 
 def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
-    """Copy `files` into landing under their digest; `known` where the same bytes were taken before."""
+    """Copy `files` into landing under their place in the day and their digest; `known` where the same bytes were taken before."""
     target_root = make_directory(lake.landing / clinic.key / day.isoformat())
     building = target_root / ".incoming"
     shutil.rmtree(building, ignore_errors=True)
@@ -110,10 +116,12 @@ def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
         copy.chmod(0o400)
         entries.append({"name": source.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-    final = target_root / digest[:16]
-    if final.exists():
+    taken = [p.name for p in target_root.glob("[0-9a-f]*")]
+    if any(name.endswith(digest[:16]) for name in taken):
         shutil.rmtree(building)
         return "known"
+    # A second delivery of a day corrects the first: everywhere, exports of a day are in the order of their names.
+    final = target_root / f"{len(taken):04}{digest[:16]}"
     manifest = {"clinic": clinic.key, "arrival_day": day.isoformat(), "digest": digest, "files": entries}
     atomic_write(building / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o400)
     building.rename(final)
@@ -156,7 +164,7 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
                 reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
                 found.append(Delivery(clinic.key, None, "?", "rejected", reason))
             elif day in wanted or day > today:
-                files = sorted(p for p in folder.iterdir() if p.name != COMPLETE_MARKER)
+                files = delivered(folder)
                 refusal = _refusal(folder, files, day, today)
                 if not refusal and not _is_complete(folder, files, clinic.connector.settle_seconds):
                     reason = f"still being written; add {COMPLETE_MARKER} or wait {clinic.connector.settle_seconds} s"
@@ -171,7 +179,7 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
 
 
 def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:
-    """The landed exports of `days`, in order of clinic, day and digest."""
+    """The landed exports of `days`, in order of clinic, day and arrival."""
     exports = []
     for clinic in city.clinics:
         for day in sorted(set(days)):

@@ -19,7 +19,6 @@ from assets.contract.city import City
 from assets.contract.schemas import CANONICAL
 from assets.intake import connector, kernel
 from assets.intake.connector import Delivery, Export, built_upon, landed, pull
-from assets.intake.connectors.transfer import COMPLETE_MARKER
 from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.lines import number_of_lines
@@ -64,8 +63,7 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
 
 def refusal(folder: Path, today: date) -> str | None:
     """Why `folder` could not be taken from an inbox today, or None. Value-free, says what to do."""
-    files = sorted(p for p in folder.iterdir() if p.name != COMPLETE_MARKER)
-    return connector._refusal(folder, files, today, today)
+    return connector._refusal(folder, connector.delivered(folder), today, today)
 
 
 def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
-from assets.intake.connector import Export
-from assets.intake.connectors.transfer import COMPLETE_MARKER
+from assets.intake.connector import Export, delivered
 from assets.intake.read import is_read, read_exports
 from assets.intake.stage import refusal
 from assets.lake.engine import connect, load
@@ -189,4 +188,4 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
 
 def ignored_files(folder: Path, clinic: Clinic) -> list[str]:
     """Names from which nothing is read: not wrong, but a misspelt one loses all that is in it."""
-    return sorted(p.name for p in folder.iterdir() if p.name != COMPLETE_MARKER and not is_read(p, clinic))
+    return [p.name for p in delivered(folder) if not is_read(p, clinic)]

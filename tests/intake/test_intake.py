@@ -12,7 +12,7 @@ import pytest
 
 from assets.contract.city import City, CityFileError, Pause, load_city
 from assets.intake import read, stage
-from assets.intake.connector import landed, pull
+from assets.intake.connector import delivered, landed, pull
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
@@ -35,6 +35,25 @@ def test_two_exports_of_one_day_are_both_taken_and_the_later_version_counts(lake
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken", "taken"]
     tables, _ = read_exports(landed(lake, city, [DAY]), city)
     assert sorted(tables["cases"].column("case_id").to_pylist()) == ["e", "e2"]
+
+
+@pytest.mark.parametrize("first", ["finished", "entered-in-error"])
+def test_what_comes_second_on_a_day_corrects_what_came_first(lake: Lake, city: City, deliver: Deliver, first: str):
+    second = {"finished": "entered-in-error", "entered-in-error": "finished"}[first]
+    for suffix, status in (("", first), ("-second", second)):
+        deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER | {"status": status}]}, suffix=suffix)
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    assert tables["cases"].column("status").to_pylist() == [second]
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["known", "known"]
+
+
+def test_what_a_mac_leaves_in_a_folder_is_no_part_of_the_delivery(lake: Lake, city: City, deliver: Deliver):
+    litter = {".DS_Store": b"\0\0\0\1Bud1", "._Patient.ndjson": b"\0\5\x16\7", "._all.json": b"\0\5\x16\7"}
+    folder = deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]} | litter)
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"]
+    (export,) = landed(lake, city, [DAY])
+    assert [p.name for p in export.files()] == [p.name for p in delivered(folder)] == ["Patient.ndjson"]
 
 
 def test_a_half_written_export_waits(lake: Lake, city: City, deliver: Deliver):

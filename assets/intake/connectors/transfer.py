@@ -85,6 +85,11 @@ class Store(Protocol):
     def chunks(self, folder: str, file: RemoteFile, offset: int) -> Iterator[bytes]: ...
 
 
+def is_delivered(name: str) -> bool:
+    """Whether a file belongs to a delivery: neither the marker nor what a Mac leaves in every folder that it opens."""
+    return name not in (COMPLETE_MARKER, ".DS_Store") and not name.startswith("._")
+
+
 def day_of(folder: str) -> date | None:
     """The arrival day that the name of an export folder says, None where it says none."""
     match = _DAY_FOLDER.match(folder)
@@ -244,7 +249,7 @@ def fetch_folders(
 def _fetch_folder(store: Store, settings: Remote, inbox: Path, folder: str, record: State) -> None:
     files = sorted(retrying(settings)(store.files, folder), key=lambda f: f.name)
     whole = any(f.name == COMPLETE_MARKER for f in files)
-    files = [f for f in files if f.name != COMPLETE_MARKER]
+    files = [f for f in files if is_delivered(f.name)]
     listing = hashlib.sha256(json.dumps([asdict(f) for f in files]).encode()).hexdigest()
     if record.get(folder) == listing or (inbox / folder).exists():
         return
@@ -262,7 +267,7 @@ def _fetch_folder(store: Store, settings: Remote, inbox: Path, folder: str, reco
     make_directory(building)
     for file in files:
         _fetch_file(store, folder, file, building, settings)
-    if {f for f in retrying(settings)(store.files, folder) if f.name != COMPLETE_MARKER} != set(files):
+    if {f for f in retrying(settings)(store.files, folder) if is_delivered(f.name)} != set(files):
         raise Later("the export changed while it was fetched; the next run fetches it anew")
     publish(building, inbox / folder)
     record[folder] = listing
