@@ -207,10 +207,18 @@ def test_everything_that_a_reader_finds_has_a_text_and_a_remedy():
         text = source.read_text("utf-8")
         raised |= set(re.findall(r'RejectedExport\("([a-z_0-9]+)"', text))
         raised |= set(re.findall(r'findings\.add\([^"()]*, "([a-z_0-9]+)"', text))
+        raised |= set(re.findall(r'\.note\("([a-z_]+)"', text))
         raised |= set(re.findall(r"(?:THEN|ELSE|\(\?, \?,) '([a-z]+_[a-z_]+)'", text))
         raised |= set(re.findall(r'(?:rule = |^ +\()"([a-z]+_[a-z_]+)"(?: if|, pc)', text, re.MULTILINE))
     raised -= {"emergency_visit", "info", "repaired", "quarantined", "rejected"}  # of a column; severities
-    assert {"gzip_bomb", "wrong_number_of_fields", "id_not_allowed", "line_too_long", "formula_in_cell"} <= raised
+    assert {
+        "gzip_bomb",
+        "consent_of_nobody",
+        "wrong_number_of_fields",
+        "id_not_allowed",
+        "line_too_long",
+        "formula_in_cell",
+    } <= raised
     assert raised <= set(READER_RULES), raised - set(READER_RULES)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -216,3 +218,17 @@ def read_all(
          ("source_file", pa.string()), ("source_line", pa.int64()), *((name, pa.string()) for name in columns)]
     )  # fmt: skip
     return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def note_repeated(
+    con: duckdb.DuckDBPyConnection, table: str, columns: Iterable[str], exports: list[Export], findings: Findings
+) -> None:
+    """Name the rows of `table` whose case stands again further down with anything else in the row: the last one counts."""
+    by_id, said = {e.export_id: e for e in exports}, f"({', '.join(columns)})"
+    rows = con.execute(
+        f"""SELECT export_id, source_file, source_line FROM {table} WHERE case_id IS NOT NULL
+        QUALIFY {said} IS DISTINCT FROM last_value({said}) OVER (PARTITION BY export_id, case_id ORDER BY source_line
+          ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) ORDER BY ALL"""
+    )
+    for export_id, file, line in rows.fetchall():
+        findings.add(by_id[export_id], "case_repeated", "quarantined", file, line, "case_id", "cases")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from assets.contract.schemas import CANONICAL
 from assets.intake import consent_csv
 from assets.intake.connector import Export
-from assets.intake.delimited import read_all
+from assets.intake.delimited import note_repeated, read_all
 from assets.intake.findings import Findings, RejectedExport
 
 FALL: Final[dict[str, tuple[str, ...]]] = {
@@ -108,6 +108,11 @@ SELECT export_id, source_file, source_line, unnest([
   CASE WHEN regexp_matches(admitted, '^[0-9]{{8}}24') OR regexp_matches(discharged, '^[0-9]{{8}}24')
     THEN 'hour_24' END]) AS rule FROM fall_rows;
 """
+# A set may hold the diagnoses of more cases than it delivers, so a file is named once, by its first such row.
+_OF_NO_CASE: Final = """
+SELECT export_id, source_file, min(source_line) FROM (
+  SELECT export_id, source_file, source_line, case_id FROM icd UNION ALL SELECT export_id, source_file, source_line, case_id FROM ops)
+ANTI JOIN fall_rows USING (export_id, case_id) GROUP BY ALL ORDER BY ALL"""
 
 
 def check(export: Export) -> None:
@@ -127,10 +132,13 @@ def read(
         ("ops", OPS, {"case_id", "code"}),
     ):  # fmt: skip
         con.register(name, read_all(exports, f"{name}.csv", columns, needed, findings))
+    note_repeated(con, "fall", FALL, exports, findings)
     con.execute(_SQL)
     by_id = {e.export_id: e for e in exports}
     for export_id, file, line, rule in con.execute("SELECT * FROM repairs WHERE rule IS NOT NULL").fetchall():
         findings.add(by_id[export_id], rule, "repaired", file, line, table="cases")
+    for export_id, file, line in con.execute(_OF_NO_CASE).fetchall():
+        findings.add(by_id[export_id], "rows_of_no_case", "info", file, line, "case_id")
     tables = {
         name: con.execute(f"SELECT {', '.join(CANONICAL[name].names)} FROM {name}")
         .to_arrow_table()

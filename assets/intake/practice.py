@@ -15,7 +15,7 @@ from assets.contract.schemas import CANONICAL
 from assets.intake import consent_csv
 from assets.intake.connector import Export
 from assets.intake.dates import macros
-from assets.intake.delimited import read_all
+from assets.intake.delimited import note_repeated, read_all
 from assets.intake.findings import Findings, RejectedExport
 
 FILE: Final = "practice.csv"
@@ -75,6 +75,7 @@ def read(
     """Canonical tables of all `exports`."""
     required = {"case_id", "patient_id", "sex", "visited_on", "visit_type"}
     con.register("visits", read_all(exports, FILE, COLUMNS, required, findings))
+    note_repeated(con, "visits", COLUMNS, exports, findings)
     con.execute(macros(time_zone) + _SQL)
     tables = {
         name: con.execute(f"SELECT {', '.join(CANONICAL[name].names)} FROM {name}")

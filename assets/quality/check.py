@@ -59,6 +59,8 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "consent_codes_unreadable": ("The consent names no code, or one that is none.", "Write them as 6 7 8; format the column as text."),
     "consent_of_nobody": ("The consent names no patient that is known, so whatever it says counts for nobody.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),
     "consent_of_case_elsewhere": ("The consent names a case that this delivery does not hold; it is looked for in earlier ones.", "Nothing if the case was delivered before; else deliver both together."),
+    "case_repeated": ("The case stands again further down with something else in the row; the last one counts, this one does not.", "Give each case its own number; look for cells that were filled down."),
+    "rows_of_no_case": ("From this line on there are rows whose case is not in the set; they count nowhere.", "Compare the numbers of the cases: spreadsheets eat leading zeros."),
     "csv_unreadable": ("The file is not a table of separated values.", "Separate by ; with one row a line."),
     "wrong_number_of_fields": ("The row has more or fewer fields than the header.", "Look for ; or line breaks in a field."),
     "nul_byte": ("The row holds a NUL byte, as damaged storage or a broken transfer leaves it; nothing of the row was read.", "Export the file again, or take the byte out of that row."),

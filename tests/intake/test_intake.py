@@ -143,6 +143,26 @@ def test_however_many_exports_are_broken_the_good_ones_are_read_twice_at_most(
     assert len([f for f in tables["findings"].to_pylist() if f["severity"] == "rejected"]) == 10
 
 
+def test_a_row_whose_number_another_case_has_too_is_not_lost_in_silence(lake: Lake, city: City, deliver: Deliver):
+    visit, stay = "{};p{};1980;w;2025-01-0{};;emergency\n", "{};{};w;20250105080{};\n"
+    deliver("praxisnetz", DAY, {
+        "practice.csv": "case_id;patient_id;birth_date;sex;visited_on;left_on;visit_type\n"
+                        + visit.format("v", 1, 4) + visit.format("v", 2, 5) + visit.format("w", 3, 5) * 2})  # fmt: skip
+    deliver("hospital-sued", DAY, {
+        "FALL.csv": "KH-internes-Kennzeichen;Patientennummer;Geschlecht;Aufnahmedatum;Entlassungsdatum\n"
+                    + stay.format("007", 1, 1) + stay.format("008", 2, 2) + stay.format("008", 3, 3),
+        "ICD.csv": "KH-internes-Kennzeichen;Diagnoseart;ICD-Kode\n008;HD;I210\n7;HD;I210\n7;ND;I10\n"})  # fmt: skip
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    found = [(f["severity"], f["rule"], f["source_file"], f["source_line"]) for f in tables["findings"].to_pylist()]
+    assert sorted(found) == [
+        ("info", "rows_of_no_case", "ICD.csv", 3),
+        ("quarantined", "case_repeated", "FALL.csv", 3),
+        ("quarantined", "case_repeated", "practice.csv", 2),
+    ]
+    assert tables["cases"].num_rows == 4
+
+
 def test_what_a_spreadsheet_damaged_is_repaired_and_said(lake: Lake, city: City, deliver: Deliver):
     head = "KH-internes-Kennzeichen;Geschlecht;PLZ;Aufnahmedatum;Aufnahmegrund;Entlassungsdatum\n"
     deliver(
