@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
 
     patient = both(who, broad)
     declared = both(declared, np.full(m, 10))
+    # Of a third only the day is known; two on one day are common among so few hours.
+    hour = np.random.default_rng(seed + 1000).choice([0, 9, 15], size + m)
     columns = {
         "clinic": pa.array(np.where(patient % 2, "odd", "even").tolist()),
         "arrival_day": day(both(arrival, rng.integers(150, 230, n)[broad])),
@@ -79,7 +81,7 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
         "patient_id": pa.array(np.char.add("p", patient.astype(str)).tolist()),
         "consent_id": pa.array(np.char.add("c", both(of_document, n * 3 + broad).astype(str)).tolist()),
         "status": pa.array(both(status, np.full(m, "active")).tolist()),
-        "declared_at": pa.array((np.datetime64(ORIGIN, "us") + declared * np.timedelta64(1, "D")), pa.timestamp("us"),
+        "declared_at": pa.array((np.datetime64(ORIGIN, "us") + declared * np.timedelta64(1, "D") + hour * np.timedelta64(1, "h")), pa.timestamp("us"),
                                 mask=both(rng.random(size) < 0.05, np.zeros(m, bool))),
         "policy_uri": pa.array(np.where(rng.random(size + m) < 0.5, FORM, "urn:oid:other").tolist()),
         "code": pa.array(both(code, np.tile([COLLECT, STORE, USE], m // 3)).tolist()),
@@ -168,6 +170,11 @@ def naive(
             return True
         return r["code"] in (code, "*") and r["valid_from"] <= day <= (r["valid_to"] or date.max)
 
+    def since(r: dict[str, Any]) -> datetime:
+        """When a refusal was declared: unknown is last, and of a day alone its end."""
+        at: datetime = r["declared_at"] or datetime.max
+        return at.replace(hour=23, minute=59, second=59) if at.time() == time.min else at
+
     def covered(code: str, day: date) -> bool:
         for g in grants:
             if g["code"] != code or not g["valid_from"] <= day <= (g["valid_to"] or TODAY):
@@ -175,7 +182,7 @@ def naive(
             declared = g["declared_at"] or datetime.min
             if of_age and day >= of_age[0] and declared <= of_age[1]:
                 continue  # a guardian signed it
-            if not any(refuses(r, code, day) and (r["declared_at"] or datetime.max) >= declared for r in refusals):
+            if not any(refuses(r, code, day) and since(r) >= declared for r in refusals):
                 return True
         return False
 
