@@ -48,8 +48,11 @@ def _summed(results: pa.Table) -> list[RuleResult]:
 
 
 def run(engine: Engine, tables: Tables, city: City) -> Validated:
-    """What `validate` returns; what is written as it is, findings and quarantine, in a total order."""
-    checked = {name: tables[name] for name in TABLES}
+    """What `validate` returns; what is written as it is, findings and quarantine, in a total order.
+
+    As `validate`, it takes what it checks out of `tables`.
+    """
+    checked = {name: tables.pop(name) for name in TABLES}
     whole = merged(engine.each(validate_shard, checked, lambda: _keys(checked), city=city), {})
     return Validated(
         valid={name: whole[f"valid/{name}"] for name in TABLES},

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
-import pyarrow as pa
-
 from assets.contract.city import City
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
@@ -33,6 +31,7 @@ def certified(lake: Lake, days: Sequence[date]) -> dict[str, Any]:
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stages valid tables, writes quarantine and the certificate; returns value-free results."""
     tables = staged(lake, "consented", days)
+    counts = {v["values"]: v["counts"] for v in tables["cases"].column("clinic").value_counts().to_pylist()}
     result = kernel.run(engine, tables, city)
     for name, table in result.valid.items():
         lake.write(f"staging/valid/{name}", days[-1], table)
@@ -48,8 +47,6 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
             failed[r.family][r.rule] = r.failed
     of_cases = result.valid["cases"], result.quarantined["cases"]
     shares = history.remember(lake, days, history.shares(*of_cases))
-    cases: pa.Table = tables["cases"]
-    counts = {v["values"]: v["counts"] for v in cases.column("clinic").value_counts().to_pylist()}
     return {
         "report": report_markdown(result.rule_results, counts),
         "quarantined": {name: table.num_rows for name, table in result.quarantined.items()},

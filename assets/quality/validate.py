@@ -15,6 +15,7 @@ from typing import Final
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -154,6 +155,22 @@ def _counts(con: duckdb.DuckDBPyConnection, table: str) -> dict[int, int]:
     return dict(con.execute(query, [table]).fetchall())
 
 
+def _marked(size: int, rows: npt.ArrayLike) -> pa.Array:
+    """For each of `size` rows, whether its number is among `rows`."""
+    marked = np.zeros(size, dtype=bool)
+    marked[np.asarray(rows)] = True
+    return pa.array(marked)
+
+
+def _numbered(table: pa.Table, rows: npt.ArrayLike) -> pa.Table:
+    """The rows of `table` whose numbers are among `rows`, in their order, with the number `_row`.
+
+    Filtered, not taken: Arrow would put each column together first, which copies ten million values to pick a few.
+    """
+    marked = _marked(table.num_rows, rows)
+    return table.filter(marked).append_column("_row", pa.array(np.flatnonzero(marked)))
+
+
 def _follow(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
     """Adds to `failing` the cases of failing persons, then the diagnoses and procedures of quarantined cases."""
     steps: tuple[tuple[str, str, str, str, list[str]], ...] = (
@@ -165,31 +182,25 @@ def _follow(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> N
         query = "SELECT row, rule, follows FROM failing WHERE table_name = ? AND quarantines"
         culprits = con.execute(query, [cause]).to_arrow_table()
         columns = ["clinic", "arrival_day", key]
-        causes = tables[cause].select(columns).take(culprits.column("row"))
+        causes = _numbered(tables[cause].select(columns), culprits.column("row"))
         # Of millions of rows few share a key with them: only those are copied.
         near = np.flatnonzero(pc.is_in(tables[table].column(key), causes.column(key).combine_chunks()))
-        followers = tables[table].select([*columns, *more]).take(pa.array(near)).append_column("_row", pa.array(near))
-        load(
-            con,
-            causes=causes.append_column("rule", culprits.column(1)).append_column("follows", culprits.column(2)),
-            followers=followers,
-        )
+        load(con, culprits=culprits, causes=causes, followers=_numbered(tables[table].select([*columns, *more]), near))
         con.execute(
             f"""INSERT INTO failing
             WITH keys AS (
-              SELECT {", ".join(columns)}, arg_min(rule, (follows, rule)) AS rule FROM causes GROUP BY {", ".join(columns)})
+              SELECT {", ".join(columns)}, arg_min(rule, (follows, rule)) AS rule
+              FROM culprits JOIN causes ON _row = row GROUP BY {", ".join(columns)})
             SELECT '{table}', t._row, keys.rule, true, true
             FROM followers t JOIN keys USING ({", ".join(columns)}) WHERE {condition}"""
         )
-        con.execute("DROP TABLE causes; DROP TABLE followers")
+        con.execute("DROP TABLE culprits; DROP TABLE causes; DROP TABLE followers")
 
 
 def _findings(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], declared: Sequence[Rule]) -> pa.Table:
     for name in TABLES:
-        query = "SELECT DISTINCT row AS _row FROM failing WHERE table_name = ? ORDER BY 1"
-        rows = con.execute(query, [name]).to_arrow_table().column(0)
-        places = tables[name].select(FINDINGS.names[: len(PROVENANCE)]).take(rows).append_column("_row", rows)
-        load(con, **{f"{name}_places": places})
+        rows = con.execute("SELECT DISTINCT row FROM failing WHERE table_name = ?", [name]).to_arrow_table().column(0)
+        load(con, **{f"{name}_places": _numbered(tables[name].select(FINDINGS.names[: len(PROVENANCE)]), rows)})
     about = pa.table(
         {
             "number": pa.array(range(len(declared)), pa.int32()),
@@ -212,47 +223,67 @@ def _findings(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table], de
 
 
 def _split(
-    con: duckdb.DuckDBPyConnection, name: str, table: pa.Table, declared: Sequence[Rule]
+    con: duckdb.DuckDBPyConnection, name: str, tables: dict[str, pa.Table], declared: Sequence[Rule]
 ) -> tuple[pa.Table, pa.Table]:
-    """(valid, quarantined with `rule`); a row's own failures go before those it follows."""
+    """(valid, quarantined with `rule`) of the table `name`, which is taken out of `tables`.
+
+    A row's own failures go before those it follows. Each column is given up when its rows are copied, so that a
+    table is never there twice; without a row in quarantine it is handed on as it is.
+    """
     rows = con.execute(
         """SELECT row, arg_min(rule, (follows, rule)) AS rule FROM failing
         WHERE table_name = ? AND quarantines GROUP BY row ORDER BY row""",
         [name],
     ).to_arrow_table()
-    failing = rows.column("row").to_numpy()
-    kept = np.delete(np.arange(table.num_rows), failing)
+    table = tables.pop(name)
     ids = pa.array([rule.id for rule in declared], pa.string()).take(rows.column("rule").combine_chunks())
-    return table.take(pa.array(kept)), table.take(pa.array(failing)).append_column("rule", ids)
+    if not rows.num_rows:
+        return table, table.schema.empty_table().append_column("rule", ids)
+    failing = _marked(table.num_rows, rows.column("row"))
+    schema, columns, valid, quarantined = table.schema, table.columns[::-1], [], []
+    del table
+    passing = pc.invert(failing)
+    while columns:
+        column = columns.pop()
+        valid.append(column.filter(passing))
+        quarantined.append(column.filter(failing))
+    return (
+        pa.Table.from_arrays(valid, schema=schema),
+        pa.Table.from_arrays(quarantined, schema=schema).append_column("rule", ids),
+    )
 
 
 def validate(tables: dict[str, pa.Table], city: City) -> Validated:
     """Checks the canonical `cases`, `persons`, `diagnoses` and `procedures`; other tables are left alone.
 
+    Takes these four out of `tables`: who gives them up gets them back divided, without memory for both at once.
     Raises `QualityDisagreement` if GX counts anything else than DuckDB, `SuiteFailed` if it cannot count.
     """
     declared = rules(city)
+    sizes = {name: tables[name].num_rows for name in TABLES}
     with connect() as con:
         con.execute(
             "CREATE TEMP TABLE failing (table_name VARCHAR, row BIGINT, rule INTEGER, quarantines BOOLEAN, follows BOOLEAN)"
         )
         for name in TABLES:
-            con.register(name, tables[name].append_column("_row", pa.array(np.arange(tables[name].num_rows))))
+            con.register(name, tables[name].append_column("_row", pa.array(np.arange(sizes[name]))))
         # Of an Arrow table DuckDB knows no size, and builds the join on the wider of two: this one is never that.
         con.register("person", con.execute(PREPARED["person"]).to_arrow_table())
         for name in TABLES:
-            _check(con, name, tables[name].num_rows, declared)
+            _check(con, name, sizes[name], declared)
+            con.unregister(name)
+        con.unregister("person")
         counts = {name: _counts(con, name) for name in TABLES}
         _follow(con, tables)
         findings = _findings(con, tables, declared)
-        parts = {name: _split(con, name, tables[name], declared) for name in TABLES}
+        parts = {name: _split(con, name, tables, declared) for name in TABLES}
     return Validated(
         valid={name: valid for name, (valid, _) in parts.items()},
         quarantined={name: quarantined for name, (_, quarantined) in parts.items()},
         findings=findings,
         rule_results=[
             RuleResult(
-                rule.id, rule.family, rule.table, tables[rule.table].num_rows, counts[rule.table].get(number, 0),
+                rule.id, rule.family, rule.table, sizes[rule.table], counts[rule.table].get(number, 0),
                 rule.severity, rule.text_en, rule.remedy_en,
             )
             for number, rule in enumerate(declared)

@@ -120,7 +120,7 @@ def test_consent(seed: int, number: int, city: City, shards: Callable[[int], Any
 @pytest.mark.parametrize(("seed", "number"), [(0, 3), (1, 8)])
 def test_quality(seed: int, number: int, city: City, shards: Callable[[int], Any]):
     tables = records(seed)
-    whole, dealt = quality.run(LOCAL, tables, city), quality.run(shards(number), tables, city)
+    whole, dealt = quality.run(LOCAL, dict(tables), city), quality.run(shards(number), dict(tables), city)
     assert whole.rule_results == dealt.rule_results
     assert whole.findings.equals(dealt.findings) and whole.findings.num_rows
     for name in whole.valid:

@@ -30,6 +30,7 @@ from assets.quality.suite import SuiteFailed, run_gx
 from assets.quality.validate import QualityDisagreement, validate
 
 DAY = date(2025, 3, 10)
+WATCHED = pa.proxy_memory_pool(pa.default_memory_pool())  # of the module: it must outlive whatever it gave memory to
 CANARY = "CANARY-4711"
 PROVENANCE = {"clinic": "c1", "arrival_day": DAY, "export_id": "e1"}
 CLEAN: dict[str, dict[str, Any]] = {
@@ -106,7 +107,7 @@ def test_a_breaking_row_is_caught_with_rule_and_line(rule_id: str, city: City):
         if rule_id == "cases.age_unknown"
         else tables(**{rule.table: [BREAKS[rule_id]]})
     )
-    result = validate(given_tables, city)
+    result = validate(dict(given_tables), city)
     outcome = next(r for r in result.rule_results if r.rule == rule_id)
     assert (outcome.failed, outcome.checked) == (1, 2)
     found = [f for f in result.findings.to_pylist() if f["rule"] == rule_id and f["table_name"] == rule.table]
@@ -144,7 +145,7 @@ CLEAN_VARIANTS: list[dict[str, list[dict[str, Any]]]] = [
 @pytest.mark.parametrize("rows", CLEAN_VARIANTS)
 def test_clean_rows_pass_unchanged(rows: dict[str, list[dict[str, Any]]], city: City):
     given_tables = tables(**rows)
-    result = validate(given_tables, city)
+    result = validate(dict(given_tables), city)
     assert result.findings.num_rows == 0 and result.findings.schema.equals(FINDINGS)
     for name in TABLES:
         assert result.valid[name].equals(given_tables[name])
@@ -203,7 +204,7 @@ def frames(name: str) -> st.SearchStrategy[pa.Table]:
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.fixed_dictionaries({name: frames(name) for name in TABLES}))
 def test_gx_and_duckdb_agree_and_no_row_is_lost(given_tables: dict[str, pa.Table]):
-    result = validate(given_tables, load_city())  # raises QualityDisagreement otherwise
+    result = validate(dict(given_tables), load_city())  # raises QualityDisagreement otherwise
     for name in TABLES:
         assert result.valid[name].num_rows + result.quarantined[name].num_rows == given_tables[name].num_rows
 
@@ -211,10 +212,10 @@ def test_gx_and_duckdb_agree_and_no_row_is_lost(given_tables: dict[str, pa.Table
 @settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
 @given(st.fixed_dictionaries({name: frames(name) for name in TABLES}))
 def test_judging_distinct_values_finds_what_judging_rows_finds(given_tables: dict[str, pa.Table]):
-    by_row = validate(given_tables, load_city())
+    by_row = validate(dict(given_tables), load_city())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "NATIVE_ROWS", -1)
-        by_value = validate(given_tables, load_city())
+        by_value = validate(dict(given_tables), load_city())
     assert by_value == by_row
 
 
@@ -346,6 +347,23 @@ def test_a_large_day_loses_nothing(city: City):
     }  # fmt: skip
     result = validate(big, city)
     assert result.valid["cases"].num_rows == n - n // 100
+
+
+def test_what_is_validated_is_given_up_and_never_held_twice(city: City, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "NATIVE_ROWS", -1)  # as of millions of rows
+    rows = [{"case_id": f"{n}", "status": "?" if n % 50 == 0 else "finished"} for n in range(10_000)]
+    made = {**tables(cases=rows), "deletions": CANONICAL["deletions"].empty_table()}
+    usual, watched = pa.default_memory_pool(), WATCHED
+    pa.set_memory_pool(watched)
+    try:
+        given_tables = {name: table.take(pa.array(range(table.num_rows), pa.int64())) for name, table in made.items()}
+        before = watched.bytes_allocated()
+        result = validate(given_tables, city)
+        after, peak = watched.bytes_allocated(), watched.max_memory()
+    finally:
+        pa.set_memory_pool(usual)
+    assert list(given_tables) == ["deletions"] and result.quarantined["cases"].num_rows == 200
+    assert after < 1.1 * before and peak < 1.5 * before, (before, after, peak)
 
 
 @pytest.mark.parametrize("sorted_rows", [1, 25, 1000])
