@@ -79,9 +79,7 @@ def split(tables: Tables, keys: Mapping[str, np.ndarray], shards: int) -> list[T
 
 def in_order(table: pa.Table, first: Sequence[str] = ()) -> pa.Table:
     """`table` sorted by the columns `first`, then by all others, as DuckDB's `ORDER BY ALL` does: a total order."""
-    order = order_of(table, first)
-    places = order.to_numpy()
-    return table if (places[1:] > places[:-1]).all() else table.take(order)
+    return table if _is_in_order(table, _order_by(table, first)) else table.take(order_of(table, first))
 
 
 def order_of(table: pa.Table, first: Sequence[str] = ()) -> pa.Array:
@@ -90,11 +88,35 @@ def order_of(table: pa.Table, first: Sequence[str] = ()) -> pa.Array:
     Arrow compares a further column only where those before are equal, so it needs a fraction of the time of an engine
     that makes one key of all; a column of one value has nothing to say.
     """
-    names = [*first, *(n for n in table.column_names if n not in first)]
-    telling = [n for n in names if not _of_one_value(table.column(n))]
-    if not telling:
+    telling = _order_by(table, first)
+    if _is_in_order(table, telling):
         return _numbers(table)
     return pc.sort_indices(table.select(telling).combine_chunks(), sort_keys=[(n, "ascending") for n in telling])
+
+
+def _order_by(table: pa.Table, first: Sequence[str]) -> list[str]:
+    names = [*first, *(n for n in table.column_names if n not in first)]
+    return [n for n in names if not _of_one_value(table.column(n))]
+
+
+def _is_in_order(table: pa.Table, names: Sequence[str]) -> bool:
+    """Whether the rows stand in the order of the columns `names`, null last.
+
+    Asked before anything is sorted: rows mostly come in order, a few columns tell it, and sorting would copy all.
+    """
+    tied = np.ones(max(table.num_rows - 1, 0), dtype=bool)
+    for name in names:
+        here, after = table.column(name).slice(0, len(tied)), table.column(name).slice(1)
+        rises, falls = pc.less(here, after).fill_null(False), pc.greater(here, after).fill_null(False)
+        if table.column(name).null_count:
+            rises = pc.or_(rises, pc.and_(here.is_valid(), after.is_null()))
+            falls = pc.or_(falls, pc.and_(here.is_null(), after.is_valid()))
+        if (tied & falls.to_numpy()).any():
+            return False
+        tied &= ~rises.to_numpy()
+        if not tied.any():
+            return True
+    return True
 
 
 def _of_one_value(column: pa.ChunkedArray) -> bool:

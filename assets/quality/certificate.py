@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
-from assets.lake.distribute import order_of
+from assets.lake.distribute import in_order
 from assets.quality.rules import PREPARED, Rule, rules
 from assets.quality.validate import RuleResult
 
 VERSION: Final = 2
 BATCH_ROWS: Final = 65_536
-
-
+HASHED_ROWS: Final = 1_000_000
+"""Rows that are copied at once for their hash."""
 SORTED_ROWS: Final = 1_000_000
 """Rows that are sorted at once; a day is never cut."""
 
@@ -57,34 +57,32 @@ def _zero(kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(0, pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
 
 
-def _sorted(table: pa.Table, first: Sequence[str] = ()) -> pa.Table:
-    """The rows sorted by `first`, then by all columns.
-
-    What lies in memory under a null is not defined, so each column becomes two: is it null, and its value.
-    """
+def _plain(table: pa.Table) -> pa.Table:
+    """The rows with two columns for each: is it null, and its value; what lies in memory under a null is not defined."""
     columns: dict[str, pa.ChunkedArray] = {}
-    for field in table.schema:
-        column = table.column(field.name)
-        columns[f"{field.name}.null"] = pc.is_null(column)
-        columns[field.name] = pc.fill_null(column, _zero(field.type))
-    plain = pa.table(columns)
-    return plain.take(order_of(plain, first)).combine_chunks()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        columns[f"{name}.null"] = pc.is_null(column)
+        columns[name] = pc.fill_null(column, _zero(column.type))
+    return pa.table(columns)
 
 
 def _stream_sha256(plain: pa.Table) -> str:
-    sink = _Digest()
-    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), plain.schema) as writer:
-        writer.write_table(plain, max_chunksize=BATCH_ROWS)
+    # Copied, not sliced: the last byte of a slice's bits would hold bits of the rows behind it.
+    rows, sink = plain.take(pa.array(np.arange(plain.num_rows))).combine_chunks(), _Digest()
+    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=BATCH_ROWS)
     return sink.hash.hexdigest()
 
 
 def table_sha256(table: pa.Table) -> str:
-    """SHA-256 over the Arrow IPC stream of the rows sorted by all columns."""
-    return _stream_sha256(_sorted(table))
+    """SHA-256 over the Arrow IPC stream of the rows sorted by all columns; over those of each `HASHED_ROWS` where they are more."""
+    rows = in_order(table)
+    parts = [_stream_sha256(_plain(rows.slice(n, HASHED_ROWS))) for n in range(0, max(len(rows), 1), HASHED_ROWS)]
+    return parts[0] if len(parts) == 1 else _json_sha256(parts)
 
 
 def sha256_by_day(table: pa.Table, column: str, days: Iterable[date]) -> dict[date, tuple[int, str]]:
-    """For each of `days`: number of rows whose `column` is that day, and `table_sha256` of them.
+    """For each of `days`: number of rows whose `column` is that day, and `table_sha256` of them (never in parts).
 
     Days are sorted `SORTED_ROWS` at a time, so that years of them need no second copy.
     """
@@ -98,12 +96,10 @@ def sha256_by_day(table: pa.Table, column: str, days: Iterable[date]) -> dict[da
     while begin < len(wanted):
         offset = int(starts[begin])
         end = max(begin + 1, int(ends.searchsorted(offset + SORTED_ROWS, "right")))
-        plain = _sorted(table.slice(offset, int(ends[end - 1]) - offset), [column])
+        plain = _plain(in_order(table.slice(offset, int(ends[end - 1]) - offset), [column]))
         for n in range(begin, end):
             first, last = int(starts[n]) - offset, int(ends[n]) - offset
-            # Copied, not sliced: the last byte of a slice's bits would hold bits of the next day.
-            rows = plain.take(pa.array(np.arange(first, last))).combine_chunks()
-            found[wanted[n].item()] = last - first, _stream_sha256(rows)
+            found[wanted[n].item()] = last - first, _stream_sha256(plain.slice(first, last - first))
         begin = end
     return found
 

@@ -157,6 +157,38 @@ def canonical(rows: int) -> Path:
     return once(f"canonical-{rows}", make)
 
 
+def staged(rows: int) -> Path:
+    """A data root with keys whose intake staged the tables of `canonical`, and a consent of each patient to all that counts."""
+
+    def make(folder: Path) -> None:
+        from assets.contract.schemas import CANONICAL
+        from assets.lake.keys import create_keys
+        from assets.lake.lake import Lake
+
+        create_keys(folder / "keys")
+        lake, city, source = Lake.open(folder / "data", folder / "keys"), load_city(), canonical(rows)
+        day = city.start + timedelta(300)
+        for name in ("cases", "persons", "diagnoses", "procedures"):
+            lake.write(f"staging/canonical/{name}", day, pq.read_table(source / f"{name}.parquet", use_threads=False))
+        for name in ("deletions", "findings"):
+            lake.write(f"staging/canonical/{name}", day, CANONICAL[name].empty_table())
+        people = pq.read_table(source / "persons.parquet", columns=[*CANONICAL["persons"].names[:5], "patient_id"])
+        codes = [*city.consent.required_on_evaluation_day, *city.consent.required_over_case]
+        n, schema = people.num_rows * len(codes), CANONICAL["consent_provisions"]
+        each = people.take(pa.array(np.repeat(np.arange(people.num_rows), len(codes))))
+        begin = pa.scalar(city.start - timedelta(700))
+        stated = {
+            **{name: each.column(name) for name in each.column_names}, "consent_id": each.column("patient_id"),
+            "status": pa.repeat("active", n), "declared_at": pa.repeat(begin, n), "valid_from": pa.repeat(begin, n),
+            "code": pa.array(codes).take(pa.array(np.tile(np.arange(len(codes)), people.num_rows))),
+            "decision": pa.repeat("permit", n), "period_readable": pa.repeat(True, n),
+        }  # fmt: skip
+        provisions = pa.table({f.name: stated.get(f.name, pa.nulls(n, f.type)) for f in schema}).cast(schema)
+        lake.write("staging/canonical/consent_provisions", day, provisions)
+
+    return once(f"staged-{rows}", make)
+
+
 def open_data(years: int) -> Path:
     """`cases.parquet` and `cases.csv`: daily estimates of each area and kind of care, as published."""
 

@@ -366,6 +366,18 @@ def test_what_is_validated_is_given_up_and_never_held_twice(city: City, monkeypa
     assert after < 1.1 * before and peak < 1.5 * before, (before, after, peak)
 
 
+def test_a_hash_in_parts_ignores_the_order_and_sees_every_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hashing, "HASHED_ROWS", 7)
+    rows = [{"a": f"x{n % 5}" if n % 3 else None, "b": n} for n in range(20)]
+    schema = pa.schema([("a", pa.string()), ("b", pa.int32())])
+    whole = table_sha256(pa.Table.from_pylist(rows, schema=schema))
+    assert table_sha256(pa.Table.from_pylist(rows[::-1], schema=schema)) == whole
+    for n in range(20):
+        altered = [*rows[:n], {**rows[n], "a": "y"}, *rows[n + 1 :]]
+        assert table_sha256(pa.Table.from_pylist(altered, schema=schema)) != whole
+    assert len({table_sha256(pa.Table.from_pylist(rows[:n], schema=schema)) for n in range(20)}) == 20
+
+
 @pytest.mark.parametrize("sorted_rows", [1, 25, 1000])
 def test_hashing_all_days_at_once_gives_the_hash_of_each_day(monkeypatch: pytest.MonkeyPatch, sorted_rows: int):
     monkeypatch.setattr(hashing, "SORTED_ROWS", sorted_rows)
