@@ -19,7 +19,6 @@ from assets.contract.codes import (
     chapter_case_sql,
 )
 from assets.contract.schemas import (
-    BOUNDING_DECISIONS,
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
@@ -116,21 +115,21 @@ def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
     return pa.concat_tables([empty, *parts])
 
 
-def linked(decided: pa.Table, links: pa.Table) -> pa.Table:
-    """`BOUNDING_DECISIONS` with each patient as the person that an insured number links them to (`LINKS`)."""
+def linked(events: pa.Table, links: pa.Table) -> pa.Table:
+    """`events`, decided or not, with each patient as the person that an insured number links them to (`LINKS`)."""
     if not links.num_rows:
-        return decided
+        return events
     with connect() as con:
-        load(con, decided=decided, links=links)
+        load(con, events=events, links=links)
         return (
             con.execute(
                 """WITH person AS (SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS linked
                   FROM links GROUP BY ALL)
-                SELECT d.* REPLACE (coalesce(p.linked, d.person_key) AS person_key)
-                FROM decided d LEFT JOIN person p ON p.patient_key = d.person_key"""
+                SELECT e.* REPLACE (coalesce(p.linked, e.person_key) AS person_key)
+                FROM events e LEFT JOIN person p ON p.patient_key = e.person_key"""
             )
             .to_arrow_table()
-            .cast(BOUNDING_DECISIONS)
+            .cast(events.schema)
         )
 
 

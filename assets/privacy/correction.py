@@ -63,7 +63,8 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
             WHERE care <> 'other' AND admitted_on BETWEEN $monday AND $sunday ORDER BY ALL""",
             {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
         ).to_arrow_table()
-    fresh = decide(new, linked(decided, lake.read("links", LINKS)), city.caps, city.budget.epoch, city.former_caps)
+    links = lake.read("links", LINKS)
+    fresh = decide(linked(new, links), linked(decided, links), city.caps, city.budget.epoch, city.former_caps)
     everything = pa.concat_tables([decided, fresh])
     if fresh.num_rows:
         lake.write_days("bounding", [on], everything, "decided_on")

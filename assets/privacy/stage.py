@@ -22,7 +22,7 @@ from assets.identity.pseudonymise import LINKS, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
-from assets.lake.distribute import LOCAL, Engine
+from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
@@ -67,9 +67,10 @@ def _near(decided: pa.Table, new: pa.Table) -> pa.Table:
 def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
     """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
 
-    A case is decided under the day its first version arrived, however days are grouped into runs; where its day was
-    frozen before that export was taken in, under the day after `City.known_on` its day, so that it is late. What was
-    decided before a patient delivered an insured number counts for the person that the number then links to.
+    A case is decided under the day its first version that counts arrived, however days are grouped into runs: what was
+    only planned before is none. Where its day was frozen before that export was taken in, it is decided under the day after
+    `City.known_on` its day, so that it is late. What was stored before a patient delivered an insured number, decided or
+    not, counts for the person that the number then links to.
     """
     decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
     frozen, closed = lake.days("events"), set(lake.days("late_events"))
@@ -83,7 +84,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
         con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
         new = con.execute(
             f"""WITH first AS (
-              SELECT *, admitted_on AS event_day FROM cases c WHERE arrival_day <= $through
+              SELECT *, admitted_on AS event_day FROM cases c WHERE arrival_day <= $through AND care <> 'other'
               QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day, {TIES}) = 1),
             placed AS (
               SELECT f.*, week_known_on, CASE WHEN event_day IN (FROM frozen) THEN greatest(arrival_day, known_on + 1)
@@ -91,17 +92,12 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
               FROM first f JOIN days USING (event_day))
             SELECT decided_on, person_key, case_key, clinic, event_day
             FROM placed ANTI JOIN decided USING (case_key)
-            WHERE care <> 'other' AND decided_on <= week_known_on ORDER BY ALL""",
+            WHERE decided_on <= week_known_on""",
             {"through": through},
         ).to_arrow_table()
-    fresh = kernel.decide(
-        engine,
-        new,
-        linked(_near(decided, new), lake.read("links", LINKS)),
-        city.caps,
-        city.budget.epoch,
-        city.former_caps,
-    )
+    links = lake.read("links", LINKS)
+    new, before = in_order(linked(new, links)), linked(_near(decided, new), links)
+    fresh = kernel.decide(engine, new, before, city.caps, city.budget.epoch, city.former_caps)
     everything = pa.concat_tables([decided, fresh])
     touched = sorted(set(fresh.column("decided_on").to_pylist()))
     lake.write_days("bounding", touched, everything, "decided_on")
@@ -109,7 +105,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
 
 
 def came_late(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, days: Sequence[date]) -> dict[str, Any]:
-    """Cases by clinic whose first version arrived on one of `days` after their day was known.
+    """Cases by clinic whose first version that counts arrived on one of `days` after their day was known.
 
     `late`: counted in their week and longer; `too_late`: their week was closed as well, so nothing counts them.
     """
@@ -119,10 +115,10 @@ def came_late(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, days
              run=pa.table({"arrived": pa.array(days, pa.date32())}))  # fmt: skip
         rows = con.execute(
             """WITH first AS (
-              SELECT case_key, min(arrival_day) AS arrived, arg_min({'clinic': clinic, 'event_day': admitted_on,
-                'counts': care <> 'other'}, arrival_day) AS v FROM cases GROUP BY case_key)
+              SELECT case_key, min(arrival_day) AS arrived, arg_min({'clinic': clinic, 'event_day': admitted_on}, arrival_day)
+                AS v FROM cases WHERE care <> 'other' GROUP BY case_key)
             SELECT v.clinic, count(*) FILTER (d.decided_on > k.known_on) AS late,
-              count(*) FILTER (d.case_key IS NULL AND v.counts) AS too_late
+              count(*) FILTER (d.case_key IS NULL) AS too_late
             FROM first f SEMI JOIN run USING (arrived) JOIN days k ON k.event_day = f.v.event_day
             LEFT JOIN decisions d USING (case_key) GROUP BY v.clinic ORDER BY v.clinic"""
         ).fetchall()

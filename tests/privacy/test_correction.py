@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from assets.contract.city import City, load_city
 from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
+from assets.identity.pseudonymise import LINKS
 from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
@@ -108,6 +109,18 @@ def test_a_corrected_week_is_counted_anew_and_stands_in_every_longer_unit(lake: 
         assert moved == pytest.approx(19) and one(after, time, start)["status"] == "corrected"
     assert one(after, "week", "2025-01-13")["status"] == "provisional"
     assert one(after, "week", "2025-01-13")["value"] == one(before, "week", "2025-01-13")["value"]
+
+
+def test_a_case_of_a_patient_who_was_linked_since_counts_for_the_person(
+    lake: Lake, city: City, make_case: Any, case_table: Any
+):
+    """The person had a case in the week already, as another clinic's patient."""
+    day = city.budget.epoch + timedelta(41)
+    link = {"arrival_day": day, "patient_key": "new", "person_key": "p0"}
+    lake.write_days("links", [day], pa.Table.from_pylist([link], schema=LINKS), "arrival_day")
+    correct(lake, city, WEEK)
+    kept = {r["case_key"]: r["kept"] for r in lake.read("bounding", BOUNDING_DECISIONS).to_pylist()}
+    assert kept["c0"] and not kept["new"]
 
 
 def test_everything_that_a_weekly_table_gives_adds_up_after_a_correction(lake: Lake, city: City):

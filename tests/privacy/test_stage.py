@@ -207,6 +207,33 @@ def test_an_insured_number_that_comes_later_does_not_open_a_second_account(
     assert sorted(kept) == ["c0", "c1", "c2", "c3"]
 
 
+def test_a_case_that_was_stored_before_its_patient_was_linked_counts_for_the_person(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """Its day was taken in, but not bounded, when the insured number came: as after a run that broke off in between."""
+    lake = new_lake("unlinked")
+    rows = [make_case("patient", "before", 0), make_case("person", "after", 1, patient_key="patient")]
+    link = {"arrival_day": arrival(1), "patient_key": "patient", "person_key": "person"}
+    lake.write_days("links", [arrival(1)], pa.Table.from_pylist([link], schema=LINKS), "arrival_day")
+    run(lake, city, case_table(rows), 0, 4)
+    decided = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
+    assert {r["case_key"]: (r["person_key"], r["kept"]) for r in decided} == {
+        "before": ("person", True),
+        "after": ("person", False),
+    }
+
+
+def test_a_case_that_was_delivered_before_it_counted_counts_from_the_day_on_which_it_does(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """Planned for a day, it comes on another: identity stores what is planned under `other`."""
+    lake = new_lake("planned")
+    rows = [make_case("p", "c", 2, -2, care="other"), make_case("p", "c", 3), make_case("p", "c", 3, 2, los="2")]
+    run(lake, city, case_table(rows), 0, 1)
+    run(lake, city, case_table(rows), 2, 8)
+    assert lake.read("events", EVENTS).column("event_day").to_pylist() == [arrival(3)]
+
+
 def test_versions_of_one_day_are_taken_in_one_order(city: City, make_case: Any, new_lake: Any, no_noise: None):
     rows = [make_case("p", "c", 0, area="64283"), make_case("p", "c", 0, area="64285")]
     seen = []
