@@ -11,7 +11,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from assets.contract.codes import CONSENT_CODE_SYSTEM
+from assets.contract.codes import CONSENT_CODE_SYSTEM, ENCOUNTER_CLASSES_UNCOUNTED
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
@@ -75,7 +75,8 @@ FIELDS: Final = {
   try_cast(r.birthDate[9:10] AS TINYINT) AS birth_day,
   CASE r.gender WHEN 'male' THEN 'm' WHEN 'female' THEN 'w' WHEN 'other' THEN 'other' WHEN 'unknown' THEN 'other'
        ELSE CASE WHEN r.gender IS NULL THEN 'other' END END AS sex,
-  german_code(home(r.address)) AS postal_code, local_day(r.deceasedDateTime) AS deceased_on""",
+  german_code(home(r.address)) AS postal_code, local_day(r.deceasedDateTime) AS deceased_on,
+  list_contains(list_transform(r.link, lambda l: l.type), 'replaced-by') AS replaced""",
     "Encounter": """
   CASE WHEN r.partOf IS NOT NULL THEN coalesce(ref_id(r.partOf.reference, 'Encounter'), '#') END AS parent,
   ref_id(r.subject.reference, 'Patient') AS patient_id, r.status AS fhir_status,
@@ -108,6 +109,7 @@ FIELDS: Final = {
     END AS root, r.provision.provision AS provisions""",
 }
 
+_IS_CASE: Final = "coalesce(level = 'einrichtungskontakt', parent IS NULL)"
 CASES_SQL: Final = f"""
 CREATE TEMP TABLE contacts AS
 SELECT DISTINCT id, CASE WHEN level IS DISTINCT FROM 'einrichtungskontakt' THEN parent END AS parent FROM "Encounter";
@@ -129,19 +131,23 @@ SELECT {_PROVENANCE}, id AS case_id, patient_id,
        WHEN fhir_status IN ('arrived', 'triaged', 'onleave') THEN 'in-progress' WHEN fhir_status = 'unknown' THEN 'unknown' END AS status,
   CASE WHEN admission_cause = 'B' OR contact_kind = 'begleitperson' THEN 'other'
        WHEN class_code IN ('IMP', 'ACUTE', 'NONAC') THEN 'inpatient'
-       WHEN class_code = 'EMER' THEN 'emergency_visit' ELSE 'other' END AS care,
+       WHEN class_code = 'EMER' THEN 'emergency_visit' WHEN class_code IN {ENCOUNTER_CLASSES_UNCOUNTED} THEN 'other' END AS care,
   CASE WHEN class_code = 'EMER' OR admission_cause = 'N' OR admission_reason[4] = '7' THEN 'emergency' ELSE 'other' END
     AS admission_type,
   admission_cause, admission_reason, local_day(starts) AS admitted_on, local_day(ends) AS discharged_on, discharge_reason,
   coalesce(starts_with(discharge_reason, '07'), false) AS died, CAST(NULL AS SMALLINT) AS age_years, department
-FROM "Encounter" WHERE level = 'einrichtungskontakt' OR (level IS NULL AND parent IS NULL);
+FROM "Encounter" WHERE {_IS_CASE};
 """
+# A contact that belongs to a case delivered on another day is no fault, so a file is named once, by its first.
+_OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Encounter"
+WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
 
 PERSONS_SQL: Final = f"""
 CREATE TEMP VIEW persons AS
 SELECT {_PROVENANCE}, id AS patient_id, insured_id, birth_year, birth_month, birth_day, sex, postal_code, deceased_on
-FROM "Patient";
+FROM "Patient" WHERE replaced IS DISTINCT FROM true;
 """
+_REPLACED: Final = 'SELECT file, source_line FROM "Patient" WHERE replaced'
 
 # A diagnosis belongs to a case by Encounter.diagnosis (of the case or of a contact below it) or by
 # Condition.encounter. Principal: the hospital's main diagnosis (code system KontaktDiagnoseProzedur), then use CC
@@ -314,10 +320,12 @@ def read(
     canonical("deletions", DELETIONS_SQL)
     if not consent_only:
         loader.load("Patient", FIELDS["Patient"])
+        loader.note("patient_replaced", _REPLACED)
         canonical("persons", PERSONS_SQL)
         loader.drop("Patient")
         loader.load("Encounter", FIELDS["Encounter"])
         canonical("cases", CASES_SQL)
+        loader.note("rows_of_no_case", _OF_NO_CASE)
         loader.drop("Encounter")
         if any(e.changes_only for e in exports):
             con.register("cases", tables["cases"])

@@ -220,6 +220,14 @@ def test_a_json_file_that_is_no_bundle_is_quarantined(read: Callable, content: b
     assert [f["rule"] for f in got["findings"]] == [rule] and len(got["cases"]) == 1
 
 
+def test_a_bundle_inside_a_bundle_is_told_and_not_read(read: Callable):
+    inner = json.loads(bundle(ALL))
+    got = read(
+        by_type(ALL) | {"x.json": json.dumps({"resourceType": "Bundle", "entry": [{"resource": inner}]}).encode()}
+    )
+    assert [f["rule"] for f in got["findings"]] == ["wrong_resource_type"] and len(got["cases"]) == 1
+
+
 def test_a_big_bundle_is_sent_back_as_lines(read: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("assets.intake.fhir_load.MAX_BUNDLE_BYTES", 100)
     assert [f["rule"] for f in read({"x.json": bundle(ALL)})["findings"]] == ["bundle_too_large"]

@@ -359,3 +359,29 @@ def test_a_facility_contact_that_is_part_of_another_keeps_its_own_diagnosis(read
 @pytest.mark.parametrize(("status", "read_as"), [("unknown", "unknown"), ("completed", None), ("storniert", None)])
 def test_a_status_that_fhir_does_not_know_is_not_guessed(read: Callable, status: str, read_as: str | None):
     assert read(PATIENT, ENCOUNTER | {"status": status})["cases"].column("status").to_pylist() == [read_as]
+
+
+@pytest.mark.parametrize(
+    ("of_class", "care"),
+    [({"code": "AMB"}, "other"), ({"code": "stationaer"}, None), ({}, None), ([{"code": "IMP"}], None)],
+)
+def test_a_class_that_hl7_does_not_know_is_not_guessed(read: Callable, of_class: Any, care: str | None):
+    """Else a clinic with words of its own would see all its cases accepted, and none counted."""
+    assert read(PATIENT, ENCOUNTER | {"class": of_class})["cases"].column("care").to_pylist() == [care]
+
+
+def test_contacts_whose_case_is_elsewhere_are_told_once(read: Callable):
+    ward = {"type": [{"coding": [{"system": "http://fhir.de/CodeSystem/Kontaktebene", "code": "abteilungskontakt"}]}]}
+    of_case, of_other = {"partOf": {"reference": "Encounter/e"}}, {"partOf": {"reference": "Encounter/other"}}
+    contacts = [ENCOUNTER, *(ENCOUNTER | ward | {"id": f"w{n}"} | p for n, p in enumerate((of_case, of_other, {})))]
+    found = read(PATIENT, *contacts)["findings"].to_pylist()
+    assert [(f["severity"], f["rule"], f["source_line"]) for f in found] == [("info", "rows_of_no_case", 3)]
+
+
+def test_a_patient_whose_record_was_replaced_is_nobody_any_more(read: Callable):
+    """Consents and withdrawals are kept with the record that replaces it: the old one could not withdraw."""
+    merged = PATIENT | {"link": [{"type": "replaced-by", "other": {"reference": "Patient/q"}}]}
+    survives = PATIENT | {"id": "q", "link": [{"type": "replaces", "other": {"reference": "Patient/p"}}]}
+    tables = read(merged, survives, ENCOUNTER)
+    assert tables["persons"].column("patient_id").to_pylist() == ["q"]
+    assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("patient_replaced", 1)]
