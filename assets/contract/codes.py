@@ -18,21 +18,8 @@ CARE_UNCOUNTED: Final = "other"
 """Read and kept, but no indicator counts it (planned outpatient contacts, PIA, accompanying persons)."""
 
 ENCOUNTER_CLASSES_UNCOUNTED: Final = (
-    "AMB",
-    "SS",
-    "PRENC",
-    "OBSENC",
-    "HH",
-    "FLD",
-    "VR",
-    "O",
-    "P",
-    "R",
-    "B",
-    "C",
-    "N",
-    "U",
-)
+    "AMB", "SS", "PRENC", "OBSENC", "HH", "FLD", "VR", "O", "P", "R", "B", "C", "N", "U",
+)  # fmt: skip
 """Classes of contacts that no indicator counts: HL7 v3 ActEncounterCode, and of version 2 table 0004."""
 
 ADMISSION_TYPES: Final = ("emergency", "other")
