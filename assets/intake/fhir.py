@@ -71,8 +71,8 @@ _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 FIELDS: Final = {
     "Patient": """
   list_filter(r.identifier, lambda i: i.system = 'http://fhir.de/sid/gkv/kvid-10')[1].value AS insured_id,
-  try_cast(r.birthDate[1:4] AS SMALLINT) AS birth_year, try_cast(r.birthDate[6:7] AS TINYINT) AS birth_month,
-  try_cast(r.birthDate[9:10] AS TINYINT) AS birth_day,
+  try_cast(r.birthDate[1:4] AS SMALLINT) AS birth_year, month(try_cast(r.birthDate[1:7] || '-01' AS DATE)) AS birth_month,
+  dayofmonth(try_cast(r.birthDate[1:10] AS DATE)) AS birth_day,
   CASE r.gender WHEN 'male' THEN 'm' WHEN 'female' THEN 'w' WHEN 'other' THEN 'other' WHEN 'unknown' THEN 'other'
        ELSE CASE WHEN r.gender IS NULL THEN 'other' END END AS sex,
   german_code(home(r.address)) AS postal_code, local_day(r.deceasedDateTime) AS deceased_on,

@@ -30,6 +30,9 @@ _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
 _SQL: Final = f"""
 CREATE MACRO dotted(t) AS CASE WHEN regexp_matches(t, '^[A-Z][0-9]{{2}}[0-9]+$') THEN t[1:3] || '.' || t[4:] ELSE t END;
+CREATE TEMP TABLE newest AS SELECT * FROM visits
+  QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, case_id ORDER BY export_id DESC, source_line DESC) = 1
+    OR case_id IS NULL;
 CREATE TEMP TABLE cases AS
 SELECT {_PROVENANCE}, case_id, patient_id, 'finished' AS status,
   CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency_visit' ELSE 'other' END AS care,
@@ -38,9 +41,7 @@ SELECT {_PROVENANCE}, case_id, patient_id, 'finished' AS status,
   day(visited_on) AS admitted_on, CASE WHEN left_on IS NULL THEN day(visited_on) ELSE day(left_on) END AS discharged_on,
   CAST(NULL AS VARCHAR) AS discharge_reason, false AS died, CAST(NULL AS SMALLINT) AS age_years,
   CAST(NULL AS VARCHAR) AS department
-FROM visits
-QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, case_id ORDER BY export_id DESC, source_line DESC) = 1
-  OR case_id IS NULL;
+FROM newest;
 CREATE TEMP TABLE persons AS
 SELECT {_PROVENANCE}, patient_id, insured_id,
   coalesce(year(day(birth_date)), try_cast(regexp_extract(birth_date, '^[0-9]{{4}}') AS SMALLINT)) AS birth_year,
@@ -53,10 +54,10 @@ FROM visits WHERE patient_id IS NOT NULL
 QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, patient_id ORDER BY export_id DESC, source_line DESC) = 1;
 CREATE TEMP TABLE diagnoses AS
 WITH codes AS (
-  SELECT {_PROVENANCE}, case_id, patient_id, principal_diagnosis AS code, 'principal' AS role FROM visits
+  SELECT {_PROVENANCE}, case_id, patient_id, principal_diagnosis AS code, 'principal' AS role FROM newest
   UNION ALL
   SELECT {_PROVENANCE}, case_id, patient_id, unnest(regexp_split_to_array(trim(further_diagnoses), '[ ,]+')), 'secondary'
-  FROM visits WHERE further_diagnoses IS NOT NULL)
+  FROM newest WHERE further_diagnoses IS NOT NULL)
 SELECT {_PROVENANCE}, case_id, patient_id, dotted(regexp_replace(upper(code), '[^A-Z0-9.]', '', 'g')) AS icd_code, role,
   CAST(NULL AS VARCHAR) AS certainty
 FROM codes WHERE code IS NOT NULL AND code <> '';

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from assets.consent.majority import coming_of_age
 from assets.consent.rule import decide
 from assets.contract.city import City
 from assets.contract.codes import CONSENT_CODE_SYSTEM
@@ -63,6 +64,24 @@ def read(lake: Lake, city: City, deliver: Callable) -> Callable[..., Any]:
         return tables
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("written", "born"),
+    [
+        ("1980-05-20", (1980, 5, 20)),
+        ("1980-05", (1980, 5, None)),
+        ("1980", (1980, None, None)),
+        ("1980-02-30", (1980, 2, None)),  # no day of that month: it is not known
+        ("1980-13-01", (1980, None, None)),
+        ("19800520", (1980, None, None)),
+    ],
+)
+def test_of_a_birth_date_only_what_can_be_is_known(read: Callable[..., Any], written: str, born: tuple[Any, ...]):
+    tables = read(PATIENT | {"birthDate": written}, ENCOUNTER, consent(permit(6, 7, 8)))
+    (person,) = tables["persons"].to_pylist()
+    assert (person["birth_year"], person["birth_month"], person["birth_day"]) == born
+    assert coming_of_age(tables["persons"], tables["cases"], tables["consent_provisions"], 18).num_rows == 1
 
 
 @pytest.mark.parametrize(

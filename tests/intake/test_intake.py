@@ -56,6 +56,19 @@ def test_what_a_mac_leaves_in_a_folder_is_no_part_of_the_delivery(lake: Lake, ci
     assert [p.name for p in export.files()] == [p.name for p in delivered(folder)] == ["Patient.ndjson"]
 
 
+def test_a_visit_that_a_practice_corrects_on_the_same_day_has_the_diagnoses_of_one_row(
+    lake: Lake, city: City, deliver: Deliver
+):
+    head = "case_id;patient_id;sex;visited_on;visit_type;principal_diagnosis;further_diagnoses\n"
+    for code, suffix in (("J45.0 ;I10.00", ""), ("J18.9;E86", "-corrected")):
+        deliver("praxisnetz", DAY, {"practice.csv": f"{head}v;p;w;2025-01-05;emergency;{code}\n"}, suffix=suffix)
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    (case,), found = tables["cases"].to_pylist(), tables["diagnoses"].to_pylist()
+    assert sorted(d["role"] for d in found) == ["principal", "secondary"]
+    assert {d["export_id"] for d in found} == {case["export_id"]}
+
+
 def test_a_half_written_export_waits(lake: Lake, city: City, deliver: Deliver):
     deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]}, complete=False)
     found = pull(lake, city, [DAY], TODAY)
