@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
+from assets.consent.changes import BEGUN
 from assets.consent.tombstones import TABLE as CONSENT_TOMBSTONES
 from assets.contract.city import City
 from assets.contract.schemas import PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
@@ -102,12 +103,19 @@ def _tables(lake: Lake, old: Keyring, new: Keyring) -> int:
 
 
 def _erasure_records(lake: Lake, old: Keyring, new: Keyring) -> None:
+    """Exchange the hashes in the records of what was erased, and of what an interrupted run has left to erase."""
+
+    def exchanged(patients: list[str]) -> list[str]:
+        return sorted(_exchanged(pa.array(patients, pa.string()), old, new).to_pylist())
+
+    begun = lake.read_record(BEGUN)
+    if begun and begun.get("key_id") != new.key_id:
+        lake.write_record(BEGUN, {"patients": exchanged(begun["patients"]), "key_id": new.key_id})
     for path in sorted((lake.confidential / "records" / "erasure").glob("*.json")):
         record: dict[str, Any] = json.loads(path.read_bytes())
         if record.get("key_id") != new.key_id:
             for one in record["erasures"]:
-                hashes = pa.array(one["patients"], pa.string())
-                one["patients"] = sorted(_exchanged(hashes, old, new).to_pylist())
+                one["patients"] = exchanged(one["patients"])
             lake.write_record(f"erasure/{path.stem}", record | {"key_id": new.key_id})
 
 

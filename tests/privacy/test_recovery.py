@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import postgres_server
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from assets.consent.changes import BEGUN
+from assets.consent.tombstones import patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.tombstones import MARK
@@ -211,6 +214,17 @@ def test_after_a_rotation_nothing_links_to_the_former_copy_and_everything_goes_o
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 4  # Anna's three and Dora's; Bert and Cora are gone
     assert report(lake, prompt_city, "klinik-nord", "CANARY-bert")["consent"]["erased_on"] == SECOND
     assert audit.verify(lake) == [] and "keys rotated" in [e["event"] for e in audit.entries(lake)]
+
+
+def test_an_erasure_that_was_interrupted_is_known_after_a_rotation(site: Lake, prompt_city: City):
+    who = pa.table({"clinic": ["klinik-nord"], "patient_id": ["CANARY-bert"]})
+    begun = patient_hashes(who, site.keys).column("key").to_pylist()
+    site.write_record(BEGUN, {"patients": begun})
+    folder = site.root.parent / "keys"
+    rotate_keys(site.root, prompt_city, folder)
+    lake = Lake.open(site.root, folder)
+    record = lake.read_record(BEGUN)
+    assert record is not None and record["patients"] == patient_hashes(who, lake.keys).column("key").to_pylist() != begun
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 9, 14, 17, 18])
