@@ -224,7 +224,9 @@ def test_an_erasure_that_was_interrupted_is_known_after_a_rotation(site: Lake, p
     rotate_keys(site.root, prompt_city, folder)
     lake = Lake.open(site.root, folder)
     record = lake.read_record(BEGUN)
-    assert record is not None and record["patients"] == patient_hashes(who, lake.keys).column("key").to_pylist() != begun
+    assert (
+        record is not None and record["patients"] == patient_hashes(who, lake.keys).column("key").to_pylist() != begun
+    )
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 9, 14, 17, 18])
