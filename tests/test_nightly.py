@@ -19,6 +19,7 @@ from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, mark_finished, reopen, stretches
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
+from pipelines.late_exports import changed_folders
 from pipelines.nightly import not_there_yet, wanted
 
 START = date(2024, 12, 30)
@@ -159,6 +160,20 @@ def test_a_late_export_is_asked_for_once_and_the_cursor_does_not_grow(
     assert len(second.cursor) == len(first.cursor) or abs(float(second.cursor) - time.time()) < 60
     assert execute(environment, instance, second.run_requests[0].tags).success
     assert look(environment, instance, second.cursor).run_requests == []
+
+
+def test_an_export_without_marker_is_late_once_it_is_quiet(
+    city: City, lake: Lake, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    began, wait = time.time(), city.clinics[0].connector.settle_seconds
+    folder = deliver("klinik-nord", day(1), {"Patient.ndjson": []}, complete=False)
+    deliver("klinik-nord", day(2), {"Patient.ndjson.part": []}, complete=False)
+    deliver("klinik-nord", day(3), {}, complete=False)
+    assert list(changed_folders(lake.inbox, city, began - 1)) == []
+    came = max(p.stat().st_ctime for p in (folder, *folder.iterdir()))
+    monkeypatch.setattr(time, "time", lambda: came + wait)
+    # A run that looked while it was still being written has not taken it: it counts as come when it is quiet.
+    assert list(changed_folders(lake.inbox, city, began - 1)) == [(day(1), came + wait)]
 
 
 def test_a_late_run_that_fails_leaves_its_day_to_the_next_night(
