@@ -97,7 +97,7 @@ def plan(
         if page:
             page.write_text(plan_html(city, price(city)), encoding="utf-8")
     except (CityFileError, PlanRefused) as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

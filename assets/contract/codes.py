@@ -91,7 +91,6 @@ POSTAL_CODE_PATTERN: Final = r"^([0-9]{5}|[0-9]{2})$"
 AUFNAHMEANLASS: Final = ("E", "Z", "N", "R", "V", "A", "G", "B")
 AUFNAHMEGRUND_PATTERN: Final = r"^(0[1-9]|10)[0-9]{2}$"
 ENTLASSUNGSGRUND_PATTERN: Final = r"^[0-9]{2}[0-9]?$"
-ENTLASSUNGSGRUND_DIED: Final = "07"
 
 # Length of stay in days (discharge minus admission), lower bound of each published bin; the last is open.
 LOS_BINS: Final[tuple[tuple[str, int, int | None], ...]] = (

@@ -220,11 +220,6 @@ EVENTS: Final = pa.schema(
 of a week, frozen when the week is."""
 
 
-def empty(schema: pa.Schema) -> pa.Table:
-    """A table of `schema` without rows."""
-    return schema.empty_table()
-
-
 ESTIMATES: Final = pa.schema(
     [
         _text(

@@ -390,7 +390,9 @@ def require_raw_files(exports: Iterable[Export]) -> None:
         manifest = export.folder / MANIFEST
         entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
         read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(_READ)]
-        if any(about["lines"] == "all" for entry in read for about in entry.get("erased", [])):
+        present = {p.name for p in export.folder.iterdir()}
+        noted = any(about["lines"] == "all" for entry in read for about in entry.get("erased", []))
+        if noted or any(entry["name"] not in present for entry in read):
             gone.add(f"{export.clinic.key} {export.arrival_day}")
     if gone:
         raise RawFilesErased(

@@ -13,6 +13,7 @@ import pytest
 from assets.contract.city import City, CityFileError, Pause, load_city
 from assets.intake import read, stage
 from assets.intake.connector import delivered, landed, pull
+from assets.intake.landing import RawFilesErased, require_raw_files
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
@@ -67,6 +68,17 @@ def test_a_visit_that_a_practice_corrects_on_the_same_day_has_the_diagnoses_of_o
     (case,), found = tables["cases"].to_pylist(), tables["diagnoses"].to_pylist()
     assert sorted(d["role"] for d in found) == ["principal", "secondary"]
     assert {d["export_id"] for d in found} == {case["export_id"]}
+
+
+def test_a_raw_file_that_is_gone_is_missed_whoever_took_it(lake: Lake, city: City, deliver: Deliver):
+    """As after a process that died between erasing a file and saying so: without it a withdrawal could be unknown."""
+    deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER], "Consent.ndjson": []})
+    pull(lake, city, [DAY], TODAY)
+    (export,) = landed(lake, city, [DAY])
+    require_raw_files([export])
+    (export.folder / "Consent.ndjson").unlink()
+    with pytest.raises(RawFilesErased, match=f"klinik-nord {DAY}"):
+        require_raw_files([export])
 
 
 def test_a_half_written_export_waits(lake: Lake, city: City, deliver: Deliver):
