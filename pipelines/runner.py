@@ -58,7 +58,9 @@ class _Steps(logging.Handler):
         elif kind == "STEP_SUCCESS":
             self.progress.advance(self.task)
         elif record.levelno >= logging.WARNING and kind is None and NOT_REACHED not in record.getMessage():
-            self.progress.console.print(f"[yellow]{record.getMessage().splitlines()[-1]}[/yellow]", highlight=False)
+            # A message is no markup: a bracket in it could make it fail, and the run with it.
+            text = record.getMessage().splitlines()[-1]
+            self.progress.console.print(text, style="yellow", markup=False, highlight=False)
 
 
 @contextmanager

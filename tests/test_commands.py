@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner, Result
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
 from pipelines.cli import app
+from pipelines.runner import _Steps
 
 
 @pytest.fixture
@@ -53,6 +58,15 @@ def test_what_nobody_foresaw_shows_class_and_place_but_no_value(call, monkeypatc
     assert done.exit_code == 1 and "CANARY" not in done.output and "Traceback" not in done.output
     assert "ValueError: its message is withheld" in done.stderr and "test_commands.py:" in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+def test_brackets_in_a_message_are_shown_as_they_are(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIGITALSTADT_CITY", str(tmp_path / "[/city]" / "file.yaml"))
+    done = call("plan")
+    assert done.exit_code == 1 and "[/city]" in done.stderr.replace("\n", "")
+    with io.StringIO() as out, Progress(console=Console(file=out)) as progress:
+        _Steps(progress).handle(logging.makeLogRecord({"levelno": logging.WARNING, "msg": "a [/b] c"}))
+        assert "a [/b] c" in out.getvalue()
 
 
 def test_a_backup_that_cannot_be_written_leaves_nothing_and_names_the_file(call, tmp_path: Path):
