@@ -31,11 +31,15 @@ FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
 FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
 """Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
 
-_VERSIONS: Final = """
+# A withdrawal is often entered by its day alone, the signature of the same day with its time.
+_UNTIL: Final = """CASE WHEN declared_at = date_trunc('day', declared_at) THEN declared_at + INTERVAL 86399 SECOND
+  ELSE declared_at END"""
+
+_VERSIONS: Final = f"""
 CREATE TEMP TABLE versions AS
 WITH documents AS (
   SELECT document, max(delivery) AS newest, max(delivery) FILTER (status = 'active') AS newest_active,
-    max(coalesce(declared_at, CAST(arrival_day AS TIMESTAMP)))
+    max(coalesce({_UNTIL}, CAST(arrival_day AS TIMESTAMP)))
       FILTER (status IN ('inactive', 'rejected', 'entered-in-error')) AS revoked_at
   FROM register GROUP BY ALL)
 SELECT r.person, r.status, r.declared_at, r.policy_uri, r.code, r.decision, r.valid_from, r.valid_to, r.period_readable,
@@ -52,12 +56,10 @@ FROM versions WHERE newest AND effective AND decision = 'permit' AND period_read
 
 # A document that vanished or was set inactive grants nothing any more. What an active one denies stays denied
 # until it is permitted anew by a later declaration: an old version that is delivered again takes nothing back.
-# A withdrawal is often entered by its day alone, the signature of the same day with its time.
 _DENIES: Final = f"""
 CREATE TEMP TABLE denies AS
 WITH said AS (
-  SELECT * REPLACE (CASE WHEN declared_at = date_trunc('day', declared_at) THEN declared_at + INTERVAL 86399 SECOND
-    ELSE declared_at END AS declared_at) FROM versions WHERE still_active AND status = 'active'),
+  SELECT * REPLACE ({_UNTIL} AS declared_at) FROM versions WHERE still_active AND status = 'active'),
 stated AS (
   SELECT person, CASE WHEN period_readable THEN code ELSE '*' END AS code,
     coalesce(declared_at, TIMESTAMP '9999-01-01') AS declared_at,

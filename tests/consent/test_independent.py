@@ -139,6 +139,12 @@ def naive(
 
     `of_age`: the first day on which the person may be of age, and when they are for sure.
     """
+
+    def since(r: dict[str, Any]) -> datetime:
+        """When a refusal or a revocation was declared: unknown is last, and of a day alone its end."""
+        at: datetime = r["declared_at"] or datetime.max
+        return at.replace(hour=23, minute=59, second=59) if at.time() == time.min else at
+
     documents: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         documents[row["consent_id"]].append(row)
@@ -147,7 +153,7 @@ def naive(
         newest = max((r["arrival_day"], r["export_id"], r["source_file"]) for r in versions)
         now = [r for r in versions if (r["arrival_day"], r["export_id"], r["source_file"]) == newest]
         ended = [
-            r["declared_at"] or datetime.combine(r["arrival_day"], datetime.min.time())
+            since(r) if r["declared_at"] else datetime.combine(r["arrival_day"], datetime.min.time())
             for r in versions
             if r["status"] in ENDED
         ]
@@ -169,11 +175,6 @@ def naive(
         if not r["period_readable"]:
             return True
         return r["code"] in (code, "*") and r["valid_from"] <= day <= (r["valid_to"] or date.max)
-
-    def since(r: dict[str, Any]) -> datetime:
-        """When a refusal was declared: unknown is last, and of a day alone its end."""
-        at: datetime = r["declared_at"] or datetime.max
-        return at.replace(hour=23, minute=59, second=59) if at.time() == time.min else at
 
     def covered(code: str, day: date) -> bool:
         for g in grants:

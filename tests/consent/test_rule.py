@@ -169,6 +169,8 @@ def test_an_old_version_delivered_again_takes_back_no_withdrawal():
         assert reason(withdrawal + permits(**later)) in ("withdrawn", "document_not_active")
         anew = permits(**later, declared_at=datetime(2025, 4, 1))
         assert reason(withdrawal + anew) == "permitted"
+    day_alone = permits(status="inactive", declared_at=datetime(2025, 1, 1))  # signed at noon, revoked on that day
+    assert reason(day_alone + permits(**later)) == "document_not_active"
 
 
 @pytest.mark.parametrize("status", ["inactive", "rejected", "entered-in-error"])

@@ -350,6 +350,9 @@ FEWER, DENYING = consent(permit(6, 7)), consent(permit(6, 7, 8), DENIED_INSIDE)
         ((consent(permit(6, 7, 8)), REVOKED), False),
         ((consent(permit(6, 7, 8)), FEWER), False),
         ((consent(permit(6, 7, 8)), DENYING), False),
+        ((consent(permit(6, 7, 8), dateTime="2024-01-01T09:00:00+01:00"), REVOKED), False),
+        ((consent(permit(6, 7, 8), dateTime="2024-01-01T09:00:00+01:00"), DENYING), False),
+        ((consent(permit(6, 7, 8), dateTime="2024-01-02T09:00:00+01:00"), REVOKED), True),
         ((consent(permit(6, 7, 8)), REVOKED | {"dateTime": "2023-01-01"}), True),  # signed again since
         ((consent(permit(6, 7, 8), meta={"versionId": "2"}), REVOKED | {"meta": {"versionId": "1"}}), True),
     ],
