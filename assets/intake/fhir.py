@@ -143,6 +143,7 @@ _OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Enco
 WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
 
 PERSONS_SQL: Final = f"""
+CREATE TEMP TABLE replaced_since AS SELECT id AS patient_id, max(arrival_day) AS day FROM "Patient" WHERE replaced GROUP BY id;
 CREATE TEMP VIEW persons AS
 SELECT {_PROVENANCE}, id AS patient_id, insured_id, birth_year, birth_month, birth_day, sex, postal_code, deceased_on
 FROM "Patient" WHERE replaced IS DISTINCT FROM true;
@@ -261,6 +262,7 @@ SELECT p.* REPLACE (c.arrival_day AS arrival_day, c.export_id AS export_id) FROM
   SELECT DISTINCT ON (c.arrival_day, c.patient_id) c.clinic, c.arrival_day, c.export_id, c.patient_id
   FROM cases c SEMI JOIN (FROM own WHERE changes) o USING (export_id)
   ANTI JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
+  ANTI JOIN replaced_since r ON r.patient_id = c.patient_id AND r.day <= c.arrival_day
   ORDER BY c.export_id) c
 JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day < c.arrival_day
 QUALIFY row_number() OVER (PARTITION BY c.arrival_day, c.patient_id ORDER BY p.arrival_day DESC, p.export_id DESC) = 1"""

@@ -680,6 +680,15 @@ def test_changes_build_upon_what_came_before(run: Run, lake: Lake, deliver: Call
     assert {r["area"] for r in rows} == {"64283"} and len({r["person_key"] for r in rows}) == 1
 
 
+def test_changes_of_a_patient_who_was_replaced_build_upon_nobody(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p")], "Consent.ndjson": [fhir_consent("p")]})
+    run(0)
+    merged = person("p", link=[{"type": "replaced-by", "other": {"reference": "Patient/q"}}])
+    deliver("klinik-nord", START + timedelta(1), changes(Patient=[merged], Encounter=[stay("c", "p")]))
+    run(1)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
 def test_a_case_that_the_clinic_deleted_is_removed_and_stays_away(run: Run, lake: Lake, deliver: Callable[..., Path]):
     deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q")], "Encounter.ndjson": [stay("c1", "p"), stay("c2", "p"), stay("c3", "q")],
             "Consent.ndjson": [fhir_consent("p"), fhir_consent("q")]})  # fmt: skip
