@@ -34,9 +34,13 @@ def _coded(column: pa.ChunkedArray) -> tuple[Numbers, pa.Array]:
 
 def _joined(*parts: Numbers) -> Numbers:
     """One number for each combination, in the order of the first part, then the second, and so on."""
-    whole = np.zeros(len(parts[0]), dtype=np.int64)
+    whole, highest = np.zeros(len(parts[0]), dtype=np.int64), 0
     for part in parts:
-        whole = whole * (int(part.max(initial=0)) + 1) + part
+        size = int(part.max(initial=0)) + 1
+        if (highest + 1) * size >> 62:  # would not fit: only the numbers that there are, counted anew in their order
+            whole = np.unique(whole, return_inverse=True)[1]
+            highest = int(whole.max(initial=0))
+        whole, highest = whole * size + part, highest * size + size - 1
     return whole
 
 

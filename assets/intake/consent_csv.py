@@ -1,8 +1,8 @@
-"""The consent side file of formats without consent: one CSV row for each signed document.
+"""The consent side file of formats without consent: one CSV row for each signed document, or several of one signature.
 
 Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`,
 `valid_to`, `withdrawn_on`; dates as `dates` reads them. A withdrawal is a deny of every code,
-without end, from that day on. What cannot be read permits nothing, denies everything, and is named.
+without end, from that day on. A delivery of a signature (patient and `signed_on`) replaces former ones of it. What cannot be read permits nothing, denies everything, and is named.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ denies AS (
   SELECT *, '*' AS code, 'deny' AS decision, withdrawn_on AS period_from, CAST(NULL AS VARCHAR) AS period_to,
          withdrawn_on AS declared FROM rows WHERE withdrawn_on IS NOT NULL)
 SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
-  CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, signed_on, policy_codes) END
+  CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, moment(signed_on)) END
     AS consent_id, 'active' AS status,
   moment(declared) AS declared_at, CAST(NULL AS VARCHAR) AS policy_uri,
   CASE WHEN code = '*' THEN code WHEN regexp_matches(code, '^[.]?[0-9]+$')

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
-from assets.consent.numbers import among
+from assets.consent.numbers import _joined, among
 
 
 def rows(*values: tuple[str | None, int | None]) -> pa.Table:
@@ -22,3 +23,13 @@ def test_what_has_no_key_is_among_nothing():
     assert among(rows((None, 1), ("a", 1)), rows(("a", 1), (None, 1))).to_pylist() == [False, True]
     assert among(rows(("a", 1)), rows()).to_pylist() == [False]
     assert among(rows(), rows(("a", 1))).to_pylist() == []
+
+
+def test_numbers_of_many_columns_stay_apart_and_in_order_however_large():
+    rng = np.random.default_rng(1)
+    parts = [np.append(rng.integers(0, 3, 50), 10**7) for _ in range(5)]  # (10⁷)⁵ fits no integer of 64 bits
+    joined = _joined(*parts)
+    assert joined.min() >= 0
+    order = sorted(range(51), key=lambda n: tuple(p[n] for p in parts))
+    assert joined[order].tolist() == sorted(joined.tolist())
+    assert len(set(joined.tolist())) == len({tuple(p[n] for p in parts) for n in range(51)})

@@ -109,3 +109,13 @@ def test_a_visit_is_read_with_the_same_dates_and_what_cannot_be_read_ends_nothin
     (case,), (person,) = tables["cases"].to_pylist(), tables["persons"].to_pylist()
     assert rejected == {} and (case["admitted_on"], case["discharged_on"]) == days
     assert (person["birth_year"], person["birth_month"], person["birth_day"]) == (1980, 5, 5)
+
+
+def test_a_document_is_what_a_patient_signed_at_a_time_whatever_it_permits(read):
+    """A row delivered anew without one of its codes replaces the former: what it no longer names is permitted no more."""
+    rows, findings = read(
+        ";p1;2024-11-02;6 7 8;2024-11-02;;\n;p1;02.11.2024;6 7;2024-11-02;;\n;p1;2024-11-03;6;2024-11-03;;\n;p2;2024-11-02;6;2024-11-02;;\n"
+    )
+    assert findings == []
+    of_line = [{r["consent_id"] for r in rows if r["source_line"] == n} for n in (2, 3, 4, 5)]
+    assert of_line[0] == of_line[1] and len(set.union(*of_line)) == 3
