@@ -39,6 +39,10 @@ def _macros(time_zone: str) -> str:
         WHEN regexp_matches(t, '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}') THEN try_cast(t AS TIMESTAMP) END;
     CREATE MACRO local_day(t) AS CASE WHEN strlen(t) = 10 AND CAST(try_cast(t AS DATE) AS VARCHAR) = t THEN try_cast(t AS DATE)
         ELSE CAST(wall(t) AS DATE) END;
+    CREATE MACRO bare(code) AS CASE WHEN starts_with(code, 'urn:oid:') THEN substr(code, 9) ELSE code END;
+    CREATE MACRO narrowed(p) AS coalesce(len(p.modifierExtension) > 0, false) OR coalesce(len(p.actor) > 0, false)
+        OR coalesce(len(p.purpose) > 0, false) OR coalesce(len(p.data) > 0, false) OR coalesce(len(p.class) > 0, false)
+        OR coalesce(len(p.securityLabel) > 0, false) OR p.dataPeriod IS NOT NULL;
     CREATE MACRO coding_of(codings, sys) AS list_filter(codings, lambda c: c.system LIKE sys)[1];
     CREATE MACRO coded(codings, sys) AS coding_of(codings, sys).code;
     CREATE MACRO beside(c) AS coalesce(list_has_any(list_transform(list_filter(c.extension,
@@ -106,7 +110,8 @@ FIELDS: Final = {
   r.status AS status, wall(r.dateTime) AS declared_at,
   nullif(array_to_string(list_transform(r.policy, lambda p: p.uri), ' '), '') AS policy_uri,
   CASE WHEN len(r.provision.code) > 0 THEN struct_pack(type := r.provision.type, period := r.provision.period, code := r.provision.code)
-    END AS root, r.provision.provision AS provisions""",
+    END AS root, len(r.modifierExtension) > 0 OR len(r.provision.modifierExtension) > 0 AS modified,
+  r.provision.provision AS provisions""",
 }
 
 _IS_CASE: Final = "coalesce(level = 'einrichtungskontakt', parent IS NULL)"
@@ -199,7 +204,8 @@ WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
 # What is denied inside a permit counts as denied, and so does whatever is nested deeper than any profile allows; a denial
-# whose code cannot be read denies every code (`*`). What the root denies by code, nested provisions may except.
+# whose code cannot be read denies every code (`*`). What the root denies by code, nested provisions may except. What is
+# narrowed (to an actor, a purpose) or has a modifier that we do not know (FHIR: then it must not be relied on) permits nothing.
 # A consent that states nothing of ours still counts, whether it nests no provisions or those of other code systems:
 # it is the newest version and may withdraw an earlier one (code `*`). So does a deleted one: it ends what its earlier
 # versions granted, whoever the patient was.
@@ -208,26 +214,27 @@ CREATE TEMP VIEW consent_provisions AS
 WITH provisions AS (SELECT file, source_line, unnest(provisions) AS p FROM "Consent"),
 nested AS (SELECT file, source_line, unnest(p.provision) AS n FROM provisions),
 listed AS (
-  SELECT file, source_line, false AS root, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts FROM provisions
+  SELECT file, source_line, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts,
+    narrowed(p) AS narrow, [] AS excepted FROM provisions
   UNION ALL
-  SELECT file, source_line, false, n.type, n.period.start, n.period.end, n.code FROM nested WHERE n.type IS DISTINCT FROM 'permit'
+  SELECT file, source_line, n.type, n.period.start, n.period.end, n.code, false, [] FROM nested WHERE n.type IS DISTINCT FROM 'permit'
   UNION ALL
-  SELECT file, source_line, false, NULL, NULL, NULL, NULL FROM nested WHERE len(n.provision) > 0
+  SELECT file, source_line, NULL, NULL, NULL, NULL, false, [] FROM nested WHERE len(n.provision) > 0
   UNION ALL
-  SELECT file, source_line, true, root.type, root.period.start, root.period.end, root.code FROM "Consent"
-  WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
+  SELECT file, source_line, root.type, root.period.start, root.period.end, root.code, false,
+    flatten(list_transform(provisions, lambda p: flatten(list_transform(p.code, lambda c: list_transform(c.coding, lambda o: bare(o.code))))))
+  FROM "Consent" WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
 worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
 each_code AS (
   SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0
     THEN list_transform(codings, lambda c: coalesce(c.code, '*')) ELSE ['*'] END) AS name FROM worded),
-bare AS (SELECT *, CASE WHEN starts_with(name, 'urn:oid:') THEN substr(name, 9) ELSE name END AS code FROM each_code),
 stated AS (
-  SELECT file, source_line, code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to, ends IS NULL AS open
-  FROM bare b WHERE (name = '*' OR starts_with(code, '{CONSENT_CODE_SYSTEM}.'))
-    AND NOT (root AND EXISTS (FROM bare n WHERE NOT n.root AND n.file = b.file AND n.source_line = b.source_line AND n.code = b.code)))
+  SELECT file, source_line, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
+    ends IS NULL AS open, narrow
+  FROM each_code WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false))
 SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
   CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
-  (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL)) AS period_readable
+  (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
 FROM "Consent" LEFT JOIN stated USING (file, source_line) LEFT JOIN owners USING (file, source_line)
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
@@ -247,6 +254,8 @@ _CONSENT_RANK: Final = """CASE WHEN status = 'active' AND len(list_filter(provis
 _OF_NOBODY: Final = """SELECT file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (file, source_line) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
+_NARROWED: Final = """SELECT file, source_line FROM "Consent"
+WHERE modified OR len(list_filter(provisions, lambda p: narrowed(p))) > 0"""
 
 DELETIONS_SQL: Final = f"""
 CREATE TEMP VIEW deletions AS
@@ -286,6 +295,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
         loader.drop("Patient")
     loader.note("consent_of_nobody", _OF_NOBODY)
     loader.note("consent_date_unreadable", _UNDATED)
+    loader.note("consent_narrowed", _NARROWED)
 
 
 def read(

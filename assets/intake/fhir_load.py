@@ -53,8 +53,10 @@ STRUCTURES: Final = {
         "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
     "Consent": f"""{{{_HEAD},"status":"VARCHAR",
         "patient":{{"reference":"VARCHAR","identifier":{{"system":"VARCHAR","value":"VARCHAR"}}}},
-        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"provision":{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
-        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
+        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"modifierExtension":["JSON"],
+        "provision":{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
+        "provision":[{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
+        "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON",
         "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
 }
 _BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",

@@ -340,6 +340,29 @@ def test_a_consent_whose_period_cannot_be_read_is_told_by_its_line(read: Callabl
     assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("consent_date_unreadable", 2)]
 
 
+MODIFIER = {"modifierExtension": [{"url": "urn:only-for-this-study", "valueBoolean": True}]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        consent(permit(6, 7, 8), **MODIFIER),
+        consent(permit(6, 7, 8), provision={"type": "deny", "provision": [permit(6, 7, 8)]} | MODIFIER),
+        consent(permit(6, 7, 8, **MODIFIER)),
+        consent(permit(6, 7), permit(8, actor=[{"role": {"text": "x"}, "reference": {"display": "one study"}}])),
+        consent(permit(6, 7, 8, purpose=[{"code": "HRESCH"}])),
+        consent(permit(6, 7, 8, dataPeriod={"end": "2024-06-01"})),
+    ],
+)
+def test_a_permit_that_is_narrowed_in_ways_we_do_not_read_permits_nothing(read: Callable, city: City, document: dict):
+    """FHIR R4, 2.1: whoever does not understand a modifier must not rely on what it modifies."""
+    assert read(consent(permit(6, 7, 8)))["findings"].num_rows == 0
+    tables = read(PATIENT, ENCOUNTER, document)
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [False]
+    assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("consent_narrowed", 1)]
+
+
 REVOKED = consent(permit(6, 7, 8), status="inactive")
 FEWER, DENYING = consent(permit(6, 7)), consent(permit(6, 7, 8), DENIED_INSIDE)
 
