@@ -148,17 +148,14 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
 
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
-    with connect() as con:
-        names = [n for n in ("clinic", "patient_id", "case_id") if n in rows.column_names]
-        numbers = pa.array(np.arange(rows.num_rows))
-        load(con, rows=rows.select(names).append_column("_n", numbers))
-        load(con, patients=patients)
-        load(con, cases=cases)
-        queries = ["SELECT _n FROM rows SEMI JOIN patients USING (clinic, patient_id)"]
-        if "case_id" in rows.column_names:
-            queries.append("SELECT _n FROM rows SEMI JOIN cases USING (clinic, case_id)")
-        hits = con.execute(" UNION ".join(queries)).to_arrow_table().column("_n")
-    return pc.is_in(numbers, hits.combine_chunks())
+    hits = np.zeros(rows.num_rows, bool)
+    asked = {"patient_id": patients} | ({"case_id": cases} if "case_id" in rows.column_names else {})
+    for column, whose in asked.items():
+        for clinic in whose.column("clinic").unique().to_pylist():
+            ids = whose.filter(pc.equal(whose.column("clinic"), clinic)).column(column).drop_null().combine_chunks()
+            theirs = pc.and_(pc.equal(rows.column("clinic"), clinic), pc.is_in(rows.column(column), ids))
+            hits |= pc.fill_null(theirs, False).to_numpy(zero_copy_only=False)
+    return pa.array(hits)
 
 
 def _erase_original(

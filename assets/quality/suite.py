@@ -6,7 +6,6 @@ results. Not here: the rules (`rules`), what happens to a failing row (`validate
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -48,12 +47,7 @@ def run_gx(table_name: str, frame: pd.DataFrame, rules: Sequence[Rule]) -> dict[
 def _context() -> Any:
     """One ephemeral context for the process: making one takes time and a temporary folder each."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    # Its import makes hundreds of thousands of objects that all stay: looking for garbage among them is a fifth of its time.
-    gc.disable()
-    try:
-        import great_expectations as gx
-    finally:
-        gc.enable()
+    import great_expectations as gx
 
     # Whatever GX has to say about an error may quote a value.
     logger = logging.getLogger("great_expectations")
