@@ -38,8 +38,8 @@ TARGETS = (
     ("the same, than PipelineDP", "pipelinedp_over_counts", MORE, 10),
     ("the same, than Tumult", "tumult_over_counts", MORE, 10),
     ("100 city-years of cases, peak memory in MB of the largest stage", "growth_peak_mb", LESS, 4000),
-    ("one more day, seconds of processor time", "daily_cpu_seconds", LESS, 12),
-    ("one more day, peak memory in MB", "daily_peak_mb", LESS, 800),
+    ("one more day through Dagster's command line, seconds", "daily_seconds", LESS, 12),
+    ("the same, peak memory in MB", "daily_peak_mb", LESS, 800),
     ("a city day: error of splitting ε over days, times ours", "accuracy_city_day_ratio", MORE, 10),
 )
 """What was promised: text, metric, and the bound. Where one is missed, docs/scaling.md says where the time goes."""
