@@ -90,9 +90,13 @@ def test_every_instance_file_switches_telemetry_off_and_every_server_listens_on_
 
 
 def test_containers_run_without_rights_on_a_read_only_system():
+    start = {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"}  # foreign images begin as root and step down by themselves
+    bears = {"postgres": start | {"FOWNER"}, "proxy": start}
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
     for name, service in compose["services"].items():
         assert service["read_only"] and "no-new-privileges:true" in service["security_opt"], name
+        assert service["cap_drop"] == ["ALL"] and set(service.get("cap_add", [])) <= bears.get(name, set()), name
+        assert not {"privileged", "pid", "network_mode", "user", "devices"} & set(service), name
     image = (ROOT / "deploy" / "Containerfile").read_text()
     assert "\nUSER 10001:10001\n" in image and "\nHEALTHCHECK " in image
     sees_keys = [n for n, s in compose["services"].items() if any("/keys" in str(v) for v in s.get("volumes", []))]
