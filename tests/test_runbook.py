@@ -78,6 +78,7 @@ def test_messages_of_the_other_commands_have_a_row():
         "its message is withheld, it might hold a value", "cannot be read; put back the published copy of it",
         "restored, its budget could be spent twice", "is not measured yet: what clinics deliver up to",
         "the list `clinics` has to be written with one item a line",
+        "does not follow from the one before it: the log was changed", "its end is missing", "the log was exchanged",
     ):  # fmt: skip
         assert message in said and message in TEXT, message
 

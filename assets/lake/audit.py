@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -61,12 +61,22 @@ def _lines(content: bytes) -> list[bytes]:
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
+def _backwards(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Entries that can be read, newest first."""
+    for line in reversed(lines):
+        with suppress(ValueError, TypeError):
+            yield dict(json.loads(line))
+
+
 def record(lake: Lake, event: str, **about: Any) -> None:
-    """Append an event; `about`: counts, hashes, days, names of rules and clinics. Durable when it returns."""
+    """Append an event; `about`: counts, hashes, days, names of rules and clinics. Durable when it returns.
+
+    A log that was tampered with goes on, but the witness does not go with it: `verify` tells it from then on.
+    """
     zone = open_zone(lake)
     with _locked(lake.confidential / FILE) as handle:
         lines = _lines(_tail(handle)[1])
-        last: dict[str, Any] = json.loads(lines[-1]) if lines else {"seq": 0, "hash": GENESIS}
+        last: dict[str, Any] = next(_backwards(lines), {"seq": 0, "hash": GENESIS})
         entry = {"seq": last["seq"] + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event,
                  "about": json.loads(json.dumps(about, default=str)), "previous": last["hash"]}  # fmt: skip
         entry["hash"] = _digest(entry)
@@ -75,7 +85,17 @@ def record(lake: Lake, event: str, **about: Any) -> None:
         while data:
             data = data[os.write(handle, data) :]
         os.fsync(handle)
-        witness.advance(lake.keys.witness, zone.id, LOG, Head(entry["seq"], entry["hash"]))
+        seen = witness.seen(lake.keys.witness, zone.id, LOG)
+        if seen is None or _goes_on_from(seen, lines):
+            witness.advance(lake.keys.witness, zone.id, LOG, Head(entry["seq"], entry["hash"]))
+
+
+def _goes_on_from(seen: Head, lines: list[bytes]) -> bool:
+    """Whether the log still holds the entry that the witness saw; nearly always its last one."""
+    for entry in _backwards(lines):
+        if entry.get("seq", 0) <= seen.entries:
+            return bool(entry.get("seq") == seen.entries and entry.get("hash") == seen.hash)
+    return False
 
 
 def entries(lake: Lake) -> list[dict[str, Any]]:

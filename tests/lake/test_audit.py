@@ -65,3 +65,31 @@ def _rechain(lines: list[str]) -> list[str]:
 def test_every_forgery_is_found(lake: Lake, log: Path, forge, said: str):
     log.write_text("".join(forge(_lines(log))))
     assert said in "\n".join(audit.verify(lake))
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda lines: lines[:-1],
+        lambda lines: [],
+        lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+        lambda lines: [*lines[:-1], "no json\n"],
+        _rechain,
+    ],
+)
+def test_a_log_that_goes_on_after_a_forgery_does_not_hide_it(lake: Lake, log: Path, forge):
+    log.write_text("".join(forge(_lines(log))))
+    for n in range(8):
+        audit.record(lake, "pull", exports=100 + n)
+    assert len(audit.entries(lake)) >= 8
+    assert audit.verify(lake)
+
+
+def test_the_witness_goes_on_where_a_crash_left_it_behind(lake: Lake, log: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as crashed:
+        crashed.setattr(audit.witness, "advance", lambda *_: None)
+        audit.record(lake, "pull", exports=5)
+        audit.record(lake, "pull", exports=6)
+    audit.record(lake, "pull", exports=7)
+    log.write_text("".join(_lines(log)[:-1]))
+    assert "its end is missing" in "\n".join(audit.verify(lake))
