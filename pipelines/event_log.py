@@ -54,6 +54,16 @@ class EventLog(SqliteEventLogStorage):
         self._engines[shard] = self._engines.pop(shard)  # the one that was used longest ago goes first
         return self._engines[shard]
 
+    def delete_events(self, run_id: str) -> None:
+        """Also removes the file of the run: Dagster leaves it as large as it was."""
+        super().delete_events(run_id)
+        with self._db_lock:
+            if run_id in self._engines:
+                self._engines.pop(run_id).dispose()
+        shard = Path(self.path_for_shard(run_id))
+        for name in (shard.name, f"{shard.name}-wal", f"{shard.name}-shm"):
+            shard.with_name(name).unlink(missing_ok=True)
+
     def wipe(self) -> None:
         self._close()  # files that are removed below an open connection would still be written
         super().wipe()

@@ -16,7 +16,7 @@ _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Da
 
 
 def prune_history(instance: dg.DagsterInstance, keep_days: int = KEEP_DAYS) -> int:
-    """Delete runs that ended more than `keep_days` ago; their number.
+    """Delete runs that ended more than `keep_days` ago, with events and captured output; their number.
 
     A materialisation goes with its run: the days that it filled are reported again without a run first, so that
     the desk still shows them as done.
@@ -32,6 +32,7 @@ def prune_history(instance: dg.DagsterInstance, keep_days: int = KEEP_DAYS) -> i
             if event and event.asset_key and event.partition:
                 filled.add((event.asset_key, event.partition))
         instance.delete_run(record.dagster_run.run_id)
+        instance.compute_log_manager.delete_logs(prefix=[record.dagster_run.run_id])  # Dagster leaves them behind
     for key, partition in sorted(filled, key=str):
         if partition not in instance.get_materialized_partitions(key):
             instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition))

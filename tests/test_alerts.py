@@ -369,3 +369,22 @@ def test_pruning_forgets_runs_but_not_which_days_are_done(site: Environment, ins
     assert prune_history(instance, -1) == 1
     assert instance.get_run_by_id(done.run_id) is None
     assert instance.get_materialized_partitions(dg.AssetKey("open_data")) == {str(START)}
+
+
+def test_pruning_gives_the_disk_back(tmp_path: Path):
+    @dg.op
+    def says() -> None:
+        print("said")
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def cheap() -> None:
+        says()
+
+    config = yaml.safe_load((Path(__file__).resolve().parents[1] / "dagster.yaml").read_text())
+    log = config["event_log_storage"] | {"config": {"base_dir": str(tmp_path)}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"event_log_storage": log}) as instance:
+        runs = [cheap.execute_in_process(instance=instance).run_id for _ in range(2)]
+        left = [path for path in tmp_path.rglob("*") if any(run in path.name for run in runs)]
+        assert {path.suffix for path in left} >= {".db", ""}  # events, captured output
+        assert prune_history(instance, -1) == 2
+        assert [path for path in tmp_path.rglob("*") if any(run in str(path) for run in runs)] == []
