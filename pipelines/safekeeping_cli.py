@@ -21,7 +21,10 @@ from assets.privacy import recovery
 from pipelines.environments import current, key_folder
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
-keys_app = typer.Typer(help="Keys of the installation.", invoke_without_command=True)
+keys_app = typer.Typer(
+    help="Create the key files outside the repository, where they are missing; or rotate them.",
+    invoke_without_command=True,
+)
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -38,7 +41,7 @@ def _open() -> tuple[City, Lake]:
 
 @keys_app.callback()
 def keys(context: typer.Context) -> None:
-    """Create the key files outside the repository, where they are missing."""
+    """What `digitalstadt keys` does without a command; its help stands above."""
     if context.invoked_subcommand:
         return
     folder = key_folder(current(), load_city().key)

@@ -92,3 +92,8 @@ def test_links_to_the_runbook_lead_to_headings():
 def test_every_command_of_the_runbook_exists(command: str):
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0, f"digitalstadt {command}: no such command"
+
+
+def test_help_says_how_keys_are_made():
+    """A missing key file sends a newcomer to `digitalstadt keys`."""
+    assert "Create the key files" in CliRunner().invoke(app, ["keys", "--help"]).output
