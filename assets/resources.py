@@ -9,7 +9,6 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from assets import ahead
 from assets.contract.city import City, load_city
 from assets.lake.database_lock import require
 from assets.lake.distribute import Engine, choose
@@ -34,7 +33,6 @@ class Site(dg.ConfigurableResource):
         """The site for a whole run, which holds the data root alone."""
         database = self.city().ledger
         with lease(Path(self.data_root), f"run {context.run_id}", self.wait_seconds, database):
-            ahead.begin()
             yield self
 
     def city(self) -> City:

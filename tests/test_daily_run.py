@@ -13,7 +13,6 @@ import duckdb
 import pytest
 from rich.console import Console
 
-from assets import ahead
 from assets.contract.city import DEFAULT_CITY, City
 from assets.contract.schemas import EVENTS, PSEUDONYMISED_CASES
 from assets.lake.lake import Lake
@@ -136,12 +135,10 @@ def test_the_command_line_moves_on_with_each_stage(
     monkeypatch.setattr(
         runner.Progress, "update", lambda _self, _task, description="", **_more: seen.append(description)
     )
-    monkeypatch.setattr(ahead, "begin", lambda: seen.append("imports"))
     deliver("klinik-nord", START, {"Patient.ndjson": [patient("p1")], "Encounter.ndjson": [encounter("e1", "p1", "2024-12-30")]})  # fmt: skip
     environment = Environment("test", DEFAULT_CITY, lake.root, tmp_path / "keys", unattended=False)
     runner.execute(environment, START, START, Console(file=io.StringIO()))
     assert set(runner.STAGES) <= set(seen)
-    assert "imports" in seen[: seen.index(runner.STAGES[0])]
 
 
 def test_one_day_without_those_before_it_draws_nothing_and_publishes_nothing(

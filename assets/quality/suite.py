@@ -43,12 +43,6 @@ def run_gx(table_name: str, frame: pd.DataFrame, rules: Sequence[Rule]) -> dict[
     return counts
 
 
-def prepare() -> None:
-    """Import GX and make its context before there are rows: that takes two seconds."""
-    with _ONE_AT_A_TIME:
-        _context()
-
-
 @cache
 def _context() -> Any:
     """One ephemeral context for the process: making one takes time and a temporary folder each."""
