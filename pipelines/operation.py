@@ -20,6 +20,7 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
 from assets.guard import kind_of
 from assets.intake.stage import refused_exports
+from assets.lake import audit
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
@@ -128,6 +129,12 @@ def money(lake: Lake, city: City) -> Iterator[Alert]:
             yield Alert("budget_paused", f"window from {scope}: {window.spent_units / window.cap_units:.1%} spent")
 
 
+def audited(lake: Lake) -> Iterator[Alert]:
+    """An audit log that was changed, or whose end is missing."""
+    for problem in audit.verify(lake)[:1]:
+        yield Alert("audit_broken", problem)
+
+
 def duties(city: City, now: datetime) -> Iterator[Alert]:
     next_window = city.window_start(max(now.date(), city.budget.epoch)) + ONE_DAY * WINDOW_DAYS
     if (next_window - now.date()).days <= city.operation.notice_days:
@@ -176,7 +183,7 @@ def problems(
         *quarantined(lake, city),
     ]
     if lake.root.exists():
-        found += money(lake, city)
+        found += [*money(lake, city), *audited(lake)]
         waiting = Outbox(lake.root).waiting()
         if waiting:
             found.append(Alert("alert_undelivered", f"{len(waiting)} waiting: {waiting[0]['why']}"))

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_city
 from assets.intake import stage
+from assets.lake import audit
 from assets.lake.lake import Lake
 from assets.lake.progress import mark_finished
 from assets.privacy.ledger import open_ledger
@@ -277,6 +278,22 @@ def test_a_ledger_that_cannot_be_read_is_told_and_stops_no_look(
     away = city.model_copy(update={"ledger": "postgresql://127.0.0.1:1/ledger"})
     assert [(a.kind, a.what) for a in money(lake, away)] == [("site_unusable", "the ledger's database does not answer")]
     assert state(site, away, lake)["windows"] == []
+
+
+def test_an_audit_log_that_was_changed_is_told_by_every_look(
+    site: Environment, lake: Lake, mail: MailServer, hook: Hook
+):
+    for count in range(3):
+        audit.record(lake, "looked", count=count)
+    path = lake.confidential / audit.FILE
+    whole = path.read_bytes()
+    assert [a.kind for a in problems(site) if a.kind == "audit_broken"] == []
+    for damaged in (whole.replace(b'"count": 1', b'"count": 7'), whole[: whole.rindex(b"{")], b""):
+        path.write_bytes(damaged)
+        (told,) = [a for a in problems(site) if a.kind == "audit_broken"]
+        assert "the log was" in told.what or "its end is missing" in told.what
+    path.write_bytes(whole)
+    assert [a.kind for a in problems(site) if a.kind == "audit_broken"] == []
 
 
 def test_a_clinic_is_not_silent_while_its_pause_and_the_first_days_after_it_last(lake: Lake, city: City):
