@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent.changes import BEGUN, remember, with_documents
 from assets.consent.majority import MAJORITY
+from assets.consent.numbers import among
 from assets.consent.rule import decide
 from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, judged_now, majority
 from assets.consent.tombstones import TABLE as TOMBSTONES
@@ -148,14 +148,8 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
 
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     """Which rows belong to `patients` (clinic, patient_id) or `cases` (clinic, case_id)."""
-    hits = np.zeros(rows.num_rows, bool)
-    asked = {"patient_id": patients} | ({"case_id": cases} if "case_id" in rows.column_names else {})
-    for column, whose in asked.items():
-        for clinic in whose.column("clinic").unique().to_pylist():
-            ids = whose.filter(pc.equal(whose.column("clinic"), clinic)).column(column).drop_null().combine_chunks()
-            theirs = pc.and_(pc.equal(rows.column("clinic"), clinic), pc.is_in(rows.column(column), ids))
-            hits |= pc.fill_null(theirs, False).to_numpy(zero_copy_only=False)
-    return pa.array(hits)
+    hits = among(rows, patients.select(["clinic", "patient_id"]))
+    return pc.or_(hits, among(rows, cases.select(["clinic", "case_id"]))) if "case_id" in rows.column_names else hits
 
 
 def _erase_original(
