@@ -65,6 +65,7 @@ def main() -> int:
         "|---|--:|--:|--:|--:|\n" + "\n".join(rows)
     )
     print(f"\n<!-- metric daily_seconds {median(s.wall for s in by_dagster):.2f} -->")
+    print(f"<!-- metric year_seconds {year.wall:.1f} -->")
     print(f"<!-- metric daily_cpu_seconds {median(s.cpu for s in by_dagster):.2f} -->")
     print(f"<!-- metric daily_peak_mb {median(s.peak_mb for s in by_dagster):.0f} -->")
     return 0

@@ -152,9 +152,9 @@ def canonical(rows: int) -> Path:
             write(name, 1000, {**provenance(1000, "x"), "case_id": names("c", np.arange(1000)),
                                "patient_id": names("p", patient[:1000]), column: pa.repeat(code, 1000)})  # fmt: skip
 
-        prepare(folder, city)
-
-    return once(f"canonical-{rows}", make)
+    folder = once(f"canonical-{rows}", make)
+    prepare(folder, load_city())
+    return folder
 
 
 def staged(rows: int) -> Path:
@@ -210,9 +210,14 @@ def open_data(years: int) -> Path:
 
 
 def prepare(folder: Path, city: City) -> None:
-    """Beside canonical tables, what a peer is given: `prepared.parquet` of the cases, and `rules.json`."""
+    """Beside canonical tables, what a peer is given: `prepared.parquet` of the cases, and `rules.json`; anew for other rules."""
     from assets.quality.rules import PREPARED, rules
 
+    about = json.dumps(
+        [{"id": r.id, "expectation": r.expectation, **r.kwargs} for r in rules(city) if r.table == "cases"]
+    )
+    if (folder / "rules.json").exists() and (folder / "rules.json").read_text() == about:
+        return
     with duckdb.connect() as con:
         con.execute("SET enable_progress_bar = false")
         for name in ("cases", "persons"):
@@ -220,5 +225,4 @@ def prepare(folder: Path, city: City) -> None:
                 f"CREATE TABLE {name} AS SELECT *, file_row_number AS _row FROM read_parquet('{folder}/{name}.parquet', file_row_number = true)"
             )
         con.execute(f"COPY (WITH person AS ({PREPARED['person']}) {PREPARED['cases']}) TO '{folder}/prepared.parquet'")
-    about = [{"id": r.id, "expectation": r.expectation, **r.kwargs} for r in rules(city) if r.table == "cases"]
-    (folder / "rules.json").write_text(json.dumps(about))
+    (folder / "rules.json").write_text(about)
