@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import date, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from assets.contract.city import City
-from assets.intake.connectors.transfer import COMPLETE_MARKER, UNFINISHED
+from assets.intake.connector import completed_at, delivered
 from assets.lake.progress import finished_days, stretches
 from pipelines.nightly import one_run
 
@@ -20,30 +19,19 @@ LOOK_BACK_SECONDS: Final = 2 * 86_400
 """How long before the last look a folder may have come and still be looked at: longer than any run."""
 
 
-def came(folder: Path, settle_seconds: int) -> float | None:
-    """When an export folder became complete (Unix seconds): with its marker, or when it had been quiet for long enough.
-
-    None where it is not. Times are those of the file system's own entries (ctime): a copy that keeps a sender's old times
-    has them too.
-    """
-    marker = folder / COMPLETE_MARKER
-    if marker.exists():
-        return max(folder.stat().st_ctime, marker.stat().st_ctime)
-    files = list(folder.iterdir())
-    if not files or any(p.name.endswith(UNFINISHED) for p in files):
-        return None
-    quiet = max(p.stat().st_ctime for p in (folder, *files)) + settle_seconds
-    return quiet if quiet <= time.time() else None
-
-
 def changed_folders(inbox: Path, city: City, since: float) -> Iterator[tuple[date, float]]:
-    """(arrival day, when it became complete) of export folders that came after `since` (Unix seconds)."""
+    """(arrival day, when it became complete) of export folders that came after `since` (Unix seconds).
+
+    Times are those of the file system's own entries (ctime): a copy that keeps a sender's old times has them too.
+    """
     for clinic in city.clinics:
         for folder in sorted((inbox / clinic.key).glob("[0-9]*")):
             try:
                 day, touched = date.fromisoformat(folder.name[:10]), folder.stat().st_ctime
                 # A file that is added touches its folder: history is not asked for its files at every look.
-                complete = came(folder, clinic.connector.settle_seconds) if touched > since else None
+                if touched <= since:
+                    continue
+                complete = completed_at(folder, delivered(folder), clinic.connector.settle_seconds, "st_ctime")
             except (ValueError, OSError):  # no day, or it goes away meanwhile
                 continue
             if complete and complete > since:

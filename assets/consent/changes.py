@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent import majority, numbers, rule
+from assets.contract import codes
 from assets.contract.city import City
 from assets.lake.engine import connect
 from assets.lake.lake import Lake
@@ -46,7 +47,7 @@ SELECT clinic, patient_id FROM named WHERE patient_id IS NOT NULL ORDER BY ALL""
 
 def _version(city: City) -> str:
     """SHA-256 of the rule: its code, and what the city asks of it."""
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (rule, numbers, majority))
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (rule, numbers, majority, codes))
     return hashlib.sha256(code + city.consent.model_dump_json().encode()).hexdigest()
 
 

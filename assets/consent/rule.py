@@ -4,9 +4,10 @@ A permit grants its code from its first to its last day (until the evaluation da
 removes its days from every permit declared at the same time or earlier; open, it removes for ever. So a code
 holds on a day iff the last permit that holds the day was declared after the last deny that does. What is
 unclear is decided against use: a deny without readable period denies every code on every day, one without a
-declaration time counts as declared last, one of a day without a time at the end of that day; a permit without readable period grants nothing, one without
-declaration time counts as declared first. A provision that is neither permit nor deny counts as deny. A
-document once inactive, rejected or entered in error (or deleted) stays so until it is declared anew.
+declaration time counts as declared last, one of a day without a time at the end of that day; a permit without
+readable period grants nothing, one without declaration time counts as declared first. A provision that is neither
+permit nor deny counts as deny. A document once inactive, rejected or entered in error (or deleted) stays so until
+it is declared anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from assets.consent.majority import MAJORITY
 from assets.consent.numbers import among, load_numbered
 from assets.contract.city import ConsentRule
-from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE
+from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE, until_sql
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
@@ -31,9 +32,7 @@ FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
 FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
 """Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
 
-# A withdrawal is often entered by its day alone, the signature of the same day with its time.
-_UNTIL: Final = """CASE WHEN declared_at = date_trunc('day', declared_at) THEN declared_at + INTERVAL 86399 SECOND
-  ELSE declared_at END"""
+_UNTIL: Final = until_sql("declared_at")
 
 _VERSIONS: Final = f"""
 CREATE TEMP TABLE versions AS

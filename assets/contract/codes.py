@@ -150,6 +150,16 @@ def chapter_case_sql(column: str) -> str:
     return f"CASE {arms} ELSE '{CHAPTER_UNKNOWN}' END"
 
 
+def until_sql(column: str) -> str:
+    """SQL expression: the time in `column`, and the end of the day where it says a day without a time of day.
+
+    Of what takes back: a withdrawal is often entered by its day alone, the signature of the same day with its time.
+    """
+    return (
+        f"""CASE WHEN {column} = date_trunc('day', {column}) THEN {column} + INTERVAL 86399 SECOND ELSE {column} END"""
+    )
+
+
 def bin_case_sql(column: str, bins: tuple[tuple[str, int, int | None], ...]) -> str:
     """SQL expression giving the key of the bin that holds the integer in `column`; null stays null."""
     arms = " ".join(f"WHEN {column} <= {upper} THEN '{key}'" for key, _, upper in bins if upper is not None)

@@ -94,13 +94,20 @@ def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | N
     return None
 
 
-def _is_complete(folder: Path, files: list[Path], settle_seconds: int) -> bool:
-    if any(p.name.endswith(UNFINISHED) for p in files):
-        return False
-    if (folder / COMPLETE_MARKER).exists():
-        return True
-    newest = max((p.stat().st_mtime for p in (folder, *files)), default=0.0)
-    return time.time() - newest >= settle_seconds
+def completed_at(
+    folder: Path, files: list[Path], settle_seconds: int, changed: Literal["st_mtime", "st_ctime"] = "st_mtime"
+) -> float | None:
+    """When a folder with `files` became complete (Unix seconds): with its marker, or after `settle_seconds` of quiet.
+
+    None where it is not yet. `changed`: which time of a file is asked, as `os.stat` names it.
+    """
+    marker = folder / COMPLETE_MARKER
+    if any(p.name.endswith(UNFINISHED) for p in files) or not (files or marker.exists()):
+        return None
+    if marker.exists():
+        return float(max(getattr(p.stat(), changed) for p in (folder, marker)))
+    quiet = float(max(getattr(p.stat(), changed) for p in (folder, *files))) + settle_seconds
+    return quiet if quiet <= time.time() else None
 
 
 def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
@@ -166,7 +173,7 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
             elif day in wanted or day > today:
                 files = delivered(folder)
                 refusal = _refusal(folder, files, day, today)
-                if not refusal and not _is_complete(folder, files, clinic.connector.settle_seconds):
+                if not refusal and completed_at(folder, files, clinic.connector.settle_seconds) is None:
                     reason = f"still being written; add {COMPLETE_MARKER} or wait {clinic.connector.settle_seconds} s"
                     found.append(Delivery(clinic.key, day, folder.name, "waiting", reason))
                 elif refusal:

@@ -2,7 +2,8 @@
 
 Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`,
 `valid_to`, `withdrawn_on`; dates as `dates` reads them. A withdrawal is a deny of every code,
-without end, from that day on. A delivery of a signature (patient and `signed_on`) replaces former ones of it. What cannot be read permits nothing, denies everything, and is named.
+without end, from that day on. A delivery of a signature (patient and `signed_on`) replaces former ones of it. What
+cannot be read permits nothing, denies everything, and is named.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from assets.contract.codes import CONSENT_CODE_SYSTEM, ENCOUNTER_CLASSES_UNCOUNTED
+from assets.contract.codes import CONSENT_CODE_SYSTEM, ENCOUNTER_CLASSES_UNCOUNTED, until_sql
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
@@ -246,10 +246,9 @@ FROM deleted d JOIN sources s USING (file) WHERE d.kind = 'Consent' AND {allowed
 
 # Without `meta`, the version declared last counts; what is left open is decided against use, wherever a line stands. So is
 # the time of day of a version that takes back, where it has none.
-_CONSENT_RANK: Final = """CASE WHEN status = 'active' AND len(list_filter(provisions, lambda p: p.type IS DISTINCT FROM 'permit')) = 0
+_CONSENT_RANK: Final = f"""CASE WHEN status = 'active' AND len(list_filter(provisions, lambda p: p.type IS DISTINCT FROM 'permit')) = 0
     THEN coalesce(declared_at, TIMESTAMP '0001-01-01')
-    WHEN declared_at = date_trunc('day', declared_at) THEN declared_at + INTERVAL 86399 SECOND
-    ELSE coalesce(declared_at, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
+    ELSE coalesce({until_sql("declared_at")}, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
   coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
 _OF_NOBODY: Final = """SELECT file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (file, source_line) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")

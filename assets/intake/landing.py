@@ -374,9 +374,8 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
         if day not in frozen or day in keep or day + timedelta(retention_days) > today:
             continue
         names = [p.name for p in folder.iterdir() if p.name != MANIFEST]
-        if not names:  # they went before: a manifest that stays as it is need not be written every night
-            continue
-        _note(folder, today, dict.fromkeys(names))
+        if names:  # else they went before: no manifest is written again every night
+            _note(folder, today, dict.fromkeys(names))
         for name in names:
             (folder / name).unlink()
         erased += len(names)
