@@ -74,7 +74,6 @@ class Lake:
         """
         lake = cls(root, Keyring.load(key_folder))
         spill_into(lake.confidential / "spill")
-        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what a stage has freed: a tenth of a day's peak
         return lake
 
     @property

@@ -1,6 +1,9 @@
 """The lake keeps secrets: encrypted files, strict modes, keys refused when unsafe, atomic writes."""
 
+import os
 import random
+import subprocess
+import sys
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -164,3 +167,11 @@ def test_a_damaged_file_is_named_by_table_and_month_and_holds_no_path(lake: Lake
 def test_what_the_system_refuses_is_not_called_damaged(lake: Lake) -> None:
     with pytest.raises(FileNotFoundError), lake._open(lake.confidential / "cases" / "2025-01.parquet"):
         pass
+
+
+@pytest.mark.parametrize("entry", ["pipelines.cli", "pipelines.definitions"])
+def test_whatever_starts_a_process_arrow_gives_back_what_is_freed(entry: str):
+    told = f"import {entry}, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    clean = {k: v for k, v in os.environ.items() if k != "ARROW_DEFAULT_MEMORY_POOL"}
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout.strip() == "system"
