@@ -36,9 +36,10 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
-from assets.identity.pseudonymise import LINKS, case_keys, linked, patient_keys
+from assets.identity.persons import LINKS, known_links, linked, seal
+from assets.identity.pseudonymise import case_keys, patient_keys
 from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
-from assets.identity.tombstones import LINK_TOMBSTONES, retire, seal_links
+from assets.identity.tombstones import retire
 from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
 from assets.lake.distribute import in_order
@@ -127,7 +128,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
         rows = events.get(table)
         rows = lake.read(table, schema) if rows is None else rows
         counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
-    links = lake.read("links", LINKS)
+    links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
     erased = pc.is_in(stored.column("case_key"), everything)
     living = stored.filter(pc.invert(erased)).column("person_key").unique()
@@ -136,10 +137,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
     if not retired.equals(bounding):
         lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
-    sealed = seal_links(links.filter(ended), lake.keys)
-    if sealed.num_rows:
-        sealed = pa.concat_tables([lake.read("link_tombstones", LINK_TOMBSTONES), sealed])
-        lake.write_days("link_tombstones", set(sealed.column("arrival_day").to_pylist()), sealed, "arrival_day")
+    seal(lake, links.filter(ended))
     counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", links, ended)
     # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
     counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", stored, erased)

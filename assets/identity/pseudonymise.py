@@ -23,13 +23,11 @@ from assets.contract.schemas import (
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
 )
+from assets.identity.persons import LINKS, THAT_COUNTS
 from assets.identity.pseudonyms import linked_persons, pseudonyms
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
-
-LINKS = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
-
 
 _READ: Final = {
     "cases": ["clinic", "arrival_day", "case_id", "patient_id", "status", "care", "admission_type", "admitted_on",
@@ -42,7 +40,7 @@ _READ: Final = {
 
 # Of each patient the row that came last; whom an insured number links to whom, in this run and before; the principal
 # diagnosis of a case where there is exactly one.
-_PREPARE: Final = """
+_PREPARE: Final = f"""
 CREATE TEMP TABLE latest_person AS SELECT * FROM persons
 QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day
   ORDER BY source_line DESC, source_file DESC, export_id DESC) = 1;
@@ -51,8 +49,7 @@ SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked
 FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
 WHERE p.linked IS NOT NULL GROUP BY k.key;
 CREATE TEMP TABLE resolved AS
-SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS person_key
-FROM (SELECT * FROM known_links UNION ALL BY NAME SELECT * FROM links) GROUP BY ALL;
+SELECT patient_key, person_key FROM (FROM known_links UNION ALL BY NAME FROM links) {THAT_COUNTS};
 CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
 FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
 """
@@ -113,24 +110,6 @@ def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
     return pa.concat_tables([empty, *parts])
-
-
-def linked(events: pa.Table, links: pa.Table) -> pa.Table:
-    """`events`, decided or not, with each patient as the person that an insured number links them to (`LINKS`)."""
-    if not links.num_rows:
-        return events
-    with connect() as con:
-        load(con, events=events, links=links)
-        return (
-            con.execute(
-                """WITH person AS (SELECT patient_key, arg_min(person_key, (arrival_day, person_key)) AS linked
-                  FROM links GROUP BY ALL)
-                SELECT e.* REPLACE (coalesce(p.linked, e.person_key) AS person_key)
-                FROM events e LEFT JOIN person p ON p.patient_key = e.person_key"""
-            )
-            .to_arrow_table()
-            .cast(events.schema)
-        )
 
 
 def pseudonymise(

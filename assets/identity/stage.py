@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-import pyarrow as pa
-
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
-from assets.identity.pseudonymise import LINKS, patient_keys
+from assets.identity.persons import links_of
+from assets.identity.pseudonymise import patient_keys
 from assets.identity.record import record_days
-from assets.identity.tombstones import LINK_TOMBSTONES, open_links
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
 from assets.lake.lake import Lake
@@ -23,15 +21,6 @@ from assets.quality.certificate import verify_certificate
 from assets.quality.stage import certified
 
 STEPS = ("canonical", "consented", "valid")
-
-
-def _known_links(lake: Lake, cases: pa.Table) -> pa.Table:
-    """Links learnt so far, and those of patients of `cases` who were erased and have come back."""
-    known, sealed = lake.read("links", LINKS), lake.read("link_tombstones", LINK_TOMBSTONES)
-    if not sealed.num_rows:
-        return known
-    back = open_links(sealed, patient_keys(cases, lake.keys).column("key"), lake.keys, LINKS)
-    return pa.concat_tables([known, back])
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
@@ -44,7 +33,8 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     cert = certified(lake, days)
     verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
-    result = pseudonymise(engine, valid, decisions, _known_links(lake, valid["cases"]), city, lake.keys)
+    known = links_of(lake, patient_keys(valid["cases"], lake.keys).column("key"))
+    result = pseudonymise(engine, valid, decisions, known, city, lake.keys)
     del valid, decisions  # erasure needs the room
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))

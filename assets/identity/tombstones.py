@@ -1,7 +1,7 @@
-"""Contribution counters and person links of erased patients, under keyed hashes.
+"""Contribution counters of erased patients, under keyed hashes.
 
 So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
-window ends, though nothing says any more whose it was. Not here: consents (`consent.tombstones`).
+window ends, though nothing says any more whose it was. Not here: consents (`consent.tombstones`), links (`persons`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from assets.contract.terms import WINDOW_DAYS
 from assets.lake.keys import Keyring, derive, keyed_hashes
 
 MARK: Final = "tombstone:"
-LINK_TOMBSTONES: Final = pa.schema(
-    [("arrival_day", pa.date32()), ("patient_hash", pa.string()), ("sealed_person", pa.string())]
-)
-"""`sealed_person`: the person's pseudonym, readable only with the patient's pseudonym and the key."""
 # Cases are admitted up to 60 days (the largest freeze lag) before the day on which they are decided.
 _KEPT_DAYS: Final = WINDOW_DAYS + 60
 
@@ -75,41 +71,3 @@ def person_rows(bounding: pa.Table, person_keys: pa.Array, keys: Keyring) -> lis
     names = pa.concat_arrays([person_keys, _hashes(person_keys, keys, "person_key")])
     rows = bounding.filter(pc.is_in(bounding.column("person_key"), names)).to_pylist()
     return [row | {"erased": row["case_key"].startswith(MARK)} for row in rows]
-
-
-def _of_links(keys: Keyring, patients: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """For each patient (stored pseudonym): the hash it is found under, and the pad that seals its person."""
-    bare = keys.uncover(patients)
-    hashes, pads = (
-        keyed_hashes(bare, derive(keys.pseudonym, "tombstone", "link", kind)) for kind in ("patient", "pad")
-    )
-    return keys.cover(hashes), pads
-
-
-def _xor(values: pa.Array, pads: pa.Array) -> pa.Array:
-    pairs = zip(values.to_pylist(), pads.to_pylist(), strict=True)
-    return pa.array([f"{int(value, 16) ^ int(pad, 16):032x}" for value, pad in pairs], pa.string())
-
-
-def seal_links(links: pa.Table, keys: Keyring) -> pa.Table:
-    """`LINK_TOMBSTONES` of links of erased patients: one-time pad by a keyed hash of the patient's pseudonym."""
-    patients, persons = (links.column(n).combine_chunks() for n in ("patient_key", "person_key"))
-    hashes, pads = _of_links(keys, patients)
-    sealed = keys.cover(_xor(keys.uncover(persons), pads))
-    return pa.table([links.column("arrival_day"), hashes, sealed], schema=LINK_TOMBSTONES)
-
-
-def open_links(
-    sealed: pa.Table, patient_keys: pa.Array | pa.ChunkedArray, keys: Keyring, schema: pa.Schema
-) -> pa.Table:
-    """Links (`schema`: arrival_day, patient_key, person_key) of those `patient_keys` that have a tombstone."""
-    if not sealed.num_rows:
-        return schema.empty_table()
-    patients = patient_keys.combine_chunks() if isinstance(patient_keys, pa.ChunkedArray) else patient_keys
-    hashes, pads = _of_links(keys, patients)
-    # The last tombstone of a patient counts: the table is turned round, and the first hit taken.
-    newest = sealed.take(pa.array(range(sealed.num_rows - 1, -1, -1)))
-    place = pc.index_in(hashes, newest.column("patient_hash").combine_chunks())
-    rows, known = newest.take(place.drop_null()), pc.is_valid(place)
-    persons = keys.cover(_xor(keys.uncover(rows.column("sealed_person").combine_chunks()), pads.filter(known)))
-    return pa.table([rows.column("arrival_day"), patients.filter(known), persons], schema=schema)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.terms import QUARTER_DAYS
+from assets.identity.persons import linked
 from assets.lake.engine import connect, load
 
 
@@ -41,20 +42,17 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
             con,
             decisions=decisions.filter(pc.invert(decisions.column("kept"))),
             cases=versions,
-            links=links,
             known=known,
         )
+        dropped = con.execute(
+            """SELECT d.*, c.care, k.quarter, k.linked_on
+            FROM decisions d JOIN known k USING (event_day)
+            JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= k.known_on
+            QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, c.care) = 1"""
+        ).to_arrow_table()
+        load(con, linked=linked(dropped, links, as_of="linked_on"))
         return con.execute(
-            """WITH dropped AS (
-              SELECT d.*, c.care, k.quarter, k.linked_on
-              FROM decisions d JOIN known k USING (event_day)
-              JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= k.known_on
-              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, c.care) = 1),
-            linked AS (
-              SELECT d.* REPLACE (coalesce(l.person_key, d.person_key) AS person_key)
-              FROM dropped d LEFT JOIN links l ON l.patient_key = d.person_key AND l.arrival_day <= d.linked_on
-              QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY l.arrival_day NULLS LAST, l.person_key) = 1)
-            SELECT event_day, person_key, case_key, clinic, care FROM linked WHERE care <> 'other'
+            """SELECT event_day, person_key, case_key, clinic, care FROM linked WHERE care <> 'other'
             QUALIFY row_number() OVER (PARTITION BY person_key, quarter ORDER BY event_day, case_key) = 1
             ORDER BY event_day, case_key"""
         ).to_arrow_table()

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.contract.terms import WEEK_DAYS
-from assets.identity.pseudonymise import LINKS, linked
+from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
@@ -63,7 +63,7 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
             WHERE care <> 'other' AND admitted_on BETWEEN $monday AND $sunday ORDER BY ALL""",
             {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
         ).to_arrow_table()
-    links = lake.read("links", LINKS)
+    links = known_links(lake)
     fresh = decide(linked(new, links), linked(decided, links), city.caps, city.budget.epoch, city.former_caps)
     everything = pa.concat_tables([decided, fresh])
     if fresh.num_rows:

@@ -28,8 +28,9 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
 )
 from assets.contract.terms import AT_CAP, LEVEL_DAYS
-from assets.identity.pseudonymise import LINKS, patient_keys
-from assets.identity.tombstones import LINK_TOMBSTONES, open_links, person_rows
+from assets.identity.persons import known_links, pseudonyms_of_person
+from assets.identity.pseudonymise import patient_keys
+from assets.identity.tombstones import person_rows
 from assets.lake.lake import Lake
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.correction import corrected_events
@@ -46,17 +47,6 @@ def _only(table: pa.Table, **values: str) -> pa.Table:
 
 def _of(table: pa.Table, person: pa.Array) -> pa.Table:
     return table.filter(pc.is_in(table.column("person_key"), person))
-
-
-def _person_keys(lake: Lake, patient: pa.Array) -> pa.Array:
-    """Pseudonyms that the person was counted under over all clinics: the person that a link of the patient names, also of
-    an erased one, else the patient; and every patient who is linked to it, as whom it was counted before."""
-    links = lake.read("links", LINKS)
-    own = links.filter(pc.is_in(links.column("patient_key"), patient))
-    sealed = open_links(lake.read("link_tombstones", LINK_TOMBSTONES), patient, lake.keys, LINKS)
-    known = pa.concat_tables([own, sealed]).sort_by("arrival_day").column("person_key").to_pylist()[:1]
-    linked = links.filter(pc.is_in(links.column("person_key"), pa.array(known, pa.string()))).column("patient_key")
-    return pa.array([*known, *patient.to_pylist(), *linked.to_pylist()], pa.string()).unique()
 
 
 def contributions(
@@ -147,7 +137,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     city.clinic(clinic)
     asked = pa.table({"clinic": [clinic], "patient_id": [patient_id]}, schema=PATIENTS)
     patient = patient_keys(asked, lake.keys).column("key").combine_chunks()
-    person = _person_keys(lake, patient)
+    person = pseudonyms_of_person(lake, patient)
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     own = cases.filter(pc.is_in(cases.column("patient_key"), patient)).sort_by("arrival_day").to_pylist()
     decisions = _only(lake.read("consent_decisions", CONSENT_DECISIONS), clinic=clinic, patient_id=patient_id)
@@ -163,8 +153,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     decided = pa.Table.from_pylist(
         [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]], schema=BOUNDING_DECISIONS
     )
-    links = lake.read("links", LINKS)
-    dropped = first_left_out(decided, cases, links, city)
+    dropped = first_left_out(decided, cases, known_links(lake), city)
     for on, monday in _corrections(city, committed):
         again = corrected_events(cases, decided, monday, date.fromisoformat(on)).to_pylist()
         events += [e | {"late": False, "correction": on} for e in again]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
-from assets.identity.pseudonymise import LINKS, linked
+from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
@@ -95,7 +95,7 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
             WHERE decided_on <= week_known_on""",
             {"through": through},
         ).to_arrow_table()
-    links = lake.read("links", LINKS)
+    links = known_links(lake)
     new, before = in_order(linked(new, links)), linked(_near(decided, new), links)
     fresh = kernel.decide(engine, new, before, city.caps, city.budget.epoch, city.former_caps)
     everything = pa.concat_tables([decided, fresh])
@@ -238,7 +238,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     decisions = bound(lake, city, cases, through, engine)
     freeze(lake, city, cases, decisions, closing_days(lake, city, through), late=False)
     freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
-    left_out = first_left_out(decisions, cases, lake.read("links", LINKS), city)
+    left_out = first_left_out(decisions, cases, known_links(lake), city)
 
     @lru_cache(maxsize=1)  # one window in memory, however many there are
     def events_of(start: date) -> pa.Table:

@@ -21,7 +21,7 @@ from scipy import stats
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS
 from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS, MeasuredTable
-from assets.identity.pseudonymise import LINKS
+from assets.identity.persons import LINKS
 from assets.privacy.accounting import UNITS
 from assets.privacy.at_cap import first_left_out
 from assets.privacy.bounding import decide

@@ -24,7 +24,7 @@ import pyarrow as pa
 from assets.contract.city import load_city
 from assets.contract.schemas import CONSENT_DECISIONS, PERSONS, DIAGNOSES, PROCEDURES, CASES
 from assets.identity.kernel import pseudonymise
-from assets.identity.pseudonymise import LINKS
+from assets.identity.persons import LINKS
 from assets.lake.distribute import LOCAL, choose
 from assets.lake.keys import Keyring
 from datetime import date

@@ -16,7 +16,8 @@ from assets.consent.rule import FULL_EXPORTS
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CANONICAL, CONSENT_DECISIONS, CONSENT_PROVISIONS, EVENTS
 from assets.identity import kernel as identity
-from assets.identity.pseudonymise import LINKS, patient_keys
+from assets.identity.persons import LINKS
+from assets.identity.pseudonymise import patient_keys
 from assets.lake.distribute import LOCAL, by_patient, choose, in_order, split
 from assets.lake.engine import connect
 from assets.lake.keys import Keyring

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from assets.contract.city import City, load_city
 from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
-from assets.identity.pseudonymise import LINKS
+from assets.identity.persons import LINKS
 from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake

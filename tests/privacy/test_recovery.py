@@ -264,9 +264,8 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_one(
 
 def test_every_column_of_pseudonyms_is_one_that_rotation_knows():
     from assets.contract import schemas
-    from assets.identity.pseudonymise import LINKS
-    from assets.identity.tombstones import LINK_TOMBSTONES
+    from assets.identity.persons import LINKS, SEALED_LINKS
 
-    every = [s for s in vars(schemas).values() if hasattr(s, "names")] + [LINKS, LINK_TOMBSTONES]
+    every = [s for s in vars(schemas).values() if hasattr(s, "names")] + [LINKS, SEALED_LINKS]
     named = {n for s in every for n in s.names if n.endswith("_key") or "pseudonym" in n or n.startswith("sealed_")}
     assert named <= set(rotation.COVERED)

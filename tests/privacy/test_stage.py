@@ -21,7 +21,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.contract.terms import Caps
-from assets.identity.pseudonymise import LINKS
+from assets.identity.persons import LINKS
 from assets.identity.record import announce_erasure, conclude_erasure, record_days
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake

@@ -1,0 +1,112 @@
+"""Who a person is: the patient of a clinic, until an insured number links them to one person over all clinics.
+
+Everything that asks goes through here, so that bounding, patients at their cap, erasure and a patient's report cannot
+differ in the answer. A link is learnt with the first valid number of a patient and never changes: of several the first
+by day of arrival counts, then by pseudonym. What was stored before, decided or not, is the person's as soon as it is
+asked for; what is stored is not rewritten. Links of an erased patient are sealed: readable only with the patient's
+pseudonym, so that who comes again is the same person. Not here: counters of the erased (`tombstones`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.lake.engine import connect, load
+from assets.lake.keys import Keyring, derive, keyed_hashes
+from assets.lake.lake import Lake
+
+LINKS: Final = pa.schema([("arrival_day", pa.date32()), ("patient_key", pa.string()), ("person_key", pa.string())])
+SEALED_LINKS: Final = pa.schema(
+    [("arrival_day", pa.date32()), ("patient_hash", pa.string()), ("sealed_person", pa.string())]
+)
+"""`sealed_person`: the person's pseudonym, readable only with the patient's pseudonym and the key."""
+_SEALED_TABLE: Final = "link_tombstones"
+
+THAT_COUNTS: Final = "QUALIFY row_number() OVER (PARTITION BY patient_key ORDER BY arrival_day, person_key) = 1"
+"""SQL behind a query of links: of each patient the one that counts."""
+
+
+def known_links(lake: Lake) -> pa.Table:
+    """`LINKS` of everybody who is not erased."""
+    return lake.read("links", LINKS)
+
+
+def links_of(lake: Lake, patients: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """`LINKS` of `patients` (pseudonyms), also of those who were erased and have come back."""
+    own = known_links(lake)
+    own = own.filter(pc.is_in(own.column("patient_key"), value_set=patients))
+    return pa.concat_tables([own, _opened(lake.read(_SEALED_TABLE, SEALED_LINKS), patients, lake.keys)])
+
+
+def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Table:
+    """`rows` with each patient in `person_key` as the person that `known` (`LINKS`) names.
+
+    `as_of`: a column of days; a link counts where it had arrived by then.
+    """
+    if not known.num_rows:
+        return rows
+    in_time = f'AND l.arrival_day <= r."{as_of}"' if as_of else ""
+    with connect() as con:
+        load(con, rows_asked=rows, known=known)
+        found = con.execute(
+            f"""WITH counting AS (FROM known {THAT_COUNTS})
+            SELECT r.* REPLACE (coalesce(l.person_key, r.person_key) AS person_key)
+            FROM rows_asked r LEFT JOIN counting l ON l.patient_key = r.person_key {in_time}"""
+        )
+        return found.to_arrow_table().cast(rows.schema)
+
+
+def pseudonyms_of_person(lake: Lake, patient: pa.Array) -> pa.Array:
+    """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, over all clinics: the one
+    that a link names, also of an erased patient, else the patient; and every patient who is linked to it."""
+    with connect() as con:
+        load(con, known=links_of(lake, patient))
+        named = con.execute(f"SELECT person_key FROM known {THAT_COUNTS}").to_arrow_table().column("person_key")
+    everyone = known_links(lake)
+    others = everyone.filter(pc.is_in(everyone.column("person_key"), value_set=named)).column("patient_key")
+    return pa.array([*named.to_pylist(), *patient.to_pylist(), *others.to_pylist()], pa.string()).unique()
+
+
+def seal(lake: Lake, ended: pa.Table) -> None:
+    """Keep `ended` (`LINKS` of patients who are erased) as `SEALED_LINKS`: one-time pad by a keyed hash of the patient."""
+    if not ended.num_rows:
+        return
+    patients, persons = (ended.column(n).combine_chunks() for n in ("patient_key", "person_key"))
+    hashes, pads = _hashes_and_pads(patients, lake.keys)
+    persons = lake.keys.cover(_xor(lake.keys.uncover(persons), pads))
+    sealed = pa.table([ended.column("arrival_day"), hashes, persons], schema=SEALED_LINKS)
+    days = set(sealed.column("arrival_day").to_pylist())
+    whole = pa.concat_tables([lake.read(_SEALED_TABLE, SEALED_LINKS), sealed])
+    lake.write_days(_SEALED_TABLE, days, whole, "arrival_day")
+
+
+def _opened(sealed: pa.Table, patients: pa.Array | pa.ChunkedArray, keys: Keyring) -> pa.Table:
+    """`LINKS` of those `patients` of whom a link was sealed; the last one that was."""
+    if not sealed.num_rows:
+        return LINKS.empty_table()
+    asked = patients.combine_chunks() if isinstance(patients, pa.ChunkedArray) else patients
+    hashes, pads = _hashes_and_pads(asked, keys)
+    newest = sealed.take(
+        pa.array(range(sealed.num_rows - 1, -1, -1))
+    )  # turned round, so that the first hit is the last
+    place = pc.index_in(hashes, newest.column("patient_hash").combine_chunks())
+    rows, known = newest.take(place.drop_null()), pc.is_valid(place)
+    persons = keys.cover(_xor(keys.uncover(rows.column("sealed_person").combine_chunks()), pads.filter(known)))
+    return pa.table([rows.column("arrival_day"), asked.filter(known), persons], schema=LINKS)
+
+
+def _hashes_and_pads(patients: pa.Array, keys: Keyring) -> tuple[pa.Array, pa.Array]:
+    """For each patient (stored pseudonym): the hash it is found under, and the pad that seals its person."""
+    bare = keys.uncover(patients)
+    hashes, pads = (
+        keyed_hashes(bare, derive(keys.pseudonym, "tombstone", "link", kind)) for kind in ("patient", "pad")
+    )
+    return keys.cover(hashes), pads
+
+
+def _xor(values: pa.Array, pads: pa.Array) -> pa.Array:
+    pairs = zip(values.to_pylist(), pads.to_pylist(), strict=True)
+    return pa.array([f"{int(value, 16) ^ int(pad, 16):032x}" for value, pad in pairs], pa.string())
