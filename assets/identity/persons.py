@@ -84,16 +84,14 @@ def seal(lake: Lake, ended: pa.Table) -> None:
 
 
 def _opened(sealed: pa.Table, patients: pa.Array | pa.ChunkedArray, keys: Keyring) -> pa.Table:
-    """`LINKS` of those `patients` of whom a link was sealed; the last one that was."""
+    """`LINKS` of those `patients` of whom a link was sealed; of several the first, by which they were counted before."""
     if not sealed.num_rows:
         return LINKS.empty_table()
     asked = patients.combine_chunks() if isinstance(patients, pa.ChunkedArray) else patients
     hashes, pads = _hashes_and_pads(asked, keys)
-    newest = sealed.take(
-        pa.array(range(sealed.num_rows - 1, -1, -1))
-    )  # turned round, so that the first hit is the last
-    place = pc.index_in(hashes, newest.column("patient_hash").combine_chunks())
-    rows, known = newest.take(place.drop_null()), pc.is_valid(place)
+    by_day = sealed.sort_by("arrival_day")
+    place = pc.index_in(hashes, by_day.column("patient_hash").combine_chunks())
+    rows, known = by_day.take(place.drop_null()), pc.is_valid(place)
     persons = keys.cover(_xor(keys.uncover(rows.column("sealed_person").combine_chunks()), pads.filter(known)))
     return pa.table([rows.column("arrival_day"), asked.filter(known), persons], schema=LINKS)
 
