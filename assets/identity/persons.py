@@ -9,6 +9,7 @@ pseudonym, so that who comes again is the same person. Not here: counters of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import pyarrow as pa
@@ -34,11 +35,14 @@ def known_links(lake: Lake) -> pa.Table:
     return lake.read("links", LINKS)
 
 
-def links_of(lake: Lake, patients: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """`LINKS` of `patients` (pseudonyms), also of those who were erased and have come back."""
-    own = known_links(lake)
-    own = own.filter(pc.is_in(own.column("patient_key"), value_set=patients))
-    return pa.concat_tables([own, _opened(lake.read(_SEALED_TABLE, SEALED_LINKS), patients, lake.keys)])
+def links_with(lake: Lake, back: Callable[[], pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """`known_links`, and `LINKS` of those who were erased and are among the patients `back` (pseudonyms).
+
+    `back` is asked only where a link was sealed at all: pseudonyms cost a hash each.
+    """
+    sealed = lake.read(_SEALED_TABLE, SEALED_LINKS)
+    known = known_links(lake)
+    return pa.concat_tables([known, _opened(sealed, back(), lake.keys)]) if sealed.num_rows else known
 
 
 def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Table:
@@ -63,8 +67,9 @@ def pseudonyms_of_person(lake: Lake, patient: pa.Array) -> pa.Array:
     """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, over all clinics: the one
     that a link names, also of an erased patient, else the patient; and every patient who is linked to it."""
     with connect() as con:
-        load(con, known=links_of(lake, patient))
-        named = con.execute(f"SELECT person_key FROM known {THAT_COUNTS}").to_arrow_table().column("person_key")
+        load(con, known=links_with(lake, lambda: patient), asked=pa.table({"patient_key": patient}))
+        query = f"SELECT person_key FROM known SEMI JOIN asked USING (patient_key) {THAT_COUNTS}"
+        named = con.execute(query).to_arrow_table().column("person_key")
     everyone = known_links(lake)
     others = everyone.filter(pc.is_in(everyone.column("person_key"), value_set=named)).column("patient_key")
     return pa.array([*named.to_pylist(), *patient.to_pylist(), *others.to_pylist()], pa.string()).unique()
@@ -85,8 +90,6 @@ def seal(lake: Lake, ended: pa.Table) -> None:
 
 def _opened(sealed: pa.Table, patients: pa.Array | pa.ChunkedArray, keys: Keyring) -> pa.Table:
     """`LINKS` of those `patients` of whom a link was sealed; of several the first, by which they were counted before."""
-    if not sealed.num_rows:
-        return LINKS.empty_table()
     asked = patients.combine_chunks() if isinstance(patients, pa.ChunkedArray) else patients
     hashes, pads = _hashes_and_pads(asked, keys)
     by_day = sealed.sort_by("arrival_day")

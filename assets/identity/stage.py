@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from typing import Any
 
 from assets.contract.city import City
@@ -11,16 +12,21 @@ from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
-from assets.identity.persons import links_of
+from assets.identity.persons import links_with
 from assets.identity.pseudonymise import patient_keys
 from assets.identity.record import record_days
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
+from assets.lake.keys import Keyring
 from assets.lake.lake import Lake
 from assets.quality.certificate import verify_certificate
 from assets.quality.stage import certified
 
 STEPS = ("canonical", "consented", "valid")
+
+
+def _patients_of(cases: pa.Table, keys: Keyring) -> pa.ChunkedArray:
+    return patient_keys(cases, keys).column("key")
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     cert = certified(lake, days)
     verify_certificate(cert, valid)
     decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
-    known = links_of(lake, patient_keys(valid["cases"], lake.keys).column("key"))
+    known = links_with(lake, partial(_patients_of, valid["cases"], lake.keys))
     result = pseudonymise(engine, valid, decisions, known, city, lake.keys)
     del valid, decisions  # erasure needs the room
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 import pyarrow as pa
 import pytest
 
-from assets.identity.persons import LINKS, SEALED_LINKS, linked, links_of, pseudonyms_of_person, seal
+from assets.identity.persons import LINKS, SEALED_LINKS, linked, links_with, pseudonyms_of_person, seal
 from assets.lake.lake import Lake
 
 DAY = date(2025, 3, 1)
@@ -41,7 +41,7 @@ def test_a_person_has_the_pseudonyms_of_every_patient_who_is_linked_to_it(lake: 
 
 def test_a_sealed_link_opens_for_its_patient_only_and_names_nobody(lake: Lake):
     seal(lake, _links((2, P, Y), (2, Q, X)))
-    assert links_of(lake, pa.array([Q])).to_pylist() == _links((2, Q, X)).to_pylist()
+    assert links_with(lake, lambda: pa.array([Q])).to_pylist() == _links((2, Q, X)).to_pylist()
     stored = str(lake.read("link_tombstones", SEALED_LINKS).to_pylist())
     assert not [name for name in (P, Q, X, Y) if name in stored]
 
@@ -53,4 +53,4 @@ def test_who_left_twice_and_changed_their_number_between_stays_who_they_were_cou
     sealed = (_links((0, P, X)), _links((40, P, Y)))
     for n in order:
         seal(lake, sealed[n])
-    assert links_of(lake, pa.chunked_array([[P]])).to_pylist() == sealed[0].to_pylist()
+    assert links_with(lake, lambda: pa.chunked_array([[P]])).to_pylist() == sealed[0].to_pylist()
