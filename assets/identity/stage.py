@@ -7,6 +7,8 @@ from datetime import date
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
