@@ -134,7 +134,7 @@ class Lake:
         if not path.exists():
             return {}
         with self._open(path) as file:
-            rows = file.read(use_threads=False).replace_schema_metadata()
+            rows = file.read().replace_schema_metadata()
             return {day: rows.slice(*place) for day, place in _places(file).items()}
 
     def write_month(self, table: str, month: date, days: Mapping[date, pa.Table]) -> None:
@@ -204,7 +204,7 @@ class Lake:
         parts = [schema.empty_table()]
         for path in paths if asked is None else filter(Path.exists, paths):
             with self._open(path) as file:
-                rows = file.read(schema.names, use_threads=False).replace_schema_metadata().cast(schema)
+                rows = file.read(schema.names).replace_schema_metadata().cast(schema)
                 places = _places(file)
             if asked is None or places.keys() <= asked:
                 parts.append(rows)
