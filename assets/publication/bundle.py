@@ -22,6 +22,8 @@ from typing import Final
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from assets.contract.city import City
@@ -111,12 +113,15 @@ def parquet_bytes(table: pa.Table, about: Dataset, city: City, version: str) -> 
 
 def csv_bytes(table: pa.Table) -> bytes:
     """UTF-8 twin; text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    frame = table.to_pandas(integer_object_nulls=True)  # else an empty age turns the whole column into 4.0, 14.0
-    for field in table.schema:
-        if pa.types.is_string(field.type):
-            text = frame[field.name].astype("str")
-            frame[field.name] = text.str.replace(_FORMULA, r"'\1", regex=True)
-    return str(frame.to_csv(index=False, lineterminator="\n")).encode()
+    columns = [
+        pc.replace_substring_regex(table.column(f.name), _FORMULA, r"'\1")
+        if pa.types.is_string(f.type)
+        else table.column(f.name)
+        for f in table.schema
+    ]
+    buffer = io.BytesIO()
+    pv.write_csv(pa.table(columns, names=table.column_names), buffer)
+    return buffer.getvalue()
 
 
 def _next_version(existing: list[str], data_as_of: date) -> str:

@@ -80,7 +80,7 @@ def test_the_parquet_file_has_the_types_and_values_that_its_table_schema_states(
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        (",week,", ",wek,", "constraint-error"),
+        (',"week",', ',"wek",', "constraint-error"),
         (",2025-01-0", ",2025-13-0", "type-error"),
         ("\n", "\n,\n", "blank-row"),
         ("0.", "1.", "hash-count"),
