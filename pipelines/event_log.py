@@ -27,13 +27,14 @@ class EventLog(SqliteEventLogStorage):
     """What `dagster.yaml` names; `base_dir` is Dagster's home."""
 
     _engines: dict[str, sqlalchemy.Engine]
+    _tables: set[str]
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> EventLog:
         return cls(str(Path(config_value["base_dir"]).expanduser() / FOLDER), inst_data)
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        self._engines = {}
+        self._engines, self._tables = {}, set()
         super().__init__(base_dir, inst_data)
 
     @contextmanager
@@ -54,6 +55,12 @@ class EventLog(SqliteEventLogStorage):
         self._engines[shard] = self._engines.pop(shard)  # the one that was used longest ago goes first
         return self._engines[shard]
 
+    def has_table(self, table_name: str) -> bool:
+        """Asked for every event, over a connection of its own; a table that was there stays."""
+        if table_name not in self._tables and super().has_table(table_name):
+            self._tables.add(table_name)
+        return table_name in self._tables
+
     def delete_events(self, run_id: str) -> None:
         """Also removes the file of the run: Dagster leaves it as large as it was."""
         super().delete_events(run_id)
@@ -66,6 +73,7 @@ class EventLog(SqliteEventLogStorage):
 
     def wipe(self) -> None:
         self._close()  # files that are removed below an open connection would still be written
+        self._tables.clear()
         super().wipe()
 
     def dispose(self) -> None:

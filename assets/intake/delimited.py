@@ -180,12 +180,12 @@ def read_delimited(
     }
     for ours, theirs in found.items():
         data[ours] = raw.column(theirs) if theirs else pa.nulls(n, pa.string())
-    return _without_hostile(export, path, pa.table(data), list(columns), findings)
+    return pa.table(data)
 
 
-def _without_hostile(export: Export, path: Path, table: pa.Table, names: list[str], findings: Findings) -> pa.Table:
+def _without_hostile(exports: list[Export], table: pa.Table, names: Iterable[str], findings: Findings) -> pa.Table:
     """`table` without rows in which a cell is a formula or longer than anything real; each becomes a finding."""
-    good = pa.repeat(True, table.num_rows)
+    by_id, good = {e.export_id: e for e in exports}, pa.repeat(True, table.num_rows)
     for name in names:
         cells = table.column(name)
         for rule, found in (
@@ -194,8 +194,9 @@ def _without_hostile(export: Export, path: Path, table: pa.Table, names: list[st
         ):
             bad = pc.and_(pc.fill_null(found, False), good)
             if pc.any(bad).as_py():
-                for line in table.column("source_line").filter(bad).to_pylist():
-                    findings.add(export, rule, "quarantined", path.name, line, column=name)
+                for row in table.select(["export_id", "source_file", "source_line"]).filter(bad).to_pylist():
+                    export, file, line = row.values()
+                    findings.add(by_id[export], rule, "quarantined", file, line, column=name)
                 good = pc.and_not(good, bad)
     return table.filter(good)
 
@@ -203,7 +204,10 @@ def _without_hostile(export: Export, path: Path, table: pa.Table, names: list[st
 def read_all(
     exports: list[Export], file_name: str, columns: dict[str, tuple[str, ...]], required: set[str], findings: Findings
 ) -> pa.Table:
-    """`read_delimited` of that file (name in any case) in every export that has it, concatenated."""
+    """`read_delimited` of that file (name in any case) in every export that has it, without hostile rows.
+
+    These are looked for once in all files: a year of a practice is a thousand small ones.
+    """
     parts: list[pa.Table] = []
     problems: list[RejectedExport] = []
     for export in exports:
@@ -217,7 +221,8 @@ def read_all(
         [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string()),
          ("source_file", pa.string()), ("source_line", pa.int64()), *((name, pa.string()) for name in columns)]
     )  # fmt: skip
-    return pa.concat_tables(parts) if parts else schema.empty_table()
+    whole = pa.concat_tables(parts) if parts else schema.empty_table()
+    return _without_hostile(exports, whole, columns, findings)
 
 
 def note_repeated(
