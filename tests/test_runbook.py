@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from assets.guard import REMEDIES, kind_of
+from assets.intake.connectors.transfer import refusal_of
 from assets.quality.asset import FAMILIES
 from pipelines.alerts import KINDS
 from pipelines.cli import app
@@ -80,19 +82,19 @@ def _modules() -> list[ast.Module]:
 
 
 def _kinds() -> set[str]:
-    """Every exception that the project defines, by what it is derived from."""
+    """Every exception that the project defines, by what it is derived from, but those of one module."""
     bases = {
-        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases if not node.name.startswith("_")}
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
         for module in _modules() for node in ast.walk(module) if isinstance(node, ast.ClassDef)
     }  # fmt: skip
     found: set[str] = set()
     while more := {n for n, of in bases.items() if n not in found and any(b in found or _raises(b) for b in of)}:
         found |= more
-    return found
+    return {name for name in found if not name.startswith("_")}
 
 
 def _raises(name: str) -> bool:
-    return name.endswith(("Error", "Exception")) and name not in {"CityFileError"}
+    return name.endswith(("Error", "Exception", "Failure")) and name not in {"CityFileError"}
 
 
 def test_every_kind_of_failure_that_the_project_has_is_told():
@@ -101,31 +103,43 @@ def test_every_kind_of_failure_that_the_project_has_is_told():
     assert {k for k in kinds - set(NEVER_TOLD) if TOLD_AS.get(k, k) not in HEADINGS} == set()
 
 
-def _said(text: ast.expr) -> str:
-    """The first piece of a message that is always the same: what is wrong, before what to do about it."""
+def _said(text: ast.expr) -> set[str]:
+    """Of each form of a message the first piece that is always the same: what is wrong, before what to do about it."""
+    if isinstance(text, ast.IfExp):
+        return _said(text.body) | _said(text.orelse)
+    if isinstance(text, ast.BinOp):
+        return _said(text.left)
     parts = text.values if isinstance(text, ast.JoinedStr) else [text]
     constant = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     pieces = [piece.strip(" ,.)'") for part in constant for piece in re.split(r"[`;:(\n]", part)]
-    return next((piece for piece in pieces if len(piece) > 8), "".join(pieces))
+    return {next((piece for piece in pieces if len(piece) > 8), "".join(pieces))}
 
 
-def _messages(*callers: str) -> set[str]:
-    """What the calls of `callers` say, where it is written there and not handed on from an exception."""
-    calls = (node for module in _modules() for node in ast.walk(module) if isinstance(node, ast.Call) and node.args)
-    return {_said(c.args[0]) for c in calls if ast.unparse(c.func).rpartition(".")[2] in callers} - {""}
+def _messages(*callers: str) -> tuple[set[str], set[str]]:
+    """What the calls of `callers` say, and what they hand on: an expression whose text is written elsewhere."""
+    calls = [node for module in _modules() for node in ast.walk(module) if isinstance(node, ast.Call)]
+    texts = [
+        (c.args or [k.value for k in c.keywords])[0]
+        for c in calls if ast.unparse(c.func).rpartition(".")[2] in callers and (c.args or c.keywords)
+    ]  # fmt: skip
+    said = set().union(*map(_said, texts)) - {""}
+    return said, {ast.unparse(text) for text in texts if _said(text) == {""}}
 
 
 def test_every_exit_message_has_a_row():
-    messages = _messages("fail", "BadParameter")
-    assert len(messages) >= 10
+    messages, handed_on = _messages("fail", "BadParameter")
+    assert len(messages) >= 10 and handed_on == {"str(error)", "str(error.args[0])", "said"}, "an exception's own words"
     assert {message for message in messages if message.lower() not in PLAIN} == set()
 
 
 def test_every_reason_why_a_command_gave_up_has_an_entry():
-    fetching, keeping = ("FetchProblem",), ("BackupError", "RotationError", "CorrectionRefused")
-    messages = _messages(*fetching, *keeping, "PortalError", "BucketError", "SqlBoxError")
-    assert len(messages) > 50
-    assert {message for message in messages if message.lower() not in PLAIN} == set()
+    fetching, keeping = ("FetchProblem", "Later", "Transient"), ("BackupError", "RotationError", "CorrectionRefused")
+    messages, handed_on = _messages(*fetching, *keeping, "PortalError", "PortalBusy", "BucketError", "SqlBoxError")
+    assert len(messages) > 70 and handed_on == {"refusal", "type(error).__name__"}
+    refusals = {text for node in ast.walk(ast.parse(inspect.getsource(refusal_of))) if isinstance(node, ast.Return) and node.value
+                for text in _said(node.value)} - {""}  # fmt: skip
+    assert len(refusals) == 4
+    assert {message for message in messages | refusals if message.lower() not in PLAIN} == set()
 
 
 def test_links_to_the_runbook_lead_to_headings():

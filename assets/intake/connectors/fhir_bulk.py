@@ -91,8 +91,9 @@ def _kick_off(client: BulkClient, since: str | None) -> str:
     answer, _ = client.ask("GET", url, {"Accept": "application/fhir+json", "Prefer": "respond-async"})
     status = str(answer.headers.get("Content-Location", ""))
     if answer.status_code != 202 or not status:
-        reason = f"the FHIR server does not start an export ({answer.status_code}); check base_url, level and types"
-        raise FetchProblem(reason)
+        raise FetchProblem(
+            f"the FHIR server does not start an export ({answer.status_code}); check base_url, level and types"
+        )
     return urljoin(f"{s.base_url}/", status)
 
 

@@ -233,16 +233,16 @@ def fetch_folders(
     for folder in offered:
         day = day_of(folder)
         if day is None:
-            reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
-            problems.append((None, "?", FetchProblem(reason)))
+            problem = FetchProblem("exports lie in folders named YYYY-MM-DD; rename it or move the files into one")
+            problems.append((None, "?", problem))
         elif day > today:
-            reason = "the folder's date lies in the future; rename it to the day of delivery"
-            problems.append((day, folder, FetchProblem(reason)))
+            problem = FetchProblem("the folder's date lies in the future; rename it to the day of delivery")
+            problems.append((day, folder, problem))
         elif day in days:
             try:
                 _fetch_folder(store, settings, inbox, folder, record)
-            except FetchProblem as problem:
-                problems.append((day, folder, problem))
+            except FetchProblem as failed:
+                problems.append((day, folder, failed))
     return problems
 
 
