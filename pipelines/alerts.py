@@ -35,6 +35,7 @@ KINDS: Final[dict[str, Kind]] = {
     "budget_paused": Kind("now", "The privacy budget of a window is paused", "Nothing more is measured in it. Follow the runbook before you do anything."),
     "ledger_broken": Kind("now", "The privacy ledger does not verify", "Stop the schedule, keep the file, follow the runbook."),
     "audit_broken": Kind("today", "The audit log does not verify", "Keep the file as it is for whoever examines it; follow the runbook."),
+    "release_altered": Kind("today", "A published file is not what was published", "Put it back as the runbook says; find out who can write there."),
     "disk_low": Kind("now", "The disk is nearly full", "Make room before the next night."),
     "daemon_down": Kind("now", "Dagster's daemon does not answer", "Start the daemon; missed nights are made up for by themselves."),
     "site_unusable": Kind("now", "City file, keys or data root cannot be used", "Put right what is named; nothing runs until then."),

@@ -26,7 +26,9 @@ from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
 from assets.lake.witness import WitnessError
 from assets.lake.zone import ZoneError
+from assets.privacy.evidence import gaps
 from assets.privacy.ledger import Window, open_ledger
+from assets.publication.checksums import altered
 from assets.quality import history
 from pipelines.alerts import Alert
 from pipelines.environments import Environment, key_folder
@@ -35,7 +37,7 @@ from pipelines.outbox import Outbox
 
 ONE_DAY: Final = timedelta(days=1)
 LOST: Final = "the ledger's database does not answer"
-_TOLD: Final = {"LedgerBroken": "ledger_broken", "DatabaseLost": "site_unusable"}
+_TOLD: Final = {"LedgerBroken": "ledger_broken", "LedgerBehind": "ledger_broken", "DatabaseLost": "site_unusable"}
 """Kinds of failure in which the ledger cannot be asked → alert."""
 FORGOTTEN_DAYS: Final = 90
 """So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
@@ -112,15 +114,15 @@ def quarantined(lake: Lake, city: City) -> Iterator[Alert]:
 
 
 def money(lake: Lake, city: City) -> Iterator[Alert]:
-    """Ledger that does not verify or does not answer, windows that are paused."""
+    """Ledger that does not verify, is older than what was published, or does not answer; windows that are paused."""
     try:
         ledger = open_ledger(lake, city)
-        problems, windows = ledger.verify(), ledger.windows()
+        problems, windows = ledger.verify() or list(gaps(lake, city, ledger)), ledger.windows()
     except Exception as error:
         kind = kind_of(error)
         if kind not in _TOLD:
             raise
-        yield Alert(_TOLD[kind], str(error) if kind == "LedgerBroken" else LOST)
+        yield Alert(_TOLD[kind], LOST if kind == "DatabaseLost" else str(error))
         return
     if problems:
         yield Alert("ledger_broken", problems[0])
@@ -133,6 +135,13 @@ def audited(lake: Lake) -> Iterator[Alert]:
     """An audit log that was changed, or whose end is missing."""
     for problem in audit.verify(lake)[:1]:
         yield Alert("audit_broken", problem)
+
+
+def released(lake: Lake) -> Iterator[Alert]:
+    """Files of a dataset's newest version that are not what was published."""
+    for found in altered(lake.open_data):
+        yield Alert("release_altered", found)
+        return
 
 
 def duties(city: City, now: datetime) -> Iterator[Alert]:
@@ -183,7 +192,7 @@ def problems(
         *quarantined(lake, city),
     ]
     if lake.root.exists():
-        found += [*money(lake, city), *audited(lake)]
+        found += [*money(lake, city), *audited(lake), *released(lake)]
         waiting = Outbox(lake.root).waiting()
         if waiting:
             found.append(Alert("alert_undelivered", f"{len(waiting)} waiting: {waiting[0]['why']}"))

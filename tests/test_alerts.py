@@ -27,6 +27,8 @@ from assets.intake import stage
 from assets.lake import audit
 from assets.lake.lake import Lake
 from assets.lake.progress import mark_finished
+from assets.lake.zone import open_zone
+from assets.privacy.evidence import write_evidence
 from assets.privacy.ledger import open_ledger
 from pipelines.alerts import KINDS, Alert, NotDelivered, send
 from pipelines.cli import app
@@ -405,3 +407,19 @@ def test_pruning_gives_the_disk_back(tmp_path: Path):
         assert {path.suffix for path in left} >= {".db", ""}  # events, captured output
         assert prune_history(instance, -1) == 2
         assert [path for path in tmp_path.rglob("*") if any(run in str(path) for run in runs)] == []
+
+
+def test_a_damaged_or_missing_word_of_the_ledger_outside_is_told_before_the_night(
+    site: Environment, lake: Lake, mail: MailServer, hook: Hook
+):
+    city = load_city(site.city_file)
+    open_zone(lake)
+    lake.open_data.mkdir()
+    write_evidence(lake, open_ledger(lake, city))
+    evidence = lake.open_data / "ledger.json"
+    assert [a for a in problems(site) if a.kind == "ledger_broken"] == []
+    for content in (evidence.read_bytes()[:40], evidence.read_bytes().replace(b'"entries": 0', b'"entries": 9')):
+        evidence.write_bytes(content)
+        (told,) = [a for a in problems(site) if a.kind == "ledger_broken"]
+        assert "ledger.json" in told.what
+        write_evidence(lake, open_ledger(lake, city))

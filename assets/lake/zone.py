@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-from assets.lake.keys import fingerprint
+from assets.lake.keys import PERIOD_KEY, fingerprint
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
 
@@ -117,6 +117,11 @@ def open_zone(lake: Lake) -> Zone:
         record = _upgrade(lake, int(record["format"]))
     own = lake.keys.fingerprints()
     wrong = [name for name, mark in record["keys"].items() if own.get(name) != mark]
+    if wrong == ["period"] and lake.keys.period is None:
+        raise ZoneError(
+            f"{lake.root} was made with a period key, and {PERIOD_KEY} is not beside the other keys: put it back from "
+            "its backup. Never create a new one over old data"
+        )
     if wrong:
         raise ZoneError(
             f"{lake.root} was made with other keys (fingerprint of {', '.join(wrong)} differs): "

@@ -107,7 +107,7 @@ class Window:
         """Take in an entry."""
         if kind == "open":
             self.cap_units = cost_units
-            self.mechanism = mechanism_of(json.loads(parameters))
+            self.mechanism = mechanism_of(_terms(parameters))
         elif kind == "set_aside":
             self.set_aside_units = cost_units
         elif kind == "reserve":
@@ -137,6 +137,14 @@ class Window:
 
 def _digest(previous: str, content: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([previous, *content], ensure_ascii=True).encode()).hexdigest()
+
+
+def _terms(text: str) -> Any:
+    """What an entry says in JSON. Raises `LedgerBroken` where it was damaged."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise LedgerBroken("an entry of the ledger holds terms or values that cannot be read") from None
 
 
 def open_ledger(lake: Lake, city: City) -> Ledger:
@@ -169,7 +177,7 @@ class Ledger:
                     name = f"corrections:{scope}"
                     self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
                 return
-            cap, noted = rows[0][0], json.loads(rows[0][1])
+            cap, noted = rows[0][0], _terms(rows[0][1])
             agreed = mechanism_of(noted)
             if agreed is not mechanism:
                 raise CapChanged(
@@ -275,15 +283,14 @@ class Ledger:
                 "SELECT measurement, scope, rho_units, parameters, measured FROM entries WHERE kind = 'commit' ORDER BY seq"
             )
         return {
-            m: Committed(scope, cost, json.loads(parameters), json.loads(values))
-            for m, scope, cost, parameters, values in rows
+            m: Committed(scope, cost, _terms(parameters), _terms(values)) for m, scope, cost, parameters, values in rows
         }
 
     def reserved(self) -> dict[str, dict[str, Any]]:
         """Measurements that are reserved, committed or not, with their parameters."""
         with self.store.read() as execute:
             rows = execute(f"SELECT measurement, parameters FROM entries WHERE {_CHARGED} ORDER BY seq")
-        return {m: json.loads(parameters) for m, parameters in rows}
+        return {m: _terms(parameters) for m, parameters in rows}
 
     def _windows(self, execute: Execute) -> dict[str, Window]:
         windows: dict[str, Window] = defaultdict(Window)
@@ -319,9 +326,9 @@ class Ledger:
             window = windows[scope]
             try:
                 window.book(kind, measurement, cost, terms[1])
-                if kind in ("reserve", "correct") and mechanism_of(json.loads(terms[1])) is not window.mechanism:
+                if kind in ("reserve", "correct") and mechanism_of(_terms(terms[1])) is not window.mechanism:
                     problems.append(f"entry {seq} is paid in another currency than window {scope}")
-            except (KeyError, ValueError):
+            except (KeyError, ValueError, LedgerBroken):
                 problems.append(f"entry {seq} names no mechanism that is known")
             if kind in ("reserve", "correct"):
                 asked[measurement] = [scope, cost, *terms]

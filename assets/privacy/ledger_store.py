@@ -71,6 +71,12 @@ class Refused(RuntimeError):
     """A rule of the database forbids this entry; the message is the rule's."""
 
 
+_NOT_THE_CONTENT: Final = {
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+}  # fmt: skip
+"""What is wrong around the file. Anything else that SQLite cannot do is the file's content: its schema, its format."""
+
 Execute = Callable[..., list[tuple[Any, ...]]]
 """`execute(sql, parameters=())`: rows, or none; `?` stands for a parameter."""
 
@@ -112,7 +118,9 @@ def _triggers_of_postgres() -> Iterator[str]:
 def _migrate(execute: Execute, version: int, triggers: Iterator[str]) -> None:
     """Bring the table of `version` (0: there is none) to the present one, with every entry as it was."""
     if version > VERSION:
-        raise RuntimeError(f"the ledger is of version {version}, this program knows {VERSION}: install a newer one")
+        raise LedgerBroken(
+            f"the ledger is of version {version}, this program knows {VERSION}: install a newer one, unless the file is damaged"
+        )
     if version == VERSION:
         return
     execute(_TABLE.format(name="entries_new"))
@@ -164,9 +172,10 @@ class SqliteStore:
             except sqlite3.IntegrityError as error:
                 raise Refused(str(error)) from None
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: not the file's content
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # Python's own: text that is no UTF-8
+                if code & 0xFF in _NOT_THE_CONTENT:
                     raise
-                raise LedgerBroken(f"{self.path.name} cannot be read: {error}") from None
+                raise LedgerBroken(f"{self.path.name} cannot be read: {type(error).__name__}, code {code}") from None
 
         try:
             execute("PRAGMA synchronous = FULL")

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from assets.contract.city import City
 from assets.lake.files import atomic_write, fsync_directory, make_directory
+from assets.publication import checksums
 from assets.publication.catalogue import SCHEMA, Dataset, dataset
 from assets.publication.changes import changelog
 from assets.publication.codebook import codebook
@@ -50,7 +51,7 @@ FILES: Final = (
     "release-card.yaml",
     "CITATION.cff",
     "CHANGELOG.md",
-    "checksums.sha256",
+    checksums.FILE,
 )
 """Everything a release holds."""
 _VERSION: Final = re.compile(r"^(\d{4}-\d{2}-\d{2})(?:\.(\d+))?$")
@@ -174,8 +175,7 @@ def release_files(
             table.to_pandas(date_as_object=False),
         ),
     }
-    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
-    return {**files, "checksums.sha256": sums.encode()}
+    return {**files, checksums.FILE: checksums.checksums(files)}
 
 
 def _write(folder: Path, version: str, files: dict[str, bytes], step: Callable[[str], None]) -> None:

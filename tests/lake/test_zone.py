@@ -81,6 +81,12 @@ def test_a_period_key_made_after_the_fact_is_refused(lake: Lake):
         open_zone(lake)
 
 
+def test_a_period_key_that_is_gone_is_asked_for_by_name(lake: Lake):
+    open_zone(lake)
+    with pytest.raises(ZoneError, match=r"period\.key is not beside the other keys: put it back"):
+        open_zone(Lake(lake.root, replace(lake.keys, period=None)))
+
+
 def test_the_cover_is_undone_by_its_own_period_only(lake: Lake):
     plain = pa.array([bytes(range(n, n + 16)).hex() for n in range(5)] + [None])
     covered = lake.keys.cover(plain)

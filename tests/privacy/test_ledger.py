@@ -32,7 +32,7 @@ from assets.privacy.ledger import (
     _digest,
     open_ledger,
 )
-from assets.privacy.ledger_store import GENESIS, VERSION, PostgresStore, Refused
+from assets.privacy.ledger_store import GENESIS, VERSION, LedgerBroken, PostgresStore, Refused
 from pipelines.ledger_cli import window_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -387,3 +387,44 @@ def test_what_is_shown_are_exact_fractions(ledger: Ledger):
     full = window_report(WINDOW, Window(cap_units=UNITS // 4, tables={"day": UNITS // 4}), 1e-6)
     assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == round(epsilon_of(0.25, 1e-6), 6)
     assert full["epsilon_five_years_like_this"] == round(epsilon_of(1.25, 1e-6), 6)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entries SET parameters = '{\"mech' WHERE kind = 'open'",
+        "UPDATE entries SET parameters = '{' WHERE kind <> 'open'",
+    ],
+)
+def test_terms_that_cannot_be_read_are_a_broken_ledger(ledger: Ledger, tamper: Callable[[str], None], damage: str):
+    ledger.reserve([Reservation("t:1", WINDOW, 1, "s", "{}")])
+    tamper(damage)
+    assert ledger.verify()
+    with pytest.raises(LedgerBroken, match="cannot be read"):
+        ledger.windows() and ledger.reserved()
+
+
+@pytest.mark.parametrize("bit", [0, 3, 6])
+def test_a_file_with_a_changed_bit_is_whole_or_a_broken_ledger(tmp_path: Path, bit: int):
+    """Whichever page it is in: header, schema, rows. Another kind of failure would name the wrong remedy."""
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    ledger.open_scope(WINDOW, CAP, SET_ASIDE)
+    ledger.reserve([Reservation("t:1", WINDOW, 1, "s", "{}")])
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    whole, before, broken = path.read_bytes(), ledger.windows(), 0
+    for place in range(0, len(whole), 61):
+        for name in ("ledger.sqlite-wal", "ledger.sqlite-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            damaged = Ledger(path)
+            if damaged.verify():
+                broken += 1
+            else:
+                assert damaged.windows() == before
+        except LedgerBroken:
+            broken += 1
+    assert broken > 10
