@@ -104,8 +104,7 @@ def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
     """(clinic, id, key) for each distinct id of each clinic."""
     parts = []
     for clinic in table.column("clinic").unique().to_pylist():
-        rows = table.filter(pc.equal(table.column("clinic"), clinic))
-        ids = rows.column(column).unique().drop_null()
+        ids = table.column(column).filter(pc.equal(table.column("clinic"), clinic)).unique().drop_null()
         key = pseudonyms(pa.chunked_array([ids]), keys, "pseudonym", clinic, kind)
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})

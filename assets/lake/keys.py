@@ -180,7 +180,7 @@ def keyed_ids(table: pa.Table, column: str, keys: Keyring, *labels: str) -> pa.T
     """(clinic, id, key) for each distinct id in `column` of each clinic; key: as stored, by the subkey (*labels, clinic)."""
     parts = []
     for clinic in table.column("clinic").unique().to_pylist():
-        ids = table.filter(pc.equal(table.column("clinic"), clinic)).column(column).unique().drop_null()
+        ids = table.column(column).filter(pc.equal(table.column("clinic"), clinic)).unique().drop_null()
         key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels, clinic)))
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
