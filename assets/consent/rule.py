@@ -5,7 +5,8 @@ removes its days from every permit declared at the same time or earlier; open, i
 holds on a day iff the last permit that holds the day was declared after the last deny that does. What is
 unclear is decided against use: a deny without readable period denies every code on every day, one without a
 declaration time counts as declared last, one of a day without a time at the end of that day; a permit without
-readable period grants nothing, one without declaration time counts as declared first. A provision that is neither
+readable period grants nothing, one without declaration time, or declared after the evaluation day, counts as declared
+first. A provision that is neither
 permit nor deny counts as deny. A document once inactive, rejected or entered in error (or deleted) stays so until
 it is declared anew.
 """
@@ -33,6 +34,8 @@ FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
 """Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
 
 _UNTIL: Final = until_sql("declared_at")
+# A slip of the year must not let a permit outlive the withdrawals of decades.
+_DECLARED: Final = "CAST(declared_at AS DATE) <= $evaluation_day"
 
 _VERSIONS: Final = f"""
 CREATE TEMP TABLE versions AS
@@ -43,13 +46,13 @@ WITH documents AS (
   FROM register GROUP BY ALL)
 SELECT r.person, r.status, r.declared_at, r.policy_uri, r.code, r.decision, r.valid_from, r.valid_to, r.period_readable,
   r.delivery = d.newest AS newest, coalesce(d.newest = d.newest_active, false) AS still_active,
-  coalesce(r.status = 'active', false) AND coalesce(r.declared_at > d.revoked_at, d.revoked_at IS NULL)
+  coalesce(r.status = 'active', false) AND (d.revoked_at IS NULL OR coalesce(r.declared_at > d.revoked_at AND {_DECLARED}, false))
     AND coalesce(r.arrival_day >= f.day, true) AS effective
 FROM register r JOIN documents d ON d.document = r.document LEFT JOIN full_exports f ON f.clinic = r.clinic"""
 
-_PERMITS: Final = """
+_PERMITS: Final = f"""
 CREATE TEMP TABLE permits AS
-SELECT person, code, coalesce(declared_at, TIMESTAMP '0001-01-01') AS declared_at, valid_from,
+SELECT person, code, CASE WHEN {_DECLARED} THEN declared_at ELSE TIMESTAMP '0001-01-01' END AS declared_at, valid_from,
   coalesce(valid_to, $evaluation_day) AS valid_to
 FROM versions WHERE newest AND effective AND decision = 'permit' AND period_readable AND code <> '*'"""
 

@@ -22,6 +22,11 @@ ENCOUNTER_CLASSES_UNCOUNTED: Final = (
 )  # fmt: skip
 """Classes of contacts that no indicator counts: HL7 v3 ActEncounterCode, and of version 2 table 0004."""
 
+CONTACT_KINDS_UNCOUNTED: Final = (
+    "begleitperson", "vorstationaer", "nachstationaer", "teilstationaer", "tagesklinik", "nachtklinik",
+)  # fmt: skip
+"""Kontaktarten (`http://fhir.de/CodeSystem/kontaktart-de`) that no indicator counts, whatever their class."""
+
 ADMISSION_TYPES: Final = ("emergency", "other")
 
 CASE_STATUS: Final = ("in-progress", "finished", "planned", "cancelled", "entered-in-error", "unknown")
@@ -89,6 +94,9 @@ POSTAL_CODE_PATTERN: Final = r"^([0-9]{5}|[0-9]{2})$"
 
 # §21 KHEntgG, Anlage: Aufnahmeanlass. B = accompanying person: not a patient.
 AUFNAHMEANLASS: Final = ("E", "Z", "N", "R", "V", "A", "G", "B")
+ADMISSION_REASONS_UNCOUNTED: Final = ("03", "04")
+"""First two digits of the Aufnahmegrund: part of a day (teilstationär), and before a stay that did not come about.
+FHIR says the same by its classes `SS` and `PRENC`."""
 AUFNAHMEGRUND_PATTERN: Final = r"^(0[1-9]|10)[0-9]{2}$"
 ENTLASSUNGSGRUND_PATTERN: Final = r"^[0-9]{2}[0-9]?$"
 

@@ -65,7 +65,8 @@ WITH permits AS (
          'permit' AS decision, valid_from AS period_from, valid_to AS period_to, signed_on AS declared FROM rows),
 denies AS (
   SELECT *, '*' AS code, 'deny' AS decision, withdrawn_on AS period_from, CAST(NULL AS VARCHAR) AS period_to,
-         withdrawn_on AS declared FROM rows WHERE withdrawn_on IS NOT NULL)
+         CASE WHEN moment(signed_on) > moment(withdrawn_on) THEN signed_on ELSE withdrawn_on END AS declared
+  FROM rows WHERE withdrawn_on IS NOT NULL)
 SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
   CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, moment(signed_on)) END
     AS consent_id, 'active' AS status,

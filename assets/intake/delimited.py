@@ -25,6 +25,8 @@ MAX_CELL_CHARACTERS: Final = 4096
 MAX_LINE_BYTES: Final = 1 << 20
 """More than `MAX_FIELDS` cells of `MAX_CELL_CHARACTERS`."""
 BLOCK: Final = 4 * MAX_LINE_BYTES
+BLANKS: Final = " \t\u00a0"
+"""What pads a cell; `landing` looks for an id without them too."""
 _CELL: Final = r'(?:"(?:[^"]|"")*"(?:[^";][^;]*)?|(?:[^";][^;]*)?)'
 _CLOSED_QUOTES: Final = rf"^{_CELL}(?:;{_CELL})*\n$"
 _FORMULA: Final = r"^\s*[=@]|^\t|^[+-].*[^0-9.,]"
@@ -184,7 +186,7 @@ def read_delimited(
 
 
 def _without_hostile(exports: list[Export], table: pa.Table, names: Iterable[str], findings: Findings) -> pa.Table:
-    """`table` without rows in which a cell is a formula or longer than anything real; each becomes a finding."""
+    """`table`, trimmed, without rows in which a cell is a formula or longer than anything real; each becomes a finding."""
     by_id, good = {e.export_id: e for e in exports}, pa.repeat(True, table.num_rows)
     for name in names:
         cells = table.column(name)
@@ -198,7 +200,16 @@ def _without_hostile(exports: list[Export], table: pa.Table, names: Iterable[str
                     export, file, line = row.values()
                     findings.add(by_id[export], rule, "quarantined", file, line, column=name)
                 good = pc.and_not(good, bad)
-    return table.filter(good)
+    return _trimmed(table.filter(good), names)
+
+
+def _trimmed(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """`table` whose cells of `names` begin and end with no blank: a padded id would name nobody, a withdrawal among them."""
+    for name in names:
+        cells = pc.utf8_trim(table.column(name), BLANKS)
+        filled = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
+        table = table.set_column(table.column_names.index(name), name, filled)
+    return table
 
 
 def read_all(

@@ -11,7 +11,13 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from assets.contract.codes import CONSENT_CODE_SYSTEM, ENCOUNTER_CLASSES_UNCOUNTED, until_sql
+from assets.contract.codes import (
+    ADMISSION_REASONS_UNCOUNTED,
+    CONSENT_CODE_SYSTEM,
+    CONTACT_KINDS_UNCOUNTED,
+    ENCOUNTER_CLASSES_UNCOUNTED,
+    until_sql,
+)
 from assets.contract.schemas import CANONICAL
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
@@ -134,7 +140,8 @@ CREATE TEMP VIEW cases AS
 SELECT {_PROVENANCE}, id AS case_id, patient_id,
   CASE WHEN fhir_status IN ('planned', 'finished', 'cancelled', 'entered-in-error', 'in-progress') THEN fhir_status
        WHEN fhir_status IN ('arrived', 'triaged', 'onleave') THEN 'in-progress' WHEN fhir_status = 'unknown' THEN 'unknown' END AS status,
-  CASE WHEN admission_cause = 'B' OR contact_kind = 'begleitperson' THEN 'other'
+  CASE WHEN admission_cause = 'B' OR contact_kind IN {CONTACT_KINDS_UNCOUNTED} THEN 'other'
+       WHEN class_code = 'IMP' AND admission_reason[1:2] IN {ADMISSION_REASONS_UNCOUNTED} THEN 'other'
        WHEN class_code IN ('IMP', 'ACUTE', 'NONAC') THEN 'inpatient'
        WHEN class_code = 'EMER' THEN 'emergency_visit' WHEN class_code IN {ENCOUNTER_CLASSES_UNCOUNTED} THEN 'other' END AS care,
   CASE WHEN class_code = 'EMER' OR admission_cause = 'N' OR admission_reason[4] = '7' THEN 'emergency' ELSE 'other' END

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from assets.intake.bundles import NotTakenApart, put_together, take_apart
 from assets.intake.connector import MANIFEST, Export
-from assets.intake.delimited import header_of
+from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
 from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes, read_text
@@ -93,15 +93,15 @@ named AS (
   FROM (SELECT n, unnest(urls) AS u FROM read WHERE bundle))
 SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = named.kind AND ids.id = named.id"""
 
-_CSV: Final = """
+_CSV: Final = f"""
 WITH read AS (
-  SELECT n, width, patient, chart, [trim(trim(f), '"') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields
+  SELECT n, width, patient, chart, [trim(f, '"' || '{BLANKS}') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields
   FROM lines JOIN (FROM files WHERE kind = 'csv') USING (file)),
 named AS (
   SELECT n, unnest(CASE WHEN len(fields) = width AND (patient > 0 OR chart > 0)
-    THEN [{'kind': 'patient', 'id': CASE WHEN patient > 0 THEN fields[greatest(patient, 1)] END},
-          {'kind': 'case', 'id': CASE WHEN chart > 0 THEN fields[greatest(chart, 1)] END}]
-    ELSE list_concat([{'kind': 'patient', 'id': f} FOR f IN fields], [{'kind': 'case', 'id': f} FOR f IN fields]) END)
+    THEN [{{'kind': 'patient', 'id': CASE WHEN patient > 0 THEN fields[greatest(patient, 1)] END}},
+          {{'kind': 'case', 'id': CASE WHEN chart > 0 THEN fields[greatest(chart, 1)] END}}]
+    ELSE list_concat([{{'kind': 'patient', 'id': f}} FOR f IN fields], [{{'kind': 'case', 'id': f}} FOR f IN fields]) END)
     AS field
   FROM read)
 SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = field.kind AND ids.id = field.id"""

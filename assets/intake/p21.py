@@ -11,6 +11,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
+from assets.contract.codes import ADMISSION_REASONS_UNCOUNTED
 from assets.contract.schemas import CANONICAL
 from assets.intake import consent_csv
 from assets.intake.connector import Export
@@ -68,14 +69,15 @@ CREATE TEMP TABLE fall_rows AS SELECT * FROM fall
 CREATE TEMP TABLE cases AS
 SELECT {_PROVENANCE}, case_id, coalesce(patient_id, case_id) AS patient_id,
   CASE WHEN discharged IS NULL THEN 'in-progress' ELSE 'finished' END AS status,
-  CASE WHEN upper(cause) = 'B' OR upper(segment) = 'PIA' THEN 'other' ELSE 'inpatient' END AS care,
+  CASE WHEN upper(cause) = 'B' OR upper(segment) = 'PIA' OR lpad(reason, 4, '0')[1:2] IN {ADMISSION_REASONS_UNCOUNTED}
+       THEN 'other' ELSE 'inpatient' END AS care,
   CASE WHEN upper(cause) = 'N' OR lpad(reason, 4, '0')[4] = '7' THEN 'emergency' ELSE 'other' END AS admission_type,
   upper(cause) AS admission_cause, CASE WHEN length(reason) = 3 THEN '0' || reason ELSE reason END AS admission_reason,
   p21_day(admitted) AS admitted_on, p21_day(discharged) AS discharged_on,
   CASE WHEN length(discharge_reason) = 1 THEN '0' || discharge_reason
        WHEN length(discharge_reason) = 2 AND merged IS DISTINCT FROM 'J' AND discharge_reason > '29'
        THEN '0' || discharge_reason ELSE discharge_reason END AS discharge_reason,
-  coalesce(discharge_reason LIKE '07%' OR discharge_reason = '79', false) AS died,
+  coalesce(discharge_reason LIKE '07%' OR discharge_reason IN ('7', '79'), false) AS died,
   try_cast(age AS SMALLINT) AS age_years,
   (SELECT regexp_replace(first(f.department ORDER BY f.entered), '^(HA|BA|BE)', '') FROM fab f
     WHERE f.clinic = fall_rows.clinic AND f.export_id = fall_rows.export_id AND f.case_id = fall_rows.case_id)
@@ -93,7 +95,7 @@ QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, coalesce(patient_id
   ORDER BY export_id DESC, source_line DESC) = 1;
 CREATE TEMP TABLE diagnoses AS
 SELECT {", ".join("i." + c for c in _PROVENANCE.split(", "))}, i.case_id, coalesce(f.patient_id, f.case_id) AS patient_id,
-  dotted_icd(regexp_replace(upper(i.code), '[^A-Z0-9.]', '', 'g')) AS icd_code,
+  dotted_icd(rtrim(regexp_replace(upper(i.code), '[^A-Z0-9.]', '', 'g'), '.')) AS icd_code,
   CASE WHEN upper(i.kind) = 'HD' THEN 'principal' WHEN upper(i.kind) IN ('ND', 'SD') THEN 'secondary' ELSE 'other' END
     AS role, i.certainty
 FROM icd i JOIN fall_rows f USING (clinic, export_id, case_id) WHERE i.code IS NOT NULL;

@@ -35,7 +35,8 @@ CREATE TEMP TABLE newest AS SELECT * FROM visits
     OR case_id IS NULL;
 CREATE TEMP TABLE cases AS
 SELECT {_PROVENANCE}, case_id, patient_id, 'finished' AS status,
-  CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency_visit' ELSE 'other' END AS care,
+  CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency_visit'
+       WHEN lower(visit_type) IN ('planned', 'geplant') THEN 'other' END AS care,
   CASE WHEN lower(visit_type) IN ('emergency', 'notfall') THEN 'emergency' ELSE 'other' END AS admission_type,
   CAST(NULL AS VARCHAR) AS admission_cause, CAST(NULL AS VARCHAR) AS admission_reason,
   day(visited_on) AS admitted_on, CASE WHEN left_on IS NULL THEN day(visited_on) ELSE day(left_on) END AS discharged_on,
@@ -58,7 +59,7 @@ WITH codes AS (
   UNION ALL
   SELECT {_PROVENANCE}, case_id, patient_id, unnest(regexp_split_to_array(trim(further_diagnoses), '[ ,]+')), 'secondary'
   FROM newest WHERE further_diagnoses IS NOT NULL)
-SELECT {_PROVENANCE}, case_id, patient_id, dotted(regexp_replace(upper(code), '[^A-Z0-9.]', '', 'g')) AS icd_code, role,
+SELECT {_PROVENANCE}, case_id, patient_id, dotted(rtrim(regexp_replace(upper(code), '[^A-Z0-9.]', '', 'g'), '.')) AS icd_code, role,
   CAST(NULL AS VARCHAR) AS certainty
 FROM codes WHERE code IS NOT NULL AND code <> '';
 """

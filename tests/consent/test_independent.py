@@ -145,6 +145,10 @@ def naive(
         at: datetime = r["declared_at"] or datetime.max
         return at.replace(hour=23, minute=59, second=59) if at.time() == time.min else at
 
+    def signed(r: dict[str, Any]) -> datetime | None:
+        """When a permit was declared: a day that has not come is no day."""
+        return r["declared_at"] if r["declared_at"] and r["declared_at"].date() <= TODAY else None
+
     documents: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         documents[row["consent_id"]].append(row)
@@ -162,7 +166,7 @@ def naive(
                 continue
             if full_day and r["arrival_day"] < full_day:
                 continue  # gone from the newest full export
-            if ended and (r["declared_at"] is None or r["declared_at"] <= max(ended)):
+            if ended and (signed(r) is None or signed(r) <= max(ended)):
                 continue  # revoked, and not declared anew
             grants.append(r)
         if any(r["status"] == "active" for r in now):
@@ -180,7 +184,7 @@ def naive(
         for g in grants:
             if g["code"] != code or not g["valid_from"] <= day <= (g["valid_to"] or TODAY):
                 continue
-            declared = g["declared_at"] or datetime.min
+            declared = signed(g) or datetime.min
             if of_age and day >= of_age[0] and declared <= of_age[1]:
                 continue  # a guardian signed it
             if not any(refuses(r, code, day) and since(r) >= declared for r in refusals):

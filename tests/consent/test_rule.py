@@ -446,3 +446,13 @@ def test_decisions_on_the_real_input_as_worked_out_by_hand(shared: Path):
             "studien-patient-1",
         )
     }  # fmt: skip
+
+
+def test_a_permit_of_a_day_that_has_not_come_outlives_no_denial():
+    """A slip of the year, 2052 for 2025, would else override every withdrawal until then."""
+    slip = permits(declared_at=datetime(2052, 1, 1))
+    assert reason(slip) == "permitted"
+    assert reason(slip + deny(valid_from=date(2025, 3, 1), valid_to=None)) == "withdrawn"
+    revoked = permits(status="inactive", arrival_day=date(2025, 1, 2))
+    assert reason(revoked + permits(arrival_day=date(2025, 1, 3), declared_at=datetime(2052, 1, 1))) != "permitted"
+    assert reason(revoked + permits(arrival_day=date(2025, 1, 3), declared_at=datetime(2025, 6, 1, 9))) == "permitted"

@@ -442,6 +442,9 @@ def test_a_consent_that_ends_on_a_day_on_which_nobody_comes_takes_the_patient_al
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
 
 
+PADDED = (" 1 ", '" 1"', "1\t", "\u00a01\u00a0")
+
+
 def test_erasing_spares_others_with_similar_ids(lake: Lake):
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
@@ -453,6 +456,10 @@ def test_erasing_spares_others_with_similar_ids(lake: Lake):
     assert (folder / "mixed.ndjson").read_text() == "".join(json.dumps(r) + "\n" for r in (rows[1], rows[2], rows[4]))
     assert (folder / "FALL.csv").read_text() == FALL + "1;;1970;w;64297;202412300800;E;1;11\n" and erased.lines == 4
     assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == 0
+    (folder / "FALL.csv").write_text(
+        FALL + "".join(f"9;;1970;w;64297;202412300800;E;1;{who}\n" for who in PADDED), "utf-8"
+    )
+    assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == len(PADDED)
 
 
 def test_what_no_reader_takes_goes_without_being_looked_at(lake: Lake, monkeypatch: pytest.MonkeyPatch):

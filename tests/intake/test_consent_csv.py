@@ -119,3 +119,33 @@ def test_a_document_is_what_a_patient_signed_at_a_time_whatever_it_permits(read)
     assert findings == []
     of_line = [{r["consent_id"] for r in rows if r["source_line"] == n} for n in (2, 3, 4, 5)]
     assert of_line[0] == of_line[1] and len(set.union(*of_line)) == 3
+
+
+def test_a_withdrawal_before_the_signature_that_it_stands_beside_takes_that_signature_back(read):
+    """A slip of the year in `withdrawn_on` must not leave the document that was withdrawn the later word."""
+    rows, _ = read(";p1;2024-11-02;6 7 8;2024-11-02;;2023-12-01\n")
+    (deny,) = (r for r in rows if r["decision"] == "deny")
+    assert (deny["declared_at"].date(), deny["valid_from"]) == (date(2024, 11, 2), date(2023, 12, 1))
+
+
+@pytest.mark.parametrize("padded", [" {} ", '" {}"', "\u00a0{}\u00a0", "{}\t"])
+def test_a_padded_cell_says_what_it_says_without_the_blanks(read, padded: str):
+    """Else the withdrawal of ` p1` would name nobody."""
+    cells = ("p1", "2024-11-02", "6 7 8", "2024-11-02", "", "2025-04-21")
+    rows, findings = read(" ;" + ";".join(padded.format(c) if c else " " for c in cells) + "\n")
+    assert findings == []
+    assert {(r["patient_id"], r["decision"], r["valid_to"], r["period_readable"]) for r in rows} == {
+        ("p1", "permit", None, True), ("p1", "deny", None, True)
+    }  # fmt: skip
+
+
+def test_a_kind_of_visit_that_is_none_is_not_taken_for_planned(city: City, tmp_path: Path):
+    """It would be read as a visit that nobody counts, and lost without a word."""
+    kinds = ("Notfall", " emergency ", "geplant", "Notfälle", "N")
+    rows = (f"v{n};p{n};w;2025-01-05;{kind};1980;I48.-\n" for n, kind in enumerate(kinds))
+    head = "case_id;patient_id;sex;visited_on;visit_type;birth_date;principal_diagnosis\n"
+    (tmp_path / "practice.csv").write_text(head + "".join(rows))
+    tables, _ = read_exports([Export(city.clinic("praxisnetz"), DAY, "x", tmp_path)], city)
+    care = [c["care"] for c in tables["cases"].sort_by("case_id").to_pylist()]
+    assert care == ["emergency_visit", "emergency_visit", "other", None, None]
+    assert set(tables["diagnoses"].column("icd_code").to_pylist()) == {"I48"}

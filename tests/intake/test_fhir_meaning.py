@@ -430,3 +430,21 @@ def test_a_patient_whose_record_was_replaced_is_nobody_any_more(read: Callable):
     tables = read(merged, survives, ENCOUNTER)
     assert tables["persons"].column("patient_id").to_pylist() == ["q"]
     assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("patient_replaced", 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "care"),
+    [
+        ("teilstationaer", None, "other"), ("vorstationaer", None, "other"), ("nachstationaer", None, "other"),
+        ("normalstationaer", None, "inpatient"), (None, "03", "other"), (None, "04", "other"), (None, "01", "inpatient"),
+    ],
+)  # fmt: skip
+def test_a_stay_of_part_of_a_day_is_no_inpatient_case_whatever_its_class(read, kind, reason, care: str):
+    """As in the set of §21: what a hospital delivers in two formats counts alike."""
+    more: dict[str, Any] = {}
+    if kind:
+        more["type"] = [{"coding": [{"system": "http://fhir.de/CodeSystem/kontaktart-de", "code": kind}]}]
+    if reason:
+        part = {"url": "ErsteUndZweiteStelle", "valueCoding": {"code": reason}}
+        more["extension"] = [{"url": "http://fhir.de/StructureDefinition/Aufnahmegrund", "extension": [part]}]
+    assert read(PATIENT, ENCOUNTER | more)["cases"].column("care").to_pylist() == [care]

@@ -268,3 +268,16 @@ def test_contacts_of_departments_are_left_out_on_purpose_and_not_unread(lake: La
     for day in (DAY, DAY + timedelta(1)):
         pull(lake, city, [day], TODAY)
         assert stage.read(lake, city, [day])["unread"] == {"klinik-nord": 0.25}
+
+
+def test_a_stay_of_part_of_a_day_is_no_inpatient_case_and_an_eaten_zero_hides_no_death(
+    lake: Lake, city: City, deliver: Deliver
+):
+    head = "KH-internes-Kennzeichen;Geschlecht;Aufnahmedatum;Aufnahmegrund;Entlassungsdatum;Entlassungsgrund\n"
+    stays = (("0101", "079"), ("301", "011"), ("0301", "011"), ("0407", "011"), ("", "7"), ("0801", "79"))
+    rows = (f"{n};w;202501050800;{reason};202501060900;{end}\n" for n, (reason, end) in enumerate(stays))
+    deliver("hospital-sued", DAY, {"FALL.csv": head + "".join(rows)})
+    pull(lake, city, [DAY], TODAY)
+    cases = read_exports(landed(lake, city, [DAY]), city)[0]["cases"].sort_by("case_id").to_pylist()
+    assert [c["care"] for c in cases] == ["inpatient", "other", "other", "other", "inpatient", "inpatient"]
+    assert [c["died"] for c in cases] == [True, False, False, False, True, True]
