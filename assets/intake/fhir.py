@@ -73,6 +73,10 @@ def check(export: Export) -> None:
     # A bulk export in which nothing changed holds its scope file alone.
     if not any(kind_of(f) or f.name == SCOPE_FILE for f in export.files()):
         raise RejectedExport("no_known_file")
+    for about in (f for f in export.files() if f.name == SCOPE_FILE):
+        with about.open("rb") as file:
+            if b'"resourceType"' in file.read(1 << 16):
+                raise RejectedExport("name_taken", about)
 
 
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
@@ -153,6 +157,9 @@ FROM "Encounter" WHERE {_IS_CASE};
 # A contact that belongs to a case delivered on another day is no fault, so a file is named once, by its first.
 _OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Encounter"
 WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
+
+# Findings coded otherwise stand beside German diagnoses too: a file is named once, by its first.
+_OTHER_CODES: Final = 'SELECT file, min(source_line) AS source_line FROM "Condition" WHERE code IS NULL GROUP BY file'
 
 PERSONS_SQL: Final = f"""
 CREATE TEMP TABLE replaced_since AS SELECT id AS patient_id, max(arrival_day) AS day FROM "Patient" WHERE replaced GROUP BY id;
@@ -354,6 +361,7 @@ def read(
             tables["persons"] = con.execute(OWN_PERSONS_SQL).to_arrow_table().cast(CANONICAL["persons"])
         load(con, case_rows=tables["cases"].select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
         loader.load("Condition", FIELDS["Condition"])
+        loader.note("diagnosis_not_icd_10_gm", _OTHER_CODES)
         loader.keep_newest("Condition")
         con.execute(_ICD_SQL)
         loader.drop("Condition")

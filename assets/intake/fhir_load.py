@@ -81,7 +81,7 @@ resolved AS (
 SELECT $file, l.place, l.kind, coalesce(l.own, l.uuid), coalesce(r.resource, l.resource) FROM listed l LEFT JOIN resolved r USING (place)
 """
 _NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
-TOLD_ONLY: Final = ("rows_of_no_case",)
+TOLD_ONLY: Final = ("rows_of_no_case", "diagnosis_not_icd_10_gm")
 """Rules of lines that may be right: what is in them may count with another delivery."""
 DELETED: Final = "deleted"
 OUTCOME: Final = "OperationOutcome"

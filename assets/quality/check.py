@@ -62,6 +62,8 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "consent_of_case_elsewhere": ("The consent names a case that this delivery does not hold; it is looked for in earlier ones.", "Nothing if the case was delivered before; else deliver both together."),
     "case_repeated": ("The case stands again further down with something else in the row; the last one counts, this one does not.", "Give each case its own number; look for cells that were filled down."),
     "rows_of_no_case": ("From this line on there are rows whose case is not in the set; they count nowhere.", "Nothing if their case comes in another delivery; else compare the numbers of the cases: spreadsheets eat leading zeros."),
+    "diagnosis_not_icd_10_gm": ("From this line on there are diagnoses without a code of ICD-10-GM; they count nowhere.", "Nothing if the cases' diagnoses are coded beside them; else deliver them in `http://fhir.de/CodeSystem/bfarm/icd-10-gm`."),
+    "name_taken": ("export.json says what a bulk export holds; resources in a file of that name are not read.", "Give the Bundle another name."),
     "patient_replaced": ("Another record replaces this patient's (link `replaced-by`), so nothing of it is used.", "Let contacts and consents refer to the patient that replaces it."),
     "csv_unreadable": ("The file is not a table of separated values.", "Separate by ; with one row a line."),
     "wrong_number_of_fields": ("The row has more or fewer fields than the header.", "Look for ; or line breaks in a field."),

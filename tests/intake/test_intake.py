@@ -127,6 +127,7 @@ def test_a_truncated_line_is_a_finding_with_its_line_and_the_rest_is_read(lake: 
     [
         ("klinik-nord", {"Patient.ndjson": '{"name":"Müller"}'.encode("latin-1")}, "encoding_not_utf8"),
         ("klinik-nord", {"readme.txt": "hello"}, "no_known_file"),
+        ("klinik-nord", {"export.json": '{"resourceType": "Bundle", "entry": []}'}, "name_taken"),
         ("hospital-sued", {"ICD.csv": "KH-internes-Kennzeichen;ICD-Kode\n"}, "fall_csv_missing"),
         ("hospital-sued", {"FALL.csv": "KH-internes-Kennzeichen;Geschlecht\n1;m\n"}, "header_misses_admitted"),
         ("praxisnetz", {"practice.csv": b"\x00\x01\x02"}, "encoding_unreadable"),
@@ -216,6 +217,8 @@ def test_a_foreign_export_is_read_and_holds_no_consent(lake: Lake, city: City, s
     tables, rejected = read_exports(landed(lake, city, [DAY]), city)
     assert rejected == {} and tables["cases"].num_rows == 1215
     assert tables["consent_provisions"].num_rows == 0 and tables["diagnoses"].num_rows == 0
+    found = [(f["severity"], f["rule"], f["source_file"], f["source_line"]) for f in tables["findings"].to_pylist()]
+    assert found == [("info", "diagnosis_not_icd_10_gm", "Condition.000.ndjson", 1)]
 
 
 def test_an_error_in_the_city_file_names_its_line(tmp_path: Path):
