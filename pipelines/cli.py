@@ -53,7 +53,17 @@ class Commands(TyperGroup):
             fail(said)
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, cls=Commands, pretty_exceptions_show_locals=False)
+HELP = """From consented clinic exports to differentially private health indicators.
+
+DIGITALSTADT_CITY names the city file (default: the shipped Darmstadt), DIGITALSTADT_DATA the data root (default: data),
+DIGITALSTADT_KEYS the key folder (default: ~/.config/digitalstadt-health/ and the key of the city), DAGSTER_HOME the
+folder of Dagster's state.
+
+Exit code 0: done; 1: a problem was found, and is named; 2: wrong use. What to do then: docs/runbook.md.
+"""
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, cls=Commands, pretty_exceptions_show_locals=False
+)
 app.add_typer(ledger_cli.ledger_app, name="ledger")
 app.command("check-export")(check_cli.check_export)
 app.command("decisions")(consent_cli.decisions)
@@ -66,6 +76,7 @@ web_cli.register(app)
 operation_cli.register(app)
 out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_DAY: Any = {"formats": ["%Y-%m-%d"], "metavar": "YYYY-MM-DD"}
 
 
 def fail(message: str) -> NoReturn:
@@ -103,7 +114,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Writes inbox/ and truth/ into it.")] = Path("data"),
     patients: Annotated[int, typer.Option(min=1_000, max=5_000_000, help="Residents of the city.")] = 160_000,
     days: Annotated[int, typer.Option(min=7, max=4_000, help="Delivery days from the city's start.")] = 395,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same city.")] = 1,
     dirt: Annotated[float, typer.Option(min=0, max=1, help="Share of cases with a fault.")] = 0.01,
     as_json: Json = False,
 ) -> None:
@@ -155,13 +166,13 @@ def _days(
 
 @app.command()
 def run(
-    day: Annotated[datetime | None, typer.Option("--day", formats=["%Y-%m-%d"], help="Default: yesterday.")] = None,
-    first: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"])] = None,
-    last: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"])] = None,
+    day: Annotated[datetime | None, typer.Option("--day", help="One day. Default: yesterday.", **_DAY)] = None,
+    first: Annotated[datetime | None, typer.Option("--from", help="First day of a range.", **_DAY)] = None,
+    last: Annotated[datetime | None, typer.Option("--to", help="Last day, inclusive.", **_DAY)] = None,
     demo: Annotated[bool, typer.Option("--demo", help="The days of the demo city; compare with its truth.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run one arrival day, or a range of them as one run, from the inboxes to open data."""
+    """Run one arrival day, or a range of them as one run, from the inboxes to open data. Safe to repeat and to stop."""
     from pipelines import runner
     from pipelines.summary import accuracy, summarise
 

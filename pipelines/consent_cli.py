@@ -18,7 +18,7 @@ from pipelines.environments import current, key_folder
 
 def decisions(
     day: Annotated[
-        str | None, typer.Option("--day", help="Last arrival day of a run (YYYY-MM-DD). Default: the newest.")
+        str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="Last arrival day of a run. Default: the newest.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

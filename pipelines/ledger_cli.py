@@ -100,7 +100,9 @@ def show(as_json: Json = False) -> None:
 
 @ledger_app.command(name="correct")
 def correct_week(
-    day: Annotated[datetime, typer.Argument(formats=["%Y-%m-%d"], help="Any day of the week that was wrong.")],
+    day: Annotated[
+        datetime, typer.Argument(formats=["%Y-%m-%d"], help="Any day (YYYY-MM-DD) of the week that was wrong.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Spend it without asking.")] = False,
 ) -> None:
     """Measure a week again whose data were wrong, paid from the reserve for corrections. Published with the next run."""

@@ -85,7 +85,9 @@ def status(as_json: Json = False) -> None:
 
 
 def health(
-    daemons: Annotated[bool, typer.Option(help="Also ask Dagster whether its daemons are alive.")] = False,
+    daemons: Annotated[
+        bool, typer.Option(help="Also ask Dagster (DAGSTER_HOME) whether its daemons are alive.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """For monitoring: exit code 0 where the service can do its work now, else 1. Says why in one line each."""
@@ -133,10 +135,10 @@ def alert_test() -> None:
 
 
 def prune(
-    days: Annotated[int, typer.Option(min=28, help="Keep the history of so many days.")] = 400,
+    days: Annotated[int, typer.Option(min=28, help="Runs that ended within so many days stay.")] = 400,
     as_json: Json = False,
 ) -> None:
-    """Remove old runs from Dagster's history. The state of each day, of data and of the ledger stays as it is."""
+    """Remove old runs from Dagster's history (DAGSTER_HOME). The state of each day, of data and of the ledger stays."""
     import dagster as dg
 
     from pipelines.maintenance import prune_history

@@ -22,7 +22,7 @@ from pipelines.environments import current, key_folder
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
 keys_app = typer.Typer(
-    help="Create the key files outside the repository, where they are missing; or rotate them.",
+    help="Create the key files in the key folder, where they are missing; or rotate them.",
     invoke_without_command=True,
 )
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
@@ -88,7 +88,7 @@ def restore(
         bool, typer.Option("--ledger-lost", help="Put an older ledger in place, to be read only.")
     ] = False,
 ) -> None:
-    """Put a backup in the place of the confidential zone. Refused where budget could be spent twice."""
+    """Put a backup in the place of the confidential zone, which is kept beside it. Refused where budget could be spent twice."""
     city, lake = _open()
     try:
         done = recovery.restore(lake, city, file, ledger_lost)
@@ -104,7 +104,7 @@ def restore(
 
 @audit_app.command("show")
 def show(
-    event: Annotated[str | None, typer.Option("--event", help="Only events of this name.")] = None,
+    event: Annotated[str | None, typer.Option("--event", help="Only events of this name, such as erasure.")] = None,
     last: Annotated[int, typer.Option("--last", min=1, help="Only the newest ones.")] = 50,
     as_json: Json = False,
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from rich.progress import Progress
 from typer.testing import CliRunner, Result
@@ -27,6 +30,27 @@ def call(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return CliRunner().invoke(app, [str(a) for a in arguments], input=read)
 
     return run
+
+
+def commands(command: Any, name: str = "digitalstadt") -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for sub in getattr(command, "commands", {}).values():
+        yield from commands(sub, f"{name} {sub.name}")
+
+
+def test_every_command_and_every_word_of_it_says_what_it_is():
+    found = dict(commands(typer.main.get_command(app)))
+    assert len(found) > 25 and all(c.help for c in found.values()), "each command has a help"
+    silent = [f"{name} {p.name}" for name, c in found.items() for p in c.params if not p.help]
+    assert silent == []
+    unshaped = [f"{name} {p.name}" for name, c in found.items() for p in c.params if "%" in str(p.metavar)]
+    assert unshaped == []
+
+
+def test_the_first_help_names_the_variables_and_the_exit_codes(call):
+    said = call("--help").output
+    for word in ("DIGITALSTADT_CITY", "DIGITALSTADT_DATA", "DIGITALSTADT_KEYS", "DAGSTER_HOME", "Exit code 0"):
+        assert word in said
 
 
 @pytest.mark.parametrize(
