@@ -20,7 +20,7 @@ from assets.lake.progress import finished_days, mark_finished, reopen, stretches
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.late_exports import changed_folders
-from pipelines.nightly import not_there_yet, wanted
+from pipelines.nightly import not_there_yet, one_run, wanted
 
 START = date(2024, 12, 30)
 NIGHT = datetime(2025, 1, 10, 3, 30, tzinfo=ZoneInfo("Europe/Berlin"))
@@ -86,6 +86,29 @@ def test_a_day_that_failed_is_asked_for_again_by_the_next_night(environment: Env
     again = ask_nightly(environment, instance, NIGHT + timedelta(days=1))
     assert asked(again) == [("2024-12-30", "2025-01-10")]
     assert again.run_requests[0].run_key != tick.run_requests[0].run_key
+
+
+def test_a_stage_that_is_started_by_itself_marks_no_day_as_done(
+    environment: Environment, instance: dg.DagsterInstance, deliver: Callable[..., Path], monkeypatch: Any
+):
+    def alone(asset: str) -> dg.ExecuteInProcessResult:
+        return build_definitions(environment).resolve_job_def(JOB).execute_in_process(
+            instance=instance, partition_key=str(START), asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+        )  # fmt: skip
+
+    tags = one_run((START, START), "nightly", "x").tags
+    for suffix in ("", "-second"):  # a day that never ran, and one that is done and gets another export
+        deliver(
+            "klinik-nord", START, {"Patient.ndjson": [{"resourceType": "Patient", "id": f"p{suffix}"}]}, suffix=suffix
+        )
+        with monkeypatch.context() as broken:
+            broken.setattr("assets.intake.kernel.read", lambda *_: 1 / 0)
+            assert not execute(environment, instance, tags).success
+        for asset in ("noisy_measurements", "open_data"):
+            assert "NotStaged" in str(alone(asset).get_step_failure_events())
+        assert finished_days(environment.data_root) == set()
+        assert execute(environment, instance, tags).success and finished_days(environment.data_root) == {START}
+        assert alone("open_data").success
 
 
 def test_yesterday_is_that_of_the_city_on_changes_of_clocks_and_leap_days(

@@ -5,6 +5,7 @@ import dagster as dg
 from assets.contract.schemas import PSEUDONYMISED_CASES
 from assets.guard import value_free
 from assets.identity import stage
+from assets.lake.progress import STORED, mark_finished
 from assets.metadata import Lineage, column_schema, described
 from assets.partitions import BACKFILL, days_of
 from assets.resources import Site
@@ -49,7 +50,9 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def pseudonymised_cases(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("identity"):
-            summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
+            lake, days = site.lake(), days_of(context)
+            summary = stage.run(lake, site.city(), days, site.engine())
+            mark_finished(lake.root, days, STORED)
         return dg.MaterializeResult(metadata=summary | LINEAGE.metadata())
 
     return [pseudonymised_cases]

@@ -27,7 +27,7 @@ from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
 from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
-from assets.lake.progress import reopen
+from assets.lake.progress import NotStaged, reopen
 
 CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
 """The days on which a clinic delivered consents, be they none, and not changes only: told from its files."""
@@ -40,10 +40,6 @@ ENOUGH_LINES: Final = 20
 REFUSED: Final = "refused_exports"
 """Record: arrival day → clinic → why its export could not be used, where none of that day could."""
 _KEPT_DAYS: Final = 400
-
-
-class NotStaged(FileNotFoundError):
-    """A stage was run without the one before it."""
 
 
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:

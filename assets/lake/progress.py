@@ -1,4 +1,4 @@
-"""Which arrival days are done: gone through every stage to publication. One small record, no key needed.
+"""Which arrival days are done: gone through every stage to publication. Small records, no key needed.
 
 Dagster knows it too, but forgets it with its history; the data root must be able to say it on its own. Not
 here: what a stage did with a day.
@@ -14,11 +14,19 @@ from typing import Final
 
 from assets.lake.files import atomic_write, make_directory
 
-RECORD: Final = Path("confidential") / "records" / "finished_days.json"
+RECORDS: Final = Path("confidential") / "records"
+FINISHED: Final = "finished_days"
+STORED: Final = "stored_days"
+MEASURED: Final = "measured_days"
+"""How far a day has come. An interface may start any stage by itself: what was left out must not pass as done."""
 ONE_DAY: Final = timedelta(days=1)
 
 Stretch = tuple[date, date]
 """First and last day of an unbroken stretch of days."""
+
+
+class NotStaged(FileNotFoundError):
+    """A stage was run without the one before it."""
 
 
 def stretches(days: Iterable[date]) -> list[Stretch]:
@@ -37,9 +45,9 @@ def days_between(first: date, last: date) -> list[date]:
     return [first + timedelta(n) for n in range((last - first).days + 1)]
 
 
-def finished_days(root: Path) -> set[date]:
-    """Arrival days that are done in the data root `root`."""
-    path = root / RECORD
+def finished_days(root: Path, mark: str = FINISHED) -> set[date]:
+    """Arrival days that are done in the data root `root`, or that came as far as `mark`."""
+    path = root / RECORDS / f"{mark}.json"
     pairs = json.loads(path.read_bytes()) if path.exists() else []
     return {day for first, last in pairs for day in days_between(date.fromisoformat(first), date.fromisoformat(last))}
 
@@ -48,15 +56,23 @@ def _text(days: Iterable[date]) -> bytes:
     return json.dumps([[str(first), str(last)] for first, last in stretches(days)]).encode()
 
 
-def mark_finished(root: Path, days: Sequence[date]) -> None:
-    """Remember that `days` are done."""
-    path = root / RECORD
-    make_directory(path.parent)
-    atomic_write(path, _text(finished_days(root) | set(days)))
+def mark_finished(root: Path, days: Sequence[date], mark: str = FINISHED) -> None:
+    """Remember that `days` are done, or came as far as `mark`."""
+    make_directory(root / RECORDS)
+    atomic_write(root / RECORDS / f"{mark}.json", _text(finished_days(root, mark) | set(days)))
+
+
+def require_passed(root: Path, days: Sequence[date], mark: str) -> None:
+    """Raise `NotStaged` where one of `days` neither came as far as `mark` since something was taken for it, nor is done."""
+    if missing := set(days) - finished_days(root, mark) - finished_days(root):
+        raise NotStaged(
+            f"{len(missing)} days, the first is {min(missing)}, did not go through the stages before this one"
+        )
 
 
 def reopen(root: Path, days: Sequence[date]) -> None:
     """Forget that `days` are done, because something new was taken for them; unknown ones are fine."""
-    left = finished_days(root)
-    if left & set(days):
-        atomic_write(root / RECORD, _text(left - set(days)))
+    for mark in (FINISHED, MEASURED, STORED):
+        left = finished_days(root, mark)
+        if left & set(days):
+            atomic_write(root / RECORDS / f"{mark}.json", _text(left - set(days)))

@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets.contract.schemas import EVENTS
 from assets.guard import value_free
+from assets.lake.progress import MEASURED, STORED, mark_finished, require_passed
 from assets.metadata import Lineage, column_schema, counts_table, described
 from assets.partitions import BACKFILL, days_of
 from assets.privacy import stage
@@ -39,7 +40,10 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     )
     def noisy_measurements(context: dg.AssetExecutionContext, site: Site) -> dg.MaterializeResult:
         with value_free("privacy"):
-            summary = stage.run(site.lake(), site.city(), days_of(context), site.engine())
+            lake, days = site.lake(), days_of(context)
+            require_passed(lake.root, days, STORED)
+            summary = stage.run(lake, site.city(), days, site.engine())
+            mark_finished(lake.root, days, MEASURED)
         rows = [
             f"| {scope} | {w['epsilon']:.3f} | {w['spent']} | {w['share_of_budget']:.1%} |"
             for scope, w in summary["windows"].items()

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.guard import value_free
-from assets.lake.progress import mark_finished
+from assets.lake.progress import MEASURED, mark_finished, require_passed
 from assets.metadata import Lineage, column_schema, counts_table, described, picture
 from assets.partitions import BACKFILL, days_of
 from assets.publication import stage
@@ -49,6 +49,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
         with value_free("publication"):
             lake = site.lake()
             city = site.city()
+            require_passed(lake.root, days_of(context), MEASURED)
             summary, frames = stage.run(lake, city)
             mark_finished(lake.root, days_of(context))
             metadata = {
