@@ -213,7 +213,10 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     hook.answer = 200
     assert watch(instance, site, city, JOB) == (2, [])
     by_kind = {d["kind"]: d for d in hook.taken}
-    assert "exports_readable: 1 of 1 exports rejected" in by_kind["delivery_refused"]["what"]
+    assert (
+        "exports_readable: 1 of 1 exports rejected; praxisnetz: header_misses_case_id 1"
+        in by_kind["delivery_refused"]["what"]
+    )
     assert by_kind["run_failed"]["what"].startswith("2024-12-31: consent stopped: ValueError: its message is withheld")
     assert by_kind["run_failed"]["run"] == f"https://desk.example.org/runs/{failed.run_id}"
     lake.write_record(stage.REFUSED, {str(datetime.now().date()): {"praxisnetz": "csv_unreadable"}})

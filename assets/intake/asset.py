@@ -108,6 +108,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
             summary = stage.read(site.lake(), city, days_of(context), site.engine())
         unread = {clinic: s for clinic, s in summary["unread"].items() if s > city.operation.max_quarantined_share}
         lines = "".join(f"; {clinic}: {share:.0%} of a file's lines unreadable" for clinic, share in unread.items())
+        refused = "".join(f"; {clinic}: {rule} {n}" for (clinic, rule), n in sorted(summary["rejected_of"].items()))
         return dg.MaterializeResult(
             metadata={
                 "rows": counts_table("table", summary["rows"]),
@@ -122,7 +123,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
                     check_name="exports_readable",
                     passed=not summary["rejected"] and not unread,
                     severity=dg.AssetCheckSeverity.ERROR,
-                    description=f"{sum(summary['rejected'].values())} of {summary['exports']} exports rejected{lines}",
+                    description=f"{sum(summary['rejected'].values())} of {summary['exports']} exports rejected{refused}{lines}",
                     metadata={
                         "rejected": shares_table("rule", summary["rejected"], max(summary["exports"], 1)),
                         "rejected_exports": sum(summary["rejected"].values()),

@@ -83,6 +83,7 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     return {
         "exports": len(exports),
         "rejected": dict(Counter(rejected.values())),
+        "rejected_of": Counter((e.clinic.key, rejected[e.export_id]) for e in exports if e.export_id in rejected),
         "rows": {name: table.num_rows for name, table in tables.items()},
         "cases_by_clinic": {
             v["values"]: v["counts"] for v in pc.value_counts(tables["cases"].column("clinic")).to_pylist()
