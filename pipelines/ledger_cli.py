@@ -139,7 +139,7 @@ def verify(
     """Check the hash chain, every cap, that each value was paid for, and that nothing seen or published is missing."""
     city, lake, ledger = _open()
     try:
-        problems = [*ledger.verify(), *gaps(lake, city, ledger, published)]
+        problems = ledger.verify() or list(gaps(lake, city, ledger, published))
     except LedgerBehind as error:
         problems = [str(error)]
     if as_json:

@@ -117,7 +117,8 @@ def money(lake: Lake, city: City) -> Iterator[Alert]:
     """Ledger that does not verify, is older than what was published, or does not answer; windows that are paused."""
     try:
         ledger = open_ledger(lake, city)
-        problems, windows = ledger.verify() or list(gaps(lake, city, ledger)), ledger.windows()
+        problems = ledger.verify() or list(gaps(lake, city, ledger))
+        windows = {} if problems else ledger.windows()
     except Exception as error:
         kind = kind_of(error)
         if kind not in _TOLD:
@@ -201,9 +202,10 @@ def problems(
 
 
 def _windows(lake: Lake, city: City) -> dict[str, Window]:
-    """The ledger's windows; none where it cannot be asked, which `money` tells."""
+    """The ledger's windows; none where it cannot be asked or does not verify, which `money` tells."""
     try:
-        return open_ledger(lake, city).windows()
+        ledger = open_ledger(lake, city)
+        return {} if ledger.verify() else ledger.windows()
     except Exception as error:
         if kind_of(error) in _TOLD:
             return {}

@@ -21,7 +21,7 @@ from assets.lake.lake import Lake
 from assets.lake.witness import Head
 from assets.lake.zone import open_zone
 from assets.privacy.ledger import Ledger
-from assets.privacy.ledger_store import GENESIS
+from assets.privacy.ledger_store import GENESIS, LedgerBroken
 
 FILE: Final = "ledger.json"
 LOG: Final = "ledger"
@@ -107,7 +107,12 @@ def gaps(lake: Lake, city: City, ledger: Ledger, published: Path | None = None) 
 
 
 def require_newest(lake: Lake, city: City, ledger: Ledger) -> None:
-    """Raise `LedgerBehind` where anything that was measured or published is missing in `ledger`."""
+    """Raise `LedgerBehind` where anything that was measured or published is missing in `ledger`.
+
+    Raises `LedgerBroken` where it does not even verify: nothing may be paid from sums that somebody changed.
+    """
+    if problems := ledger.verify():
+        raise LedgerBroken(f"the ledger does not verify, nothing was measured or published: {'; '.join(problems)}")
     if found := list(gaps(lake, city, ledger)):
         raise LedgerBehind(f"{'; '.join(found)}: {_REMEDY}")
 

@@ -308,14 +308,19 @@ class Ledger:
 
     def verify(self) -> list[str]:
         """Problems found: broken hash chain, changed entry, cap passed, commit of what was not reserved so."""
-        problems, previous, expected = [], GENESIS, 1
-        windows: dict[str, Window] = defaultdict(Window)
-        asked: dict[str, list[Any]] = {}
         try:
             with self.store.read() as execute:
                 rows = execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq")
+            return self._problems(rows)
         except LedgerBroken as error:
             return [str(error)]
+        except TypeError:
+            return ["an entry holds a number in the place of a text, or the reverse: it was changed"]
+
+    def _problems(self, rows: Sequence[tuple[Any, ...]]) -> list[str]:
+        problems, previous, expected = list[str](), GENESIS, 1
+        windows: dict[str, Window] = defaultdict(Window)
+        asked: dict[str, list[Any]] = {}
         for seq, *content, before, digest in rows:
             if seq != expected:
                 problems.append(f"entry {expected} is missing")

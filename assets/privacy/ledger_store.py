@@ -176,6 +176,8 @@ class SqliteStore:
                 if code & 0xFF in _NOT_THE_CONTENT:
                     raise
                 raise LedgerBroken(f"{self.path.name} cannot be read: {type(error).__name__}, code {code}") from None
+            except UnicodeDecodeError:
+                raise LedgerBroken(f"{self.path.name} cannot be read: its table was damaged") from None
 
         try:
             execute("PRAGMA synchronous = FULL")

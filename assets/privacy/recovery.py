@@ -34,7 +34,7 @@ def make(lake: Lake, city: City, target: Path) -> dict[str, Any]:
     """Write a backup of the data root to `target`; returns counts and hashes, no value."""
     with lease(lake.root, "backup", 600, city.ledger):
         ledger = open_ledger(lake, city)
-        if problems := [*ledger.verify(), *gaps(lake, city, ledger)]:
+        if problems := ledger.verify() or list(gaps(lake, city, ledger)):
             raise BackupError(f"the ledger does not verify, so it is not backed up: {'; '.join(problems)}")
         audit.record(lake, "backup")
         entries, head = _entries(ledger), head_of(ledger)

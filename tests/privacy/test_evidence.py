@@ -17,6 +17,7 @@ from assets.lake.zone import open_zone
 from assets.privacy import evidence
 from assets.privacy.evidence import LedgerBehind, gaps, head_of, remember, require_newest, write_evidence
 from assets.privacy.ledger import Ledger, Reservation
+from assets.privacy.ledger_store import LedgerBroken
 from assets.privacy.mechanism import Noise
 
 PARAMETERS = '{"table": "day", "time": "day", "unit_start": "%s"}'
@@ -118,3 +119,18 @@ def test_the_stage_measures_and_publishes_nothing_then(
     with pytest.raises(LedgerBehind):
         stage.publishable(lake, city)
     assert evidence.head_of(Ledger(lake.ledger_path)).entries == 2
+
+
+def test_a_ledger_that_somebody_changed_is_found_before_anything_is_measured_on_it(lake: Lake, city: City):
+    from assets.privacy import stage
+
+    ledger = measure(lake, "2025-01-01", "2025-01-02")
+    before = remember(lake, ledger)
+    with ledger.store.write() as execute:  # so cheap that the window would have room for more than its cap
+        execute("DROP TRIGGER no_UPDATE")
+        execute("UPDATE entries SET rho_units = 1 WHERE seq = 2")
+    with pytest.raises(LedgerBroken, match="nothing was measured or published: entry 2 does not"):
+        stage.run(lake, city, [date(2025, 1, 10)])
+    with pytest.raises(LedgerBroken, match="nothing was measured or published"):
+        stage.publishable(lake, city)
+    assert evidence.head_of(Ledger(lake.ledger_path)) == before
