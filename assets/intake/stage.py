@@ -6,6 +6,7 @@ erases them.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -22,7 +23,7 @@ from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.lines import number_of_lines
-from assets.lake import audit
+from assets.lake import audit, backup
 from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
 from assets.lake.files import remove_leftovers
@@ -45,6 +46,7 @@ _KEPT_DAYS: Final = 400
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
     """Erase half-written files and raw files whose retention is over, then pull what arrived for `days`."""
     remove_leftovers([lake.confidential, lake.landing, lake.open_data])
+    shutil.rmtree(lake.root / backup.UNPACKED, ignore_errors=True)
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])

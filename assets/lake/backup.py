@@ -29,6 +29,8 @@ FORMAT: Final = 1
 PIECE_BYTES: Final = 16 * 2**20
 LEFT_OUT: Final = ("staging", "spill")
 """What belongs to one run only. The ledger's own files are left out as well: it is stored as entries."""
+UNPACKED: Final = ".restoring"
+"""Folder beside the zones in which a restore unpacks. One that was killed leaves it, with rows that are erased later."""
 _ABOUT: Final = "about.json"
 _SCHEMA: Final = pa.schema([("path", pa.string()), ("piece", pa.int32()), ("content", pa.binary())])
 
@@ -99,7 +101,7 @@ def unpack(lake: Lake, source: Path) -> Backup:
 
     Raises `BackupError` where it is not a whole backup, or was made with other keys.
     """
-    folder = lake.root / ".restoring"
+    folder = lake.root / UNPACKED
     shutil.rmtree(folder, ignore_errors=True)
     make_directory(folder)
     key = pe.create_decryption_properties(footer_key=lake.keys.encryption)

@@ -20,7 +20,8 @@ from assets.consent.tombstones import patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.tombstones import MARK
-from assets.lake import audit
+from assets.intake.stage import take
+from assets.lake import audit, backup
 from assets.lake.backup import BackupError
 from assets.lake.keys import KeyFileError, Keyring, create_keys
 from assets.lake.lake import DamagedTable, Lake
@@ -171,6 +172,15 @@ def test_a_damaged_or_foreign_backup_changes_nothing(site: Lake, prompt_city: Ci
     with pytest.raises(BackupError):
         recovery.restore(lake, prompt_city, file)
     assert state(site) == before and not (site.root / ".restoring").exists()
+
+
+def test_what_a_killed_restore_unpacked_is_gone_after_the_next_run(site: Lake, prompt_city: City, tmp_path: Path):
+    """It holds the register as it was: who withdraws now would stay in it for ever."""
+    recovery.make(site, prompt_city, tmp_path / "city.backup")
+    left = backup.unpack(site, tmp_path / "city.backup").folder
+    assert (left / "consent_register").is_dir()
+    take(site, prompt_city, [SECOND], SECOND)
+    assert not left.exists()
 
 
 def pseudonyms(lake: Lake) -> set[str]:
