@@ -20,12 +20,12 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
 from assets.guard import kind_of
 from assets.intake.stage import refused_exports
-from assets.lake import audit
+from assets.lake import audit, witness
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, stretches
 from assets.lake.witness import WitnessError
-from assets.lake.zone import ZoneError
+from assets.lake.zone import ZoneError, open_zone
 from assets.privacy.evidence import gaps
 from assets.privacy.ledger import Window, open_ledger
 from assets.publication.checksums import altered
@@ -182,6 +182,8 @@ def problems(
     try:
         city = load_city(environment.city_file)
         lake = Lake.open(environment.data_root, key_folder(environment, city.key))
+        if lake.root.exists():  # keys of another data root, or a witness that cannot be read, are to be told too
+            witness.seen(lake.keys.witness, open_zone(lake).id, audit.LOG)
     except (CityFileError, KeyFileError, ZoneError, WitnessError) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]
     now, done = now or local_now(city), finished_days(lake.root)

@@ -285,6 +285,19 @@ def test_a_ledger_that_cannot_be_read_is_told_and_stops_no_look(
     assert state(site, away, lake)["windows"] == []
 
 
+def test_keys_of_another_data_root_and_an_unreadable_witness_are_told_and_stop_no_look(
+    site: Environment, lake: Lake, mail: MailServer, hook: Hook
+):
+    audit.record(lake, "looked")
+    assert lake.keys.witness and [a for a in problems(site) if a.kind == "site_unusable"] == []
+    whole = lake.keys.witness.read_bytes()
+    lake.keys.witness.write_bytes(b"")
+    assert [(a.kind, "witness cannot be read" in a.what) for a in problems(site)] == [("site_unusable", True)]
+    lake.keys.witness.write_bytes(whole)
+    (lake.keys.witness.parent / "encryption.key").write_bytes(bytes(range(32)))
+    assert [(a.kind, "made with other keys" in a.what) for a in problems(site)] == [("site_unusable", True)]
+
+
 def test_an_audit_log_that_was_changed_is_told_by_every_look(
     site: Environment, lake: Lake, mail: MailServer, hook: Hook
 ):

@@ -226,7 +226,10 @@ class Lake:
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         path = self.confidential / "records" / f"{name}.json"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else None
+        except ValueError:
+            raise DamagedTable(f"the record {name} cannot be read: it is damaged") from None
 
     def erase_record(self, name: str) -> None:
         """Remove a record; a missing one is fine."""

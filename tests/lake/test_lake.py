@@ -164,6 +164,14 @@ def test_a_damaged_file_is_named_by_table_and_month_and_holds_no_path(lake: Lake
     assert str(lake.root) not in str(caught.value) and caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("content", [b"", b'{"CANARY": \x00'])
+def test_a_damaged_record_is_named(lake: Lake, content: bytes) -> None:
+    lake.write_record("zone", {"id": "x"})
+    (lake.confidential / "records" / "zone.json").write_bytes(content)
+    with pytest.raises(DamagedTable, match=r"^the record zone cannot be read: it is damaged$"):
+        lake.read_record("zone")
+
+
 def test_what_the_system_refuses_is_not_called_damaged(lake: Lake) -> None:
     with pytest.raises(FileNotFoundError), lake._open(lake.confidential / "cases" / "2025-01.parquet"):
         pass
