@@ -14,6 +14,7 @@ from typing import Any
 from assets.contract.city import City
 from assets.lake import audit, backup, witness
 from assets.lake.backup import BackupError
+from assets.lake.keys import Keyring
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
 from assets.lake.witness import Head
@@ -63,6 +64,10 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
     the audit log says what was restored; entries that the log lost by it are named there.
     """
     with lease(lake.root, "restore", 10, city.ledger):
+        if lake.keys.folder and Keyring.load(lake.keys.folder) != lake.keys:
+            raise BackupError(
+                f"{lake.keys.folder}: the keys were rotated meanwhile; nothing was changed, do this again"
+            )
         found = backup.unpack(lake, source)
         try:
             if found.about["city"] != city.key:

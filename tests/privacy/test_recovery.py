@@ -174,6 +174,18 @@ def test_a_damaged_or_foreign_backup_changes_nothing(site: Lake, prompt_city: Ci
     assert state(site) == before and not (site.root / ".restoring").exists()
 
 
+def test_a_restore_that_waited_for_a_rotation_puts_nothing_under_the_destroyed_keys(
+    site: Lake, prompt_city: City, tmp_path: Path
+):
+    folder = site.root.parent / "keys"
+    waiting = Lake.open(site.root, folder)
+    recovery.make(site, prompt_city, tmp_path / "city.backup")
+    rotate_keys(site.root, prompt_city, folder)
+    with pytest.raises(BackupError, match="keys were rotated meanwhile"):
+        recovery.restore(waiting, prompt_city, tmp_path / "city.backup")
+    assert Lake.open(site.root, folder).read("cases", PSEUDONYMISED_CASES).num_rows
+
+
 def test_what_a_killed_restore_unpacked_is_gone_after_the_next_run(site: Lake, prompt_city: City, tmp_path: Path):
     """It holds the register as it was: who withdraws now would stay in it for ever."""
     recovery.make(site, prompt_city, tmp_path / "city.backup")
