@@ -96,7 +96,7 @@ POSTAL_CODE_PATTERN: Final = r"^([0-9]{5}|[0-9]{2})$"
 AUFNAHMEANLASS: Final = ("E", "Z", "N", "R", "V", "A", "G", "B")
 ADMISSION_REASONS_UNCOUNTED: Final = ("03", "04")
 """First two digits of the Aufnahmegrund: part of a day (teilstationär), and before a stay that did not come about.
-FHIR says the same by its classes `SS` and `PRENC`."""
+For the set of §21, which has no other word for it: FHIR says it by class (`SS`, `PRENC`) or Kontaktart, and these count there."""
 AUFNAHMEGRUND_PATTERN: Final = r"^(0[1-9]|10)[0-9]{2}$"
 ENTLASSUNGSGRUND_PATTERN: Final = r"^[0-9]{2}[0-9]?$"
 

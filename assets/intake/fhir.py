@@ -12,7 +12,6 @@ import duckdb
 import pyarrow as pa
 
 from assets.contract.codes import (
-    ADMISSION_REASONS_UNCOUNTED,
     CONSENT_CODE_SYSTEM,
     CONTACT_KINDS_UNCOUNTED,
     ENCOUNTER_CLASSES_UNCOUNTED,
@@ -145,7 +144,6 @@ SELECT {_PROVENANCE}, id AS case_id, patient_id,
   CASE WHEN fhir_status IN ('planned', 'finished', 'cancelled', 'entered-in-error', 'in-progress') THEN fhir_status
        WHEN fhir_status IN ('arrived', 'triaged', 'onleave') THEN 'in-progress' WHEN fhir_status = 'unknown' THEN 'unknown' END AS status,
   CASE WHEN admission_cause = 'B' OR contact_kind IN {CONTACT_KINDS_UNCOUNTED} THEN 'other'
-       WHEN class_code = 'IMP' AND admission_reason[1:2] IN {ADMISSION_REASONS_UNCOUNTED} THEN 'other'
        WHEN class_code IN ('IMP', 'ACUTE', 'NONAC') THEN 'inpatient'
        WHEN class_code = 'EMER' THEN 'emergency_visit' WHEN class_code IN {ENCOUNTER_CLASSES_UNCOUNTED} THEN 'other' END AS care,
   CASE WHEN class_code = 'EMER' OR admission_cause = 'N' OR admission_reason[4] = '7' THEN 'emergency' ELSE 'other' END
