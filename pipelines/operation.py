@@ -22,7 +22,7 @@ from assets.guard import kind_of
 from assets.intake.stage import refused_exports
 from assets.lake import audit, witness
 from assets.lake.keys import KeyFileError
-from assets.lake.lake import Lake
+from assets.lake.lake import DamagedTable, Lake
 from assets.lake.progress import finished_days, stretches
 from assets.lake.witness import WitnessError
 from assets.lake.zone import ZoneError, open_zone
@@ -184,9 +184,13 @@ def problems(
         lake = Lake.open(environment.data_root, key_folder(environment, city.key))
         if lake.root.exists():  # keys of another data root, or a witness that cannot be read, are to be told too
             witness.seen(lake.keys.witness, open_zone(lake).id, audit.LOG)
-    except (CityFileError, KeyFileError, ZoneError, WitnessError) as error:
+        return [*_found(lake, city, now or local_now(city)), *(daemons(instance) if instance else ())]
+    except (CityFileError, KeyFileError, ZoneError, WitnessError, DamagedTable) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]
-    now, done = now or local_now(city), finished_days(lake.root)
+
+
+def _found(lake: Lake, city: City, now: datetime) -> list[Alert]:
+    done = finished_days(lake.root)
     found = [
         *disk(lake.root, city),
         *overdue(done, city, now, demo_end(lake.root, city)),
@@ -199,8 +203,7 @@ def problems(
         waiting = Outbox(lake.root).waiting()
         if waiting:
             found.append(Alert("alert_undelivered", f"{len(waiting)} waiting: {waiting[0]['why']}"))
-    found += duties(city, now)
-    return found + (list(daemons(instance)) if instance else [])
+    return [*found, *duties(city, now)]
 
 
 def _windows(lake: Lake, city: City) -> dict[str, Window]:

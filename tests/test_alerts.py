@@ -439,3 +439,14 @@ def test_a_damaged_or_missing_word_of_the_ledger_outside_is_told_before_the_nigh
         (told,) = [a for a in problems(site) if a.kind == "ledger_broken"]
         assert "ledger.json" in told.what
         write_evidence(lake, open_ledger(lake, city))
+
+
+@pytest.mark.parametrize("content", [b"[[", b"[1]", b'[["2025-01-01", "never"]]'])
+def test_a_damaged_record_of_done_days_is_told_by_name(
+    site: Environment, lake: Lake, mail: MailServer, hook: Hook, content: bytes
+):
+    open_zone(lake)
+    mark_finished(lake.root, [START])
+    (lake.confidential / "records" / "finished_days.json").write_bytes(content)
+    (told,) = problems(site)
+    assert (told.kind, told.what) == ("site_unusable", "the record finished_days cannot be read: it is damaged")

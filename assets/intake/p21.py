@@ -116,6 +116,10 @@ SELECT export_id, source_file, min(source_line) FROM (
   SELECT export_id, source_file, source_line, case_id FROM icd UNION ALL SELECT export_id, source_file, source_line, case_id FROM ops)
 ANTI JOIN fall_rows USING (export_id, case_id) GROUP BY ALL ORDER BY ALL"""
 
+_UNKNOWN_KIND: Final = """
+SELECT export_id, source_file, min(source_line) FROM icd
+WHERE upper(kind) NOT IN ('HD', 'ND', 'SD') AND code IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+
 
 def check(export: Export) -> None:
     """Raise `RejectedExport` where the set has no FALL.csv; a set of consents alone is fine."""
@@ -139,8 +143,12 @@ def read(
     by_id = {e.export_id: e for e in exports}
     for export_id, file, line, rule in con.execute("SELECT * FROM repairs WHERE rule IS NOT NULL").fetchall():
         findings.add(by_id[export_id], rule, "repaired", file, line, table="cases")
-    for export_id, file, line in con.execute(_OF_NO_CASE).fetchall():
-        findings.add(by_id[export_id], "rows_of_no_case", "info", file, line, "case_id")
+    for rule, column, query in (
+        ("rows_of_no_case", "case_id", _OF_NO_CASE),
+        ("diagnosis_kind_unknown", "kind", _UNKNOWN_KIND),
+    ):
+        for export_id, file, line in con.execute(query).fetchall():
+            findings.add(by_id[export_id], rule, "info", file, line, column)
     tables = {
         name: con.execute(f"SELECT {', '.join(CANONICAL[name].names)} FROM {name}")
         .to_arrow_table()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from assets.lake.files import atomic_write, make_directory
+from assets.lake.lake import DamagedTable
 
 RECORDS: Final = Path("confidential") / "records"
 FINISHED: Final = "finished_days"
@@ -46,10 +47,13 @@ def days_between(first: date, last: date) -> list[date]:
 
 
 def finished_days(root: Path, mark: str = FINISHED) -> set[date]:
-    """Arrival days that are done in the data root `root`, or that came as far as `mark`."""
+    """Arrival days that are done in the data root `root`, or that came as far as `mark`. Raises `DamagedTable`."""
     path = root / RECORDS / f"{mark}.json"
-    pairs = json.loads(path.read_bytes()) if path.exists() else []
-    return {day for first, last in pairs for day in days_between(date.fromisoformat(first), date.fromisoformat(last))}
+    try:
+        pairs = json.loads(path.read_bytes()) if path.exists() else []
+        return {day for a, b in pairs for day in days_between(date.fromisoformat(a), date.fromisoformat(b))}
+    except (ValueError, TypeError):
+        raise DamagedTable(f"the record {mark} cannot be read: it is damaged") from None
 
 
 def _text(days: Iterable[date]) -> bytes:

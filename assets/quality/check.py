@@ -61,6 +61,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "consent_of_nobody": ("The consent names no patient that is known, so whatever it says counts for nobody.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),
     "consent_of_case_elsewhere": ("The consent names a case that this delivery does not hold; it is looked for in earlier ones.", "Nothing if the case was delivered before; else deliver both together."),
     "case_repeated": ("The case stands again further down with something else in the row; the last one counts, this one does not.", "Give each case its own number; look for cells that were filled down."),
+    "diagnosis_kind_unknown": ("From this line on there are diagnoses of a Diagnoseart other than HD, ND, SD; they are no principal ones.", "Write HD, ND or SD."),
     "rows_of_no_case": ("From this line on there are rows whose case is not in the set; they count nowhere.", "Nothing if their case comes in another delivery; else compare the numbers of the cases: spreadsheets eat leading zeros."),
     "diagnosis_not_icd_10_gm": ("From this line on there are diagnoses without a code of ICD-10-GM; they count nowhere.", "Nothing if the cases' diagnoses are coded beside them; else deliver them in `http://fhir.de/CodeSystem/bfarm/icd-10-gm`."),
     "name_taken": ("export.json says what a bulk export holds; resources in a file of that name are not read.", "Give the Bundle another name."),

@@ -284,3 +284,14 @@ def test_a_stay_of_part_of_a_day_is_no_inpatient_case_and_an_eaten_zero_hides_no
     cases = read_exports(landed(lake, city, [DAY]), city)[0]["cases"].sort_by("case_id").to_pylist()
     assert [c["care"] for c in cases] == ["inpatient", "other", "other", "other", "inpatient", "inpatient"]
     assert [c["died"] for c in cases] == [True, False, False, False, True, True]
+
+
+def test_a_kind_of_diagnosis_that_is_none_is_named_once_a_file(lake: Lake, city: City, deliver: Deliver):
+    fall = "KH-internes-Kennzeichen;Geschlecht;Aufnahmedatum\n1;w;202501050800\n"
+    icd = "KH-internes-Kennzeichen;Diagnoseart;ICD-Kode\n1;ND;E119\n1;H;I210\n1;X;I211\n"
+    deliver("hospital-sued", DAY, {"FALL.csv": fall, "ICD.csv": icd})
+    pull(lake, city, [DAY], TODAY)
+    tables = read_exports(landed(lake, city, [DAY]), city)[0]
+    found = [(f["rule"], f["source_file"], f["source_line"]) for f in tables["findings"].to_pylist()]
+    assert found == [("diagnosis_kind_unknown", "ICD.csv", 3)]
+    assert sorted(tables["diagnoses"].column("role").to_pylist()) == ["other", "other", "secondary"]
