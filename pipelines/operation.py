@@ -1,4 +1,6 @@
-"""The state of an installation, and what of it needs a person. Read only; the same for status, health and alerts.
+"""The state of an installation, and what of it needs a person; the same for status, health and alerts.
+
+Read only, but for a data root that is new or of an older version: it is opened as by whoever opens it first.
 
 Not here: printing (`operation_cli`), sending (`alerts`), runs that failed (`watch`).
 """
@@ -10,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -140,9 +143,8 @@ def audited(lake: Lake) -> Iterator[Alert]:
 
 def released(lake: Lake) -> Iterator[Alert]:
     """Files of a dataset's newest version that are not what was published."""
-    for found in altered(lake.open_data):
+    for found in islice(altered(lake.open_data), 1):
         yield Alert("release_altered", found)
-        return
 
 
 def duties(city: City, now: datetime) -> Iterator[Alert]:

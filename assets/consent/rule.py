@@ -6,9 +6,8 @@ holds on a day iff the last permit that holds the day was declared after the las
 unclear is decided against use: a deny without readable period denies every code on every day, one without a
 declaration time counts as declared last, one of a day without a time at the end of that day; a permit without
 readable period grants nothing, one without declaration time, or declared after the evaluation day, counts as declared
-first. A provision that is neither
-permit nor deny counts as deny. A document once inactive, rejected or entered in error (or deleted) stays so until
-it is declared anew.
+first. A provision that is neither permit nor deny counts as deny. A document once inactive, rejected or entered in
+error (or deleted) stays so until it is declared anew.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def no_longer_permitted(
     Those whose newest version came in this run were just judged, by the same consents on the same day; of the others
     only those are judged whose patient's answer can have changed.
     """
-    if not pc.any(pc.invert(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())))).as_py():
+    if pc.all(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())), min_count=0).as_py():
         return pa.array([], pa.string())
     tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
     judged, versions = judged_now(lake, city, days, documents, tombstones), stored.select(_JUDGED_BY)

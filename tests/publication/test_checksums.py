@@ -1,5 +1,6 @@
 """A published file that is not what was published is named, whatever happened to it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def open_data(tmp_path: Path) -> Path:
         (lambda folder: (folder / "data.csv").write_bytes(b"a,c\n"), "data.csv is not"),
         (lambda folder: (folder / "README.md").unlink(), "README.md is not"),
         (lambda folder: (folder / FILE).unlink(), f"{FILE} cannot"),
+        (shutil.rmtree, f"{FILE} cannot"),
         (lambda folder: (folder / FILE).write_bytes(b"\xff"), f"{FILE} cannot"),
     ],
 )
