@@ -22,11 +22,16 @@ import pyarrow.compute as pc
 from assets.consent import majority, numbers, rule
 from assets.contract import codes
 from assets.contract.city import City
+from assets.contract.schemas import CONSENT_PROVISIONS, only
 from assets.lake.engine import connect
-from assets.lake.lake import Lake
+from assets.lake.lake import Lake, Mask
 
 RECORD: Final = "consent_judged"
 """As of which day every stored case and every patient was judged, by which rule, over how many provisions."""
+TOLD_BY: Final = only(
+    CONSENT_PROVISIONS, "clinic", "arrival_day", "patient_id", "consent_id", "declared_at", "valid_from", "valid_to"
+)
+"""What is looked at of the whole register, which grows with the years."""
 BEGUN: Final = "erasure_begun"
 """Keyed hashes of the patients whose erasure was begun and is not done."""
 
@@ -58,7 +63,7 @@ def _full_days(full: pa.Table) -> dict[str, str]:
 def changed(register: pa.Table, majority: pa.Table, since: date, on: date, full: Sequence[str] = ()) -> pa.Table:
     """(clinic, patient_id) of all whose answer on the day `on` can be another one than on `since`.
 
-    `register` (`CONSENT_PROVISIONS`) and `majority` (`MAJORITY`): all that is known on `on`, of which nothing that came
+    `register` (`TOLD_BY`) and `majority` (`MAJORITY`): all that is known on `on`, of which nothing that came
     up to `since` has changed; `full`: clinics that delivered all of their consents since.
     """
     with connect() as con:
@@ -71,7 +76,7 @@ def to_judge(
     lake: Lake, city: City, days: Sequence[date], on: date, register: pa.Table, tombstones: pa.Table,
     full: pa.Table, majority: pa.Table,
 ) -> pa.Table | None:  # fmt: skip
-    """(clinic, patient_id) of those of `register` whom a run of `days` must judge on the day `on`; None: everybody."""
+    """(clinic, patient_id) of those of `register` (`TOLD_BY`) whom a run of `days` must judge on the day `on`; None: everybody."""
     last = lake.read_record(RECORD)
     if last is None or last["rule"] != _version(city) or lake.read_record(BEGUN) is not None:
         return None
@@ -91,17 +96,20 @@ def to_judge(
     return changed(register, majority, since, on, sorted(newly))
 
 
-def with_documents(register: pa.Table, patients: pa.Table) -> pa.Table:
-    """Rows of `register` of every document that names one of `patients` (clinic, patient_id)."""
+def of_documents(register: pa.Table, patients: pa.Table) -> Mask:
+    """Which rows of `register` (clinic, patient_id, consent_id) are of a document that names one of `patients`
+    (clinic, patient_id), or of these patients."""
     with connect() as con:
         ids = register.select(["clinic", "patient_id", "consent_id"])
         con.register("ids", ids.append_column("n", pa.array(np.arange(register.num_rows))))
         con.register("patients", patients)
         rows = con.execute(
             """WITH mine AS (FROM ids SEMI JOIN patients USING (clinic, patient_id))
-            SELECT n FROM mine UNION SELECT n FROM ids SEMI JOIN mine USING (clinic, consent_id) ORDER BY n"""
+            SELECT n FROM mine UNION SELECT n FROM ids SEMI JOIN mine USING (clinic, consent_id)"""
         ).to_arrow_table()
-    return register.take(rows.column("n"))
+    found = np.zeros(register.num_rows, dtype=bool)
+    found[rows.column("n").to_numpy()] = True
+    return found
 
 
 def remember(lake: Lake, city: City, on: date, provisions: int, full: pa.Table) -> None:

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent import kernel
-from assets.consent.changes import to_judge, with_documents
+from assets.consent.changes import TOLD_BY, of_documents, to_judge
 from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.reasons import REASONS
 from assets.consent.rule import FULL_EXPORTS, KEPT, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
-from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS
+from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS, only
 from assets.intake.consent_csv import OF_CASE
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
@@ -25,6 +25,8 @@ from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake
 
+REGISTER: Final = "consent_register"
+"""Table of every provision ever received. It grows with the years, so it is read by what is asked of it."""
 PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
 STANDING: Final = pa.schema(
     [*PATIENTS, ("ok", pa.bool_()), ("reason", pa.string()), ("erase", pa.bool_()), ("erased_before", pa.bool_())]
@@ -37,7 +39,7 @@ def evaluation_day(lake: Lake, days: Sequence[date]) -> date:
 
     The register has a day of each, with or without rows: who came must not decide on which day others are judged.
     """
-    return max([days[-1], *lake.days("consent_register"), *lake.days("cases"), *lake.days(TOMBSTONES)])
+    return max([days[-1], *lake.days(REGISTER), *lake.days("cases"), *lake.days(TOMBSTONES)])
 
 
 def full_exports(lake: Lake, city: City) -> pa.Table:
@@ -53,16 +55,22 @@ def majority(lake: Lake, city: City) -> pa.Table:
     return known(lake.read("majority", MAJORITY)) if city.consent.guardian_consent_ends_at else MAJORITY.empty_table()
 
 
-def register_of(lake: Lake, live: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Every provision ever received, with what is remembered of erased patients among `live`; and these patients."""
-    register = lake.read("consent_register", CONSENT_PROVISIONS)
-    return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), register, live, lake.keys)
+def documents_of(lake: Lake, patients: pa.Table | None) -> pa.Table:
+    """Rows of the register of every document that names one of `patients` (clinic, patient_id), or of all."""
+    if patients is None:
+        return lake.read(REGISTER, CONSENT_PROVISIONS)
+    ids = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "consent_id"))
+    return lake.read(REGISTER, CONSENT_PROVISIONS, where=of_documents(ids, patients))
 
 
-def judged_now(
-    lake: Lake, city: City, days: Sequence[date], register: pa.Table, tombstones: pa.Table
-) -> pa.Table | None:
+def register_of(lake: Lake, patients: pa.Table | None, live: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """`documents_of`, with what is remembered of erased patients among them or `live`; and these patients."""
+    return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents_of(lake, patients), live, lake.keys)
+
+
+def judged_now(lake: Lake, city: City, days: Sequence[date]) -> pa.Table | None:
     """(clinic, patient_id) of those whose answer a run of `days` can change, whoever comes in it; None: everybody."""
+    register, tombstones = lake.read(REGISTER, TOLD_BY), lake.read(TOMBSTONES, TOLD_BY)
     day, full = evaluation_day(lake, days), full_exports(lake, city)
     return to_judge(lake, city, days, day, register, tombstones, full, majority(lake, city))
 
@@ -76,8 +84,8 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
         load(
             con,
             provisions=provisions,
-            register=lake.read("consent_register", CONSENT_PROVISIONS),
-            held=lake.read("consent_decisions", CONSENT_DECISIONS),
+            register=lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "arrival_day", "consent_id")),
+            held=lake.read("consent_decisions", only(CONSENT_DECISIONS, *PATIENTS.names, "arrival_day", "case_id")),
         )
         rows = con.execute(
             f"""SELECT p.* REPLACE (coalesce(p.patient_id, o.owner, c.owner) AS patient_id) FROM provisions p LEFT JOIN (
@@ -95,16 +103,14 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     """Stages consented tables and the standing of every patient who is judged; returns counts by reason."""
     tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
-    lake.write_days("consent_register", days, provisions, "arrival_day", keep_empty=True)
+    lake.write_days(REGISTER, days, provisions, "arrival_day", keep_empty=True)
     del provisions  # the register holds them: no second copy while it is judged
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
-    register, tombstones = lake.read("consent_register", CONSENT_PROVISIONS), lake.read(TOMBSTONES, CONSENT_PROVISIONS)
-    judged = judged_now(lake, city, days, register, tombstones)
+    judged = judged_now(lake, city, days)
     if judged is not None:
         judged = pa.concat_tables([judged, live]).group_by(PATIENTS.names).aggregate([])
-        register = with_documents(register, judged)
-    register, erased_before = recognise(tombstones, register, live, lake.keys)
+    register, erased_before = register_of(lake, judged, live)
     full = full_exports(lake, city)
     if age := city.consent.guardian_consent_ends_at:
         delivered = coming_of_age(tables["persons"], tables["cases"], register, age)

@@ -29,6 +29,11 @@ def comments(schema: pa.Schema) -> dict[str, str]:
     return {f.name: (f.metadata or {}).get(b"comment", b"").decode() for f in schema}
 
 
+def only(schema: pa.Schema, *names: str) -> pa.Schema:
+    """The fields `names` of `schema`: what is looked at of a table that grows with the years."""
+    return pa.schema([schema.field(name) for name in names])
+
+
 PROVENANCE: Final = (
     _text("clinic", "key of the delivering clinic in the city file"),
     _day("arrival_day", "day under which the export was taken in"),

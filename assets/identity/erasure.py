@@ -16,13 +16,22 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.consent.changes import BEGUN, remember, with_documents
+from assets.consent.changes import BEGUN, remember
 from assets.consent.majority import MAJORITY
 from assets.consent.numbers import among
 from assets.consent.rule import decide
-from assets.consent.stage import PATIENTS, STANDING, evaluation_day, full_exports, judged_now, majority
+from assets.consent.stage import (
+    PATIENTS,
+    REGISTER,
+    STANDING,
+    evaluation_day,
+    full_exports,
+    judged_now,
+    majority,
+    register_of,
+)
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.consent.tombstones import bury, patient_hashes, recognise
+from assets.consent.tombstones import bury, patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
@@ -34,6 +43,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
     PSEUDONYMISED_PROCEDURES,
+    only,
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.persons import LINKS, known_links, linked, seal
@@ -44,13 +54,16 @@ from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
-from assets.lake.lake import Lake
+from assets.lake.lake import Lake, Mask
 
 _FROZEN: Final = ("events", "late_events")
 """Tables in which a day means that it is closed; one of the consent register means that it ran."""
-_DECIDED: Final = ("clinic", "arrival_day", "export_id", "case_id", "patient_id", "permitted")
-"""What erasure asks of decisions: text about where they stood is most of them."""
+_IDS: Final = ("clinic", "patient_id", "case_id")
+# What is looked at of tables that grow with the years. Whole rows are read of the months in which some have to go.
+_DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted")
 _JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
+_STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY, "person_key")
+_CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
 _FOLLOWING: Final = (
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
     ("procedures", PSEUDONYMISED_PROCEDURES, "arrival_day"),
@@ -61,45 +74,46 @@ _ORIGINAL: Final = (
     ("consent_decisions", CONSENT_DECISIONS),
     *((f"quarantine/{n}", CANONICAL[n].append(pa.field("rule", pa.string())))
       for n in ("cases", "persons", "diagnoses", "procedures")),
-    ("consent_register", CONSENT_PROVISIONS),
+    (REGISTER, CONSENT_PROVISIONS),
     ("majority", MAJORITY),
 )  # fmt: skip
 
 
-def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, rows: pa.Table, gone: Any) -> int:
-    """Rewrite those days of `table` that hold a row of the mask `gone`; number of erased rows."""
-    erased = rows.filter(gone)
-    days = erased.column(column).unique()
-    kept = rows.filter(pc.and_(pc.is_in(rows.column(column), days), pc.invert(gone)))
-    days = days.to_pylist()
-    if table in RECORDED and days:
-        announce_erasure(lake, table, days, kept)
-    lake.write_days(table, days, kept.cast(schema), column, keep_empty=table in (*_FROZEN, "consent_register"))
-    if table in RECORDED:
-        conclude_erasure(lake)
-    return len(erased)
+def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, gone: Mask) -> int:
+    """Rewrite those days of `table` that hold a row of the mask `gone`, month by month; number of erased rows."""
+    first = 0
+    for held, number in lake.months(table):
+        erased, first = gone[first : first + number], first + number
+        if not erased.any():
+            continue
+        rows = lake.read(table, schema, held)
+        days = rows.column(column).filter(pa.array(erased)).unique()
+        kept = rows.filter(pc.and_(pc.is_in(rows.column(column), days), pa.array(~erased)))
+        days = days.to_pylist()
+        if table in RECORDED:
+            announce_erasure(lake, table, days, kept)
+        lake.write_days(table, days, kept, column, keep_empty=table in (*_FROZEN, REGISTER))
+        if table in RECORDED:
+            conclude_erasure(lake)
+    return int(gone.sum())
 
 
-def no_longer_permitted(
-    lake: Lake, city: City, days: Sequence[date], stored: pa.Table, documents: pa.Table
-) -> pa.Array:
-    """Keys of `stored` cases that today's consents (`documents`: the register) do not permit, by their newest version.
+def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa.Table) -> pa.Array:
+    """Keys of `stored` cases that today's consents do not permit, by their newest version.
 
     Those whose newest version came in this run were just judged, by the same consents on the same day; of the others
     only those are judged whose patient's answer can have changed.
     """
     if pc.all(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())), min_count=0).as_py():
         return pa.array([], pa.string())
-    tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
-    judged, versions = judged_now(lake, city, days, documents, tombstones), stored.select(_JUDGED_BY)
+    judged, versions = judged_now(lake, city, days), stored.select(_JUDGED_BY)
     if judged is not None:
-        documents = with_documents(documents, judged)
         theirs = pc.is_in(
             versions.column("patient_key"), patient_keys(judged, lake.keys).column("key").combine_chunks()
         )
         of_cases = versions.filter(theirs).column("case_key").unique()
         versions = versions.filter(pc.is_in(versions.column("case_key"), of_cases))
-    register, _ = recognise(tombstones, documents, PATIENTS.empty_table(), lake.keys)
+    register, _ = register_of(lake, judged, PATIENTS.empty_table())
     with connect() as con:
         load(con, stored=versions, patients=patient_keys(register if judged is None else judged, lake.keys))
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*_JUDGED_BY, "case_id", "patient_id"))
@@ -124,26 +138,38 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
     theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
     everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
-    events = {table: lake.read(table, EVENTS) for table in _FROZEN}
-    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events.values()))
-    for table, schema, column in _FOLLOWING if held else ():
-        rows = events.get(table)
-        rows = lake.read(table, schema) if rows is None else rows
-        counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
+
+    def among_cases(table: str) -> Mask:
+        return _mask(pc.is_in(lake.read(table, _CASE_KEY).column("case_key"), everything))
+
+    erased = _mask(pc.is_in(stored.column("case_key"), everything))
+    if erased.any() or any(among_cases(table).any() for table in _FROZEN):
+        for table, schema, column in _FOLLOWING:
+            counts[table] = _rewrite(lake, table, schema, column, among_cases(table))
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
-    erased = pc.is_in(stored.column("case_key"), everything)
-    living = stored.filter(pc.invert(erased)).column("person_key").unique()
-    bounding = lake.read("bounding", BOUNDING_DECISIONS)
-    # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
-    retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
-    if not retired.equals(bounding):
-        lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
+    living = stored.column("person_key").filter(pa.array(~erased)).unique()
+    for held, _ in lake.months("bounding"):
+        bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
+        # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
+        retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
+        if not retired.equals(bounding):
+            lake.write_days("bounding", held, retired, "decided_on")
     seal(lake, links.filter(ended))
-    counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", links, ended)
+    counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", _mask(ended))
     # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
-    counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", stored, erased)
+    counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", erased)
     return counts
+
+
+def _mask(rows: pa.Array | pa.ChunkedArray) -> Mask:
+    found: Mask = rows.to_numpy(zero_copy_only=False) if isinstance(rows, pa.Array) else rows.to_numpy()
+    return found
+
+
+def _ids(lake: Lake, table: str, schema: pa.Schema) -> pa.Table:
+    """The original ids that `table` has, of all its rows."""
+    return lake.read(table, only(schema, *(name for name in _IDS if name in schema.names)))
 
 
 def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
@@ -153,15 +179,16 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 
 
 def _erase_original(
-    lake: Lake, register: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
+    lake: Lake, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase patients `gone` and their `cases` from landing, the `register` and every table that holds original ids.
+    """Erase patients `gone` and their `cases` from landing, and every table that holds original ids.
 
     Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
     was begun is noted until all is done, so that after a crash the next run does it again.
     `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
     """
-    raw, documents = Erased(), register.filter(_of(register, gone, CASES.empty_table()))
+    theirs = _mask(among(lake.read(REGISTER, PATIENTS), gone.select(PATIENTS.names)))
+    raw, documents = Erased(), lake.read(REGISTER, CONSENT_PROVISIONS, where=theirs)
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
@@ -180,8 +207,8 @@ def _erase_original(
                 raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
     counts = {}
     for table, schema in _ORIGINAL:
-        rows = register if table == "consent_register" else lake.read(table, schema)
-        counts[table] = _rewrite(lake, table, schema, "arrival_day", rows, _of(rows, gone, cases))
+        theirs = _mask(_of(_ids(lake, table, schema), gone, cases))
+        counts[table] = _rewrite(lake, table, schema, "arrival_day", theirs)
     lake.erase_record(BEGUN)
     return counts, raw
 
@@ -191,7 +218,7 @@ def _with_interrupted(lake: Lake, gone: pa.Table, standing: pa.Table) -> pa.Tabl
     begun = (lake.read_record(BEGUN) or {}).get("patients", [])
     if not begun:
         return gone
-    tables = [lake.read(table, schema).select(PATIENTS.names) for table, schema in _ORIGINAL]
+    tables = [lake.read(table, PATIENTS) for table, _ in _ORIGINAL]
     with connect() as con:
         load(con, gone=gone, standing=standing, held=pa.concat_tables(tables).group_by(PATIENTS.names).aggregate([]))
         con.execute(
@@ -216,7 +243,7 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
-    """(clinic, case_id) of cases of this run whose newest version is not permitted."""
+    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all that have one."""
     with connect() as con:
         load(con, decisions=decisions)
         return con.execute(
@@ -229,10 +256,18 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
         ).to_arrow_table()
 
 
-def _deleted_patients(deletions: pa.Table, decisions: pa.Table) -> pa.Table:
+def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
+    """`_DECIDED` of every version of a case of `patients` (clinic, patient_id) or of `cases` (clinic, case_id)."""
+    about = _of(_ids(lake, "consent_decisions", CONSENT_DECISIONS), patients, cases)
+    return lake.read("consent_decisions", _DECIDED, where=_mask(about))
+
+
+def _deleted_patients(lake: Lake, deletions: pa.Table) -> pa.Table:
     """(clinic, patient_id) whom a clinic deleted, and of whom nothing came after that."""
     if not deletions.num_rows:
         return PATIENTS.empty_table()
+    patients = deletions.filter(pc.equal(deletions.column("kind"), "Patient")).rename_columns({"id": "patient_id"})
+    decisions = _decisions(lake, patients, CASES.empty_table())
     with connect() as con:
         load(con, deletions=deletions, decisions=decisions)
         rows = con.execute(
@@ -250,18 +285,18 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     conclude_erasure(lake, {"cases": PSEUDONYMISED_CASES, **{name: schema for name, schema, _ in _FOLLOWING}})
     on = evaluation_day(lake, days)
     standing = lake.read("staging/standing", STANDING, [days[-1]])
-    decisions = lake.read("consent_decisions", pa.schema([CONSENT_DECISIONS.field(n) for n in _DECIDED]))
-    deleted = _deleted_patients(deletions, decisions)
+    deleted = _deleted_patients(lake, deletions)
     refused = pa.concat_tables([standing.filter(pc.invert(standing.column("ok"))).select(PATIENTS.names), deleted])
     gone = standing.filter(standing.column("erase")).select([*PATIENTS.names, "erased_before"])
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     gone = _with_interrupted(lake, gone, standing)
+    now = lake.read("consent_decisions", _DECIDED, days)
+    decisions = _decisions(lake, gone, now.filter(pc.invert(now.column("permitted"))))
     theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
-    stored = lake.read("cases", PSEUDONYMISED_CASES)
+    stored = lake.read("cases", _STORED)
     removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")
-    documents = lake.read("consent_register", CONSENT_PROVISIONS)
-    stale = no_longer_permitted(lake, city, days, stored, documents)
+    stale = no_longer_permitted(lake, city, days, stored)
     counts = _erase_pseudonymised(
         lake, stored, patient_keys(refused, lake.keys).column("key").combine_chunks(),
         pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), on,
@@ -269,11 +304,11 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     raw = Erased()
     if gone.num_rows:
         fresh = gone.filter(pc.invert(gone.column("erased_before")))
-        original, raw = _erase_original(lake, documents, gone, fresh, theirs, days, on)
+        original, raw = _erase_original(lake, gone, fresh, theirs, days, on)
         counts |= original
     else:
         lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase
-    remember(lake, city, on, documents.num_rows - counts.get("consent_register", 0), full_exports(lake, city))
+    remember(lake, city, on, lake.rows(REGISTER), full_exports(lake, city))
     if any(counts.values()) or raw.lines or raw.files:
         hashes = patient_hashes(gone, lake.keys).column("key").to_pylist() if gone.num_rows else []
         about = {"rows": counts, "landing": {"lines": raw.lines, "files": raw.files}}

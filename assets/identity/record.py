@@ -12,10 +12,12 @@ import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from itertools import groupby
 from typing import Any, Final
 
 import pyarrow as pa
 
+from assets.contract.schemas import PSEUDONYMISED_CASES
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.quality.certificate import CertificateMismatch, sha256_by_day, verify_seal
@@ -123,8 +125,17 @@ def recorded_days(lake: Lake) -> list[date]:
     return sorted(date.fromisoformat(path.stem) for path in (lake.confidential / "records" / FOLDER).glob("*.json"))
 
 
-def verify_cases(lake: Lake, cases: pa.Table) -> None:
-    """Raise `CertificateMismatch` unless `cases`, the whole table, is what identity wrote for each of its days."""
-    for day, found in _hashes(cases, sorted({*lake.days("cases"), *recorded_days(lake)})).items():
-        if found != _read(lake, day)["tables"]["cases"]:
-            raise CertificateMismatch(f"{day}: the table cases is not what identity wrote; run that day again")
+def verify_cases(lake: Lake) -> None:
+    """Raise `CertificateMismatch` unless the table `cases` is what identity wrote for each of its days; month by month."""
+    every = sorted({*lake.days("cases"), *recorded_days(lake)})
+    for _, days in groupby(every, key=lambda day: day.replace(day=1)):
+        month = list(days)
+        cases = lake.read("cases", PSEUDONYMISED_CASES, month)
+        found = _hashes(cases, month)
+        if cases.num_rows != sum(of_day["rows"] for of_day in found.values()):
+            raise CertificateMismatch(
+                f"{month[0]:%Y-%m}: cases lie in a month that is not theirs; run that month again"
+            )
+        for day, of_day in found.items():
+            if of_day != _read(lake, day)["tables"]["cases"]:
+                raise CertificateMismatch(f"{day}: the table cases is not what identity wrote; run that day again")

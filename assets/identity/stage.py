@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from assets.contract.city import City
-from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS
+from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS, only
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
@@ -24,6 +24,7 @@ from assets.lake.lake import Lake
 from assets.quality.certificate import verify_certificate
 from assets.quality.stage import certified
 
+_DECIDED = ("clinic", "arrival_day", "case_id", "patient_id", "permitted", "reason")
 STEPS = ("canonical", "consented", "valid")
 
 
@@ -40,7 +41,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     deletions = lake.read("staging/canonical/deletions", CANONICAL["deletions"], [days[-1]])
     cert = certified(lake, days)
     verify_certificate(cert, valid)
-    decisions = lake.read("consent_decisions", CONSENT_DECISIONS, days)
+    decisions = lake.read("consent_decisions", only(CONSENT_DECISIONS, *_DECIDED), days)
     known = links_with(lake, partial(_patients_of, valid["cases"], lake.keys))
     result = pseudonymise(engine, valid, decisions, known, city, lake.keys)
     del valid, decisions  # erasure needs the room

@@ -6,6 +6,7 @@ window ends, though nothing says any more whose it was. Not here: consents (`con
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Any, Final
 
@@ -50,16 +51,17 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
     return table.set_column(table.column_names.index(column), column, pc.if_else(where, hashes, values))
 
 
-def recognise(bounding: pa.Table, cases: pa.Table, keys: Keyring) -> pa.Table:
+def recognise(bounding: pa.Table, cases: Callable[[], pa.Table], keys: Keyring) -> pa.Table:
     """`bounding` with the pseudonyms of persons and cases that are in `cases` again, in memory only.
 
-    A person is found by the patient too: who had no insured number before may come again with one.
+    `cases` are asked only where a counter was retired at all: each of their pseudonyms costs a hash. A person is found by the patient too: who had no insured number before may come again with one.
     """
+    if not any(pc.any(pc.starts_with(bounding.column(n), MARK)).as_py() for n in ("person_key", "case_key")):
+        return bounding
+    named = cases()
     for column, names in (("person_key", ("person_key", "patient_key")), ("case_key", ("case_key",))):
         values = bounding.column(column)
-        if not pc.any(pc.starts_with(values, MARK)).as_py():
-            continue
-        back = pa.chunked_array([c for n in names for c in cases.column(n).chunks], pa.string()).unique()
+        back = pa.chunked_array([c for n in names for c in named.column(n).chunks], pa.string()).unique()
         place = pc.index_in(values, _hashes(back, keys, column))
         known = pc.if_else(pc.is_null(place), values, back.take(pc.fill_null(place, 0))) if len(back) else values
         bounding = bounding.set_column(bounding.column_names.index(column), column, known)

@@ -31,6 +31,8 @@ DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
 _PLACES: Final = b"days"
 """In the (encrypted) footer of each file: how many rows each of its days has, in the order of the rows."""
 
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
 _SAMPLE: Final = 1_000
 """Rows by which it is told how to write a column."""
 
@@ -128,6 +130,17 @@ class Lake:
                 found += _places(file)
         return found
 
+    def months(self, table: str) -> Iterator[tuple[list[date], int]]:
+        """Of each month of `table`, in the order of `read`: the days it holds, and the number of their rows."""
+        for path in self._months(table):
+            with self._open(path) as file:
+                places = _places(file)
+            yield list(places), sum(number for _, number in places.values())
+
+    def rows(self, table: str) -> int:
+        """How many rows `table` has."""
+        return sum(number for _, number in self.months(table))
+
     def read_month(self, table: str, month: date) -> dict[date, pa.Table]:
         """All days of one month with all columns, as they are stored."""
         path = self._file(table, month)
@@ -194,19 +207,28 @@ class Lake:
         for month, new in sorted(months.items()):
             self._replace(table, month, new)
 
-    def read(self, table: str, schema: pa.Schema, days: Iterable[date] | None = None) -> pa.Table:
+    def read(
+        self, table: str, schema: pa.Schema, days: Iterable[date] | None = None, where: Mask | None = None
+    ) -> pa.Table:
         """The columns of `schema` of all rows of `table`, or of those of `days`; a day that it lacks counts as empty.
 
-        Arrow reads what Arrow wrote: DuckDB 1.5.5 fails to decrypt column chunks of more than one page.
+        `where` (without `days`): which of all rows, as told from a few of their columns; whole tables grow with the
+        years, so what needs many columns asks for the rows that it is about. Arrow reads what Arrow wrote: DuckDB 1.5.5 fails to decrypt column chunks of more than one page.
         """
         asked = None if days is None else set(days)
         paths = self._months(table) if asked is None else sorted({self._file(table, day) for day in asked})
-        parts = [schema.empty_table()]
+        parts, first = [schema.empty_table()], 0
         for path in paths if asked is None else filter(Path.exists, paths):
             with self._open(path) as file:
+                places, number = _places(file), file.metadata.num_rows
+                some = None if where is None else where[first : first + number]
+                first += number
+                if some is not None and not some.any():
+                    continue
                 rows = file.read(schema.names).replace_schema_metadata().cast(schema)
-                places = _places(file)
-            if asked is None or places.keys() <= asked:
+            if some is not None:
+                parts.append(rows.filter(pa.array(some)))
+            elif asked is None or places.keys() <= asked:
                 parts.append(rows)
             else:
                 parts += [rows.slice(*place) for day, place in places.items() if day in asked]

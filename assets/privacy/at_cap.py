@@ -26,7 +26,7 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
     One row for each person and quarter at most, so that one person changes one count of a quarter by one; none in windows
     whose plan has no such table.
     """
-    every = sorted(set(decisions.column("event_day").to_pylist()))
+    every = sorted(decisions.column("event_day").unique().to_pylist())
     windows = {w for w in map(city.window_start, every) if any(t.at_cap for t in city.at(w).plan.tables)}
     days = [day for day in every if city.window_start(day) in windows]
     quarters = [city.unit_start("quarter", day) for day in days]
@@ -36,14 +36,10 @@ def first_left_out(decisions: pa.Table, cases: pa.Table, links: pa.Table, city: 
         "known_on": pa.array([city.week_known_on(day) for day in days], pa.date32()),
         "linked_on": pa.array([city.week_known_on(q + timedelta(QUARTER_DAYS - 1)) for q in quarters], pa.date32()),
     })  # fmt: skip
+    left_out = decisions.filter(pc.invert(decisions.column("kept")))
+    versions = cases.filter(pc.is_in(cases.column("case_key"), value_set=left_out.column("case_key").unique()))
     with connect() as con:
-        versions = cases.select(["case_key", "arrival_day", "care"])
-        load(
-            con,
-            decisions=decisions.filter(pc.invert(decisions.column("kept"))),
-            cases=versions,
-            known=known,
-        )
+        load(con, decisions=left_out, cases=versions.select(["case_key", "arrival_day", "care"]), known=known)
         dropped = con.execute(
             """SELECT d.*, c.care, k.quarter, k.linked_on
             FROM decisions d JOIN known k USING (event_day)

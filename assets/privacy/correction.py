@@ -52,7 +52,7 @@ def _version(ledger: Ledger, tables: list[PricedTable], monday: date, today: dat
 
 def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> pa.Table:
     """Decide the cases of the week that came too late for it, after all that was decided before; all decisions."""
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), lambda: cases, lake.keys)
     with connect() as con:
         load(con, cases=cases, decided=decided)
         new = con.execute(
@@ -141,8 +141,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
                 "counts without a correction"
             )
         open_window(ledger, city.window_start(monday), Terms(city, plan))
+        verify_cases(lake)
         cases = lake.read("cases", PSEUDONYMISED_CASES)
-        verify_cases(lake, cases)
         version, on = _version(ledger, tables, monday, recorded_days(lake)[-1])
         events = corrected_events(cases, _admit(lake, city, cases, monday, on), monday, on)
         _certify(events, city)

@@ -91,7 +91,7 @@ def _corrections(city: City, committed: dict[str, Committed]) -> set[tuple[str, 
 
 def _consent(lake: Lake, city: City, asked: pa.Table) -> dict[str, Any]:
     """State of the consent today, and the documents behind it."""
-    register, erased = register_of(lake, asked)
+    register, erased = register_of(lake, asked, asked)
     clinic, patient_id = asked.column("clinic")[0].as_py(), asked.column("patient_id")[0].as_py()
     mine = _only(register, clinic=clinic, patient_id=patient_id)
     on = evaluation_day(lake, lake.days("consent_register") or [city.start])

@@ -152,7 +152,7 @@ def rotate_keys(root: Path, city: City, folder: Path) -> dict[str, int]:
         if not pending:
             lake = Lake.open(root, folder)
             open_zone(lake)
-            verify_cases(lake, lake.read("cases", PSEUDONYMISED_CASES))
+            verify_cases(lake)
         pseudonym = read_key(folder / PSEUDONYM_KEY)
         zone = Lake(root, Keyring(pseudonym, b"")).read_record(RECORD) or {}
         files = 0

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
-from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES, only
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
@@ -38,6 +38,9 @@ from assets.privacy.plan import terms_of
 
 TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "arrival_day")
 """Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
+SEEN: Final = only(PSEUDONYMISED_CASES, "clinic", "arrival_day", "case_key", "admitted_on", "care", "los", "died")
+"""What is looked at of the whole table of cases, which grows with the years."""
+NAMED: Final = only(PSEUDONYMISED_CASES, "case_key", "patient_key", "person_key")
 
 
 def _days_from(first: date, n: int) -> list[date]:
@@ -51,9 +54,14 @@ def _known(city: City, days: Sequence[date]) -> pa.Table:
     return pa.table({n: pa.array(v, pa.date32()) for n, v in zip(names, (days, *known), strict=True)})
 
 
-def _of(rows: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
-    """`rows` of the cases `keys`: a query that numbers or joins versions is given those it asks for, not history."""
-    return rows.filter(pc.is_in(rows.column("case_key"), value_set=keys.unique()))
+def _of(rows: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of `rows` are of the cases `keys`: a query that numbers or joins versions is given those, not history."""
+    return pc.is_in(rows.column("case_key"), value_set=keys.unique())
+
+
+def _versions(lake: Lake, seen: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+    """All versions (`PSEUDONYMISED_CASES`) of the cases `keys`; `seen`: the whole table, as `SEEN`."""
+    return lake.read("cases", PSEUDONYMISED_CASES, where=_of(seen, keys).to_numpy())
 
 
 def _near(decided: pa.Table, new: pa.Table) -> pa.Table:
@@ -64,22 +72,22 @@ def _near(decided: pa.Table, new: pa.Table) -> pa.Table:
     )
 
 
-def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
-    """Decide every case that arrived while its week was open and has no decision yet; all decisions so far.
+def bound(lake: Lake, city: City, seen: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
+    """Decide every case (`seen`: `SEEN` of all) that arrived while its week was open and has no decision yet; all decisions so far.
 
     A case is decided under the day its first version that counts arrived, however days are grouped into runs: what was
     only planned before is none. Where its day was frozen before that export was taken in, it is decided under the day after
     `City.known_on` its day, so that it is late. What was stored before a patient delivered an insured number, decided or
     not, counts for the person that the number then links to.
     """
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), cases, lake.keys)
+    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), partial(lake.read, "cases", NAMED), lake.keys)
     frozen, closed = lake.days("events"), set(lake.days("late_events"))
     open_days = [d for d in _days_from(city.start, (through - city.start).days + 1) if d not in closed]
     # A case of which no version lies on an open day has its first version on none.
-    asked = cases.filter(pc.is_in(cases.column("admitted_on"), pa.array(open_days, pa.date32()))).column("case_key")
+    asked = seen.filter(pc.is_in(seen.column("admitted_on"), pa.array(open_days, pa.date32()))).column("case_key")
     with connect() as con:
-        con.register("cases", _of(cases, asked))
-        con.register("decided", _of(decided, asked))
+        con.register("cases", _versions(lake, seen, asked))
+        con.register("decided", decided.filter(_of(decided, asked)))
         con.register("days", _known(city, open_days))
         con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
         new = con.execute(
@@ -104,14 +112,15 @@ def bound(lake: Lake, city: City, cases: pa.Table, through: date, engine: Engine
     return everything
 
 
-def came_late(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, days: Sequence[date]) -> dict[str, Any]:
+def came_late(city: City, seen: pa.Table, decisions: pa.Table, days: Sequence[date]) -> dict[str, Any]:
     """Cases by clinic whose first version that counts arrived on one of `days` after their day was known.
 
     `late`: counted in their week and longer; `too_late`: their week was closed as well, so nothing counts them.
     """
+    now = seen.filter(pc.is_in(seen.column("arrival_day"), pa.array(days, pa.date32()))).column("case_key")
     with connect() as con:
-        versions = cases.select(["case_key", "arrival_day", "clinic", "admitted_on", "care"])
-        load(con, cases=versions, decisions=decisions.select(["case_key", "decided_on"]), days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
+        versions = seen.filter(_of(seen, now)).select(["case_key", "arrival_day", "clinic", "admitted_on", "care"])
+        load(con, cases=versions, decisions=decisions.filter(_of(decisions, now)).select(["case_key", "decided_on"]), days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
              run=pa.table({"arrived": pa.array(days, pa.date32())}))  # fmt: skip
         rows = con.execute(
             """WITH first AS (
@@ -165,7 +174,7 @@ def missing_days(lake: Lake, city: City, through: date) -> list[date]:
     return sorted(set().union(*behind) - set(recorded_days(lake)))
 
 
-def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
+def freeze(lake: Lake, city: City, seen: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
     """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
 
     An event is late where it was decided after `City.known_on` its day, and is in none of the days yet: whoever shortens
@@ -177,7 +186,7 @@ def freeze(lake: Lake, city: City, cases: pa.Table, decisions: pa.Table, closing
     own = ("event_day", "person_key", "case_key", "clinic")
     decided = decisions.filter(pc.is_in(decisions.column("event_day"), pa.array(closing, pa.date32())))
     with connect() as con:
-        con.register("cases", _of(cases, decided.column("case_key")))
+        con.register("cases", _versions(lake, seen, decided.column("case_key")))
         con.register("decisions", decided)
         con.register("closing", _known(city, closing))
         con.register("before", before)
@@ -209,11 +218,11 @@ def counted_events(lake: Lake, days: Iterable[date] | None = None) -> pa.Table:
     return pa.concat_tables(parts).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
 
 
-def with_outcome(events: pa.Table, cases: pa.Table, day: date) -> pa.Table:
+def with_outcome(events: pa.Table, seen: pa.Table, day: date) -> pa.Table:
     """`events` with `los` and `outcome` as known at the end of arrival day `day` (null: still in hospital)."""
     with connect() as con:
         con.register("events", events)
-        con.register("cases", _of(cases.select(["case_key", "arrival_day", "los", "died"]), events.column("case_key")))
+        con.register("cases", seen.filter(_of(seen, events.column("case_key"))))
         return con.execute(
             """SELECT e.*, c.los, c.outcome FROM events e LEFT JOIN (
               SELECT case_key, los, CASE WHEN died THEN 'died' ELSE 'other' END AS outcome FROM cases WHERE arrival_day <= $day AND los IS NOT NULL
@@ -233,12 +242,12 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     require_agreed(city, terms, ledger)
     for start, agreed in terms.items():
         open_window(ledger, start, agreed)
-    cases = lake.read("cases", PSEUDONYMISED_CASES)
-    verify_cases(lake, cases)
-    decisions = bound(lake, city, cases, through, engine)
-    freeze(lake, city, cases, decisions, closing_days(lake, city, through), late=False)
-    freeze(lake, city, cases, decisions, closing_weeks(lake, city, through), late=True)
-    left_out = first_left_out(decisions, cases, known_links(lake), city)
+    verify_cases(lake)
+    seen = lake.read("cases", SEEN)
+    decisions = bound(lake, city, seen, through, engine)
+    freeze(lake, city, seen, decisions, closing_days(lake, city, through), late=False)
+    freeze(lake, city, seen, decisions, closing_weeks(lake, city, through), late=True)
+    left_out = first_left_out(decisions, seen, known_links(lake), city)
 
     @lru_cache(maxsize=1)  # one window in memory, however many there are
     def events_of(start: date) -> pa.Table:
@@ -249,10 +258,10 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
 
     def load(table: MeasuredTable, unit: Unit) -> pa.Table:
         days = unit_days(table, unit)
-        seen = between(left_out if table.at_cap else events_of(city.window_start(unit.start)), days[0], days[-1])
+        found = between(left_out if table.at_cap else events_of(city.window_start(unit.start)), days[0], days[-1])
         if table.time == "day":
-            seen = seen.filter(pc.equal(seen.column("late"), unit.late))
-        return with_outcome(seen, cases, known_by(city, table, unit)) if table.needs_outcome else seen
+            found = found.filter(pc.equal(found.column("late"), unit.late))
+        return with_outcome(found, seen, known_by(city, table, unit)) if table.needs_outcome else found
 
     def window_of(what: Due) -> date:
         return city.window_start(what[1].start)
@@ -271,7 +280,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     return {
         "measurements": measured,
         "missing_days": missing_days(lake, city, through),
-        **came_late(lake, city, cases, decisions, days),
+        **came_late(city, seen, decisions, days),
         "windows": _budgets(city, ledger),
     }
 

@@ -12,13 +12,16 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measure import BENCH, note
 
 from assets.contract.city import City, load_city
 from assets.contract.codes import AGE_GROUP_KEYS, CHAPTER_KEYS
+from assets.contract.terms import WINDOW_DAYS
 from pipelines.demo.generate import DEFAULT_PATIENTS, generate
 
+PROVENANCE = ["clinic", "arrival_day", "export_id", "source_file", "source_line"]
 KINDS = ("Patient", "Encounter", "Condition", "Procedure", "Consent")
 LINES_OF_A_CITY_YEAR = 950_000
 """Resources in a demo year if its FHIR clinic were the only one, about."""
@@ -158,7 +161,12 @@ def canonical(rows: int) -> Path:
 
 
 def staged(rows: int) -> Path:
-    """A data root with keys whose intake staged the tables of `canonical`, and a consent of each patient to all that counts."""
+    """A data root with keys in which intake staged `rows` cases in ten runs, a year of arrival days each (one below a million).
+
+    Each year's are the cases of `canonical`, their patients delivered with them, of whom every fifth came the year before,
+    and a consent of each new patient to all that counts.
+    """
+    years = 10 if rows > 1_000_000 else 1
 
     def make(folder: Path) -> None:
         from assets.contract.schemas import CANONICAL
@@ -166,25 +174,52 @@ def staged(rows: int) -> Path:
         from assets.lake.lake import Lake
 
         create_keys(folder / "keys")
-        lake, city, source = Lake.open(folder / "data", folder / "keys"), load_city(), canonical(rows)
-        day = city.start + timedelta(300)
-        for name in ("cases", "persons", "diagnoses", "procedures"):
-            lake.write(f"staging/canonical/{name}", day, pq.read_table(source / f"{name}.parquet", use_threads=False))
-        for name in ("deletions", "findings"):
-            lake.write(f"staging/canonical/{name}", day, CANONICAL[name].empty_table())
-        people = pq.read_table(source / "persons.parquet", columns=[*CANONICAL["persons"].names[:5], "patient_id"])
+        lake, city, source = Lake.open(folder / "data", folder / "keys"), load_city(), canonical(rows // years)
+        cases, people, diagnoses, procedures = (
+            pq.read_table(source / f"{n}.parquet", use_threads=False)
+            for n in ("cases", "persons", "diagnoses", "procedures")
+        )
+        number = np.char.lstrip(cases.column("patient_id").to_numpy().astype(str), "p").astype(int)
         codes = [*city.consent.required_on_evaluation_day, *city.consent.required_over_case]
-        n, schema = people.num_rows * len(codes), CANONICAL["consent_provisions"]
-        each = people.take(pa.array(np.repeat(np.arange(people.num_rows), len(codes))))
-        begin = pa.scalar(city.start - timedelta(700))
-        stated = {
-            **{name: each.column(name) for name in each.column_names}, "consent_id": each.column("patient_id"),
-            "status": pa.repeat("active", n), "declared_at": pa.repeat(begin, n), "valid_from": pa.repeat(begin, n),
-            "code": pa.array(codes).take(pa.array(np.tile(np.arange(len(codes)), people.num_rows))),
-            "decision": pa.repeat("permit", n), "period_readable": pa.repeat(True, n),
-        }  # fmt: skip
-        provisions = pa.table({f.name: stated.get(f.name, pa.nulls(n, f.type)) for f in schema}).cast(schema)
-        lake.write("staging/canonical/consent_provisions", day, provisions)
+
+        def replaced(table: pa.Table, **columns: pa.Array) -> pa.Table:
+            for name, values in columns.items():
+                table = table.set_column(table.column_names.index(name), name, values)
+            return table
+
+        for year in range(years):
+            shift, begin = np.timedelta64(year * WINDOW_DAYS, "D"), city.start + timedelta(year * WINDOW_DAYS)
+            admitted, left = (
+                cases.column(n).to_numpy().astype("datetime64[D]") + shift for n in ("admitted_on", "discharged_on")
+            )
+            each, again = np.arange(people.num_rows), np.arange(people.num_rows) % 5 == 0
+            names = np.char.add(np.where(again, f"y{max(year - 1, 0)}p", f"y{year}p"), (each + again).astype(str))
+            who, day = pa.array(names, pa.string()), pa.array(admitted + 3)
+            case_id = pc.binary_join_element_wise(f"y{year}", cases.column("case_id"), "")
+            rows_of = {
+                "cases": replaced(cases, arrival_day=day, case_id=case_id, patient_id=who.take(pa.array(number)), admitted_on=pa.array(admitted), discharged_on=pa.array(left)),
+                "persons": replaced(replaced(people, patient_id=who).take(pa.array(number)), arrival_day=day),
+            }  # fmt: skip
+            for name, few in (("diagnoses", diagnoses), ("procedures", procedures)):
+                theirs = rows_of["cases"].slice(0, few.num_rows)
+                rows_of[name] = replaced(few, **{n: theirs.column(n) for n in ("arrival_day", "case_id", "patient_id")})
+            new = people.select(PROVENANCE).append_column("patient_id", who)
+            new = new.filter(pa.array(~again)) if year else new
+            n, declared = new.num_rows * len(codes), pa.scalar(begin - timedelta(700))
+            each = new.take(pa.array(np.repeat(np.arange(new.num_rows), len(codes))))
+            stated = {
+                **{name: each.column(name) for name in each.column_names}, "arrival_day": pa.repeat(pa.scalar(begin), n),
+                "consent_id": each.column("patient_id"), "status": pa.repeat("active", n), "declared_at": pa.repeat(declared, n),
+                "valid_from": pa.repeat(declared, n), "code": pa.array(codes).take(pa.array(np.tile(np.arange(len(codes)), new.num_rows))),
+                "decision": pa.repeat("permit", n), "period_readable": pa.repeat(True, n),
+            }  # fmt: skip
+            schema = CANONICAL["consent_provisions"]
+            rows_of["consent_provisions"] = pa.table(
+                {f.name: stated.get(f.name, pa.nulls(n, f.type)) for f in schema}
+            ).cast(schema)
+            for name, schema in CANONICAL.items():
+                table = rows_of.get(name, schema.empty_table())
+                lake.write(f"staging/canonical/{name}", begin + timedelta(WINDOW_DAYS - 1), table)
 
     return once(f"staged-{rows}", make)
 

@@ -34,8 +34,7 @@ def judged(lake: Lake, city: City) -> Callable[..., list[str] | None]:
 
     def ask(within: City = city, day: date = START + DAY) -> list[str] | None:
         lake.write_days("consent_register", [day], register.slice(0, 0), "arrival_day", keep_empty=True)
-        tables = [lake.read(name, CONSENT_PROVISIONS) for name in ("consent_register", TOMBSTONES)]
-        found = stage.judged_now(lake, within, [day], *tables)
+        found = stage.judged_now(lake, within, [day])
         return None if found is None else found.column("patient_id").to_pylist()
 
     return ask
