@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from assets.consent import kernel
 from assets.consent.changes import TOLD_BY, of_documents, to_judge
 from assets.consent.majority import MAJORITY, coming_of_age, known
+from assets.consent.numbers import among
 from assets.consent.reasons import REASONS
 from assets.consent.rule import FULL_EXPORTS, KEPT, keep_permitted
 from assets.consent.tombstones import TABLE as TOMBSTONES
@@ -27,6 +28,8 @@ from assets.lake.lake import Lake
 
 REGISTER: Final = "consent_register"
 """Table of every provision ever received. It grows with the years, so it is read by what is asked of it."""
+JUDGED_AT_ONCE: Final = 500_000
+"""Patients who are judged together, with all of their documents."""
 PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
 STANDING: Final = pa.schema(
     [*PATIENTS, ("ok", pa.bool_()), ("reason", pa.string()), ("erase", pa.bool_()), ("erased_before", pa.bool_())]
@@ -55,15 +58,13 @@ def majority(lake: Lake, city: City) -> pa.Table:
     return known(lake.read("majority", MAJORITY)) if city.consent.guardian_consent_ends_at else MAJORITY.empty_table()
 
 
-def documents_of(lake: Lake, patients: pa.Table | None) -> pa.Table:
-    """Rows of the register of every document that names one of `patients` (clinic, patient_id), or of all."""
-    if patients is None:
-        return lake.read(REGISTER, CONSENT_PROVISIONS)
+def documents_of(lake: Lake, patients: pa.Table) -> pa.Table:
+    """Rows of the register of every document that names one of `patients` (clinic, patient_id)."""
     ids = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "consent_id"))
     return lake.read(REGISTER, CONSENT_PROVISIONS, where=of_documents(ids, patients))
 
 
-def register_of(lake: Lake, patients: pa.Table | None, live: pa.Table) -> tuple[pa.Table, pa.Table]:
+def register_of(lake: Lake, patients: pa.Table, live: pa.Table) -> tuple[pa.Table, pa.Table]:
     """`documents_of`, with what is remembered of erased patients among them or `live`; and these patients."""
     return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents_of(lake, patients), live, lake.keys)
 
@@ -73,6 +74,39 @@ def judged_now(lake: Lake, city: City, days: Sequence[date]) -> pa.Table | None:
     register, tombstones = lake.read(REGISTER, TOLD_BY), lake.read(TOMBSTONES, TOLD_BY)
     day, full = evaluation_day(lake, days), full_exports(lake, city)
     return to_judge(lake, city, days, day, register, tombstones, full, majority(lake, city))
+
+
+def groups(patients: pa.Table) -> list[pa.Table]:
+    """`patients` (clinic, patient_id), each once, as many at a time as are judged together; one group at least.
+
+    Whoever is judged is judged with every document that names them, so it does not matter with whom.
+    """
+    once = patients.select(PATIENTS.names).group_by(PATIENTS.names).aggregate([])
+    return [once.slice(n, JUDGED_AT_ONCE) for n in range(0, max(once.num_rows, 1), JUDGED_AT_ONCE)]
+
+
+def _judge(
+    lake: Lake,
+    city: City,
+    engine: Engine,
+    cases: pa.Table,
+    live: pa.Table,
+    group: pa.Table,
+    day: date,
+    of_age: pa.Table,
+) -> tuple[pa.Table, pa.Table]:
+    """`CONSENT_DECISIONS` of `cases`, and `STANDING` of `group`, whose cases they are."""
+    register, erased_before = register_of(lake, group, live)
+    full = full_exports(lake, city)
+    decisions, stands = kernel.evaluate(engine, cases, register, city.consent, day, full, of_age)
+    # The register holds others too, of whom not all is known: those who share a document.
+    stands = stands.join(group, PATIENTS.names, join_type="left semi")
+    again = erased_before.append_column("erased_before", pa.repeat(True, erased_before.num_rows))
+    stands = stands.join(again, PATIENTS.names).select(STANDING.names)
+    erased = stands.column("erased_before").fill_null(False)
+    return decisions, stands.set_column(STANDING.get_field_index("erased_before"), "erased_before", erased).cast(
+        STANDING
+    )
 
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
@@ -107,31 +141,25 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     del provisions  # the register holds them: no second copy while it is judged
     day = evaluation_day(lake, days)
     live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
-    judged = judged_now(lake, city, days)
-    if judged is not None:
-        judged = pa.concat_tables([judged, live]).group_by(PATIENTS.names).aggregate([])
-    register, erased_before = register_of(lake, judged, live)
-    full = full_exports(lake, city)
     if age := city.consent.guardian_consent_ends_at:
-        delivered = coming_of_age(tables["persons"], tables["cases"], register, age)
+        delivered = coming_of_age(tables["persons"], tables["cases"], lake.read(REGISTER, PATIENTS), age)
         lake.write_days("majority", days, delivered, "arrival_day")
-    of_age = majority(lake, city)
-    decisions, stands = kernel.evaluate(engine, tables["cases"], register, city.consent, day, full, of_age)
+    judged, cases, of_age = judged_now(lake, city, days), tables["cases"], majority(lake, city)
+    who = groups(pa.concat_tables([lake.read(REGISTER, PATIENTS) if judged is None else judged, live]))
+    answers = []
+    for place, group in enumerate(who):
+        ours, theirs = (t if len(who) == 1 else t.filter(among(t, group)) for t in (cases, live))
+        if place == 0 and len(who) > 1:  # what names no patient is refused, once
+            ours = pa.concat_tables([ours, cases.filter(pc.is_null(cases.column("patient_id")))])
+        answers.append(_judge(lake, city, engine, ours, theirs, group, day, of_age))
+    decisions, stands = (pa.concat_tables(parts) for parts in zip(*answers, strict=True))
+    decisions = in_order(decisions)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
-    if judged is not None:  # the register holds others too, of whom not all is known: those who share a document
-        stands = stands.join(judged, PATIENTS.names, join_type="left semi")
-    del tables, live, register  # what goes on is read table by table: together they were the peak of a run
+    del tables, live, cases, answers  # what goes on is read table by table: together they were the peak of a run
     for name in KEPT:
         kept = keep_permitted(staged(lake, "canonical", days, (name,)), decisions)
         lake.write(f"staging/consented/{name}", days[-1], kept[name])
-    again = erased_before.append_column("erased_before", pa.repeat(True, erased_before.num_rows))
-    stands = stands.join(again, PATIENTS.names).select(STANDING.names)
-    erased = stands.column("erased_before").fill_null(False)
-    lake.write(
-        "staging/standing",
-        days[-1],
-        stands.set_column(STANDING.get_field_index("erased_before"), "erased_before", erased).cast(STANDING),
-    )
+    lake.write("staging/standing", days[-1], stands)
     reasons = {v["values"]: v["counts"] for v in pc.value_counts(decisions.column("reason")).to_pylist()}
     lake.write_record(f"consent/{days[-1]}", decision_table(decisions, days, day))
     audit.record(lake, "decisions", first=days[0], last=days[-1], evaluation_day=day, cases_by_reason=reasons)

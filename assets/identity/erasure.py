@@ -26,6 +26,7 @@ from assets.consent.stage import (
     STANDING,
     evaluation_day,
     full_exports,
+    groups,
     judged_now,
     majority,
     register_of,
@@ -104,33 +105,58 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa
     Those whose newest version came in this run were just judged, by the same consents on the same day; of the others
     only those are judged whose patient's answer can have changed.
     """
-    if pc.all(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())), min_count=0).as_py():
+    before = pc.invert(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())))
+    if not pc.any(before, min_count=0).as_py():
         return pa.array([], pa.string())
-    judged, versions = judged_now(lake, city, days), stored.select(_JUDGED_BY)
-    if judged is not None:
-        theirs = pc.is_in(
-            versions.column("patient_key"), patient_keys(judged, lake.keys).column("key").combine_chunks()
+    judged, found = judged_now(lake, city, days), [pa.array([], pa.string())]
+    who = groups(lake.read(REGISTER, PATIENTS) if judged is None else judged)
+    names = [patient_keys(group, lake.keys) for group in who]
+    for group, keys in zip(who, names, strict=True):
+        newest = _newest_before(stored, keys, days)
+        if newest.num_rows:
+            register, _ = register_of(lake, group, PATIENTS.empty_table())
+            decisions = decide(
+                newest,
+                register,
+                city.consent,
+                evaluation_day(lake, days),
+                full_exports(lake, city),
+                majority(lake, city),
+            )
+            found.append(decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks())
+    if judged is None:  # and cases of patients of whom the register knows no document
+        known = pa.chunked_array([chunk for keys in names for chunk in keys.column("key").chunks], pa.string())
+        unknown = pc.and_(before, pc.invert(pc.is_in(stored.column("patient_key"), known)))
+        strangers = stored.filter(unknown).select(["clinic", "patient_key"]).rename_columns(["clinic", "key"])
+        found.append(
+            _newest_before(stored, strangers.append_column("id", strangers.column("key")), days)
+            .column("case_id")
+            .combine_chunks()
         )
-        of_cases = versions.filter(theirs).column("case_key").unique()
-        versions = versions.filter(pc.is_in(versions.column("case_key"), of_cases))
-    register, _ = register_of(lake, judged, PATIENTS.empty_table())
+    return pa.concat_arrays(found)
+
+
+def _newest_before(stored: pa.Table, patients: pa.Table, days: Sequence[date]) -> pa.Table:
+    """`CASES` under pseudonyms: of each `stored` case its newest version, where it is of one of `patients` (clinic, id,
+    key) and did not come on `days`; `patient_id`: the patient's id."""
+    theirs = stored.column("case_key").filter(
+        pc.is_in(stored.column("patient_key"), patients.column("key").combine_chunks())
+    )
     with connect() as con:
-        load(con, stored=versions, patients=patient_keys(register if judged is None else judged, lake.keys))
+        load(
+            con,
+            stored=stored.filter(pc.is_in(stored.column("case_key"), theirs.unique())).select(_JUDGED_BY),
+            patients=patients.group_by(["clinic", "id", "key"]).aggregate([]),
+        )
         absent = ", ".join(f"NULL AS {n}" for n in CASES.names if n not in (*_JUDGED_BY, "case_id", "patient_id"))
-        newest = con.execute(
-            f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on,
-            {absent} FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
-            LEFT JOIN patients p ON p.clinic = s.clinic AND p.key = s.patient_key
-            WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[]))) AND ($everybody OR p.id IS NOT NULL)""",
-            {"days": list(days), "everybody": judged is None},
+        rows = con.execute(
+            f"""SELECT s.clinic, arrival_day, case_key AS case_id, p.id AS patient_id, admitted_on, discharged_on, {absent}
+            FROM (FROM stored QUALIFY row_number() OVER (PARTITION BY case_key ORDER BY arrival_day DESC) = 1) s
+            JOIN patients p ON p.clinic = s.clinic AND p.key = s.patient_key
+            WHERE arrival_day NOT IN (SELECT unnest(CAST($days AS DATE[])))""",
+            {"days": list(days)},
         ).to_arrow_table()
-    if not newest.num_rows:
-        return pa.array([], pa.string())
-    decisions = decide(
-        newest.select(CASES.names).cast(CASES), register, city.consent, evaluation_day(lake, days),
-        full_exports(lake, city), majority(lake, city),
-    )  # fmt: skip
-    return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
+    return rows.select(CASES.names).cast(CASES)
 
 
 def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
