@@ -174,7 +174,11 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
             counts[table] = _rewrite(lake, table, schema, column, among_cases(table))
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
-    living = stored.column("person_key").filter(pa.array(~erased)).unique()
+    left = stored.column("person_key").filter(pa.array(~erased))
+
+    def living(persons: pa.ChunkedArray) -> pa.Array:
+        return left.filter(pc.is_in(left, value_set=persons.unique())).unique()
+
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.

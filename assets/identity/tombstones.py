@@ -29,19 +29,25 @@ def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.
     return pc.binary_join_element_wise(pa.scalar(MARK), keys.cover(keyed_hashes(keys.uncover(whole), key)), "")
 
 
-def retire(bounding: pa.Table, case_keys: pa.Array, living: pa.Array, on: date, keys: Keyring) -> pa.Table:
+def retire(
+    bounding: pa.Table, case_keys: pa.Array, living: Callable[[pa.ChunkedArray], pa.Array], on: date, keys: Keyring
+) -> pa.Table:
     """`BOUNDING_DECISIONS` with the pseudonyms of erased cases as hashes, and of persons without any case.
 
-    `case_keys`: erased cases; `living`: persons who still have one. Tombstones whose window is over on `on`
-    are dropped.
+    `case_keys`: erased cases; `living`: which of the persons given still have one. Tombstones whose window is over on
+    `on` are dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
     now = pc.and_(pc.invert(before), pc.is_in(cases, case_keys))
-    lost = pc.and_(pc.or_(before, now), pc.invert(pc.or_(pc.starts_with(persons, MARK), pc.is_in(persons, living))))
+    erased = pc.or_(before, now)
+    if not pc.any(erased).as_py():
+        return bounding
+    still = pc.is_in(persons, value_set=living(persons.filter(erased)))
+    lost = pc.and_(erased, pc.invert(pc.or_(pc.starts_with(persons, MARK), still)))
     table = _replaced(_replaced(bounding, "case_key", now, keys), "person_key", lost, keys)
     over = pc.less(table.column("event_day"), pa.scalar(on - timedelta(_KEPT_DAYS)))
-    return table.filter(pc.invert(pc.and_(pc.or_(before, now), over))).cast(BOUNDING_DECISIONS)
+    return table.filter(pc.invert(pc.and_(erased, over))).cast(BOUNDING_DECISIONS)
 
 
 def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> pa.Table:
