@@ -418,6 +418,26 @@ def test_a_consent_gone_from_a_full_delivery_counts_as_withdrawn(run: Run, lake:
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
 
 
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_consent_gone_from_the_second_full_delivery_of_a_day_counts_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path], bundled: bool):  # fmt: skip
+    clinics = tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)
+    full = city.model_copy(update={"clinics": clinics})
+
+    def files(*consents: dict[str, Any]) -> dict[str, Any]:
+        rows = {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": list(consents)}
+        if not bundled:
+            return rows
+        entries = [{"resource": r} for of_type in rows.values() for r in of_type]
+        return {"all.json": json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})}
+
+    deliver("klinik-nord", START, files(fhir_consent("p"), fhir_consent("q")))
+    run(0, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START, files(fhir_consent("q")), suffix="-second")
+    run(0, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
 def test_a_stored_case_leaves_when_its_collection_window_is_taken_back(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
     deliver("klinik-nord", START, {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
     run(0, 4)
