@@ -133,6 +133,9 @@ def test_born_on_the_29th_of_february_and_deliveries_that_contradict_each_other(
     other = of_age(birth_year=2006)
     (span,) = known(pa.concat_tables([of_age(), other])).to_pylist()
     assert (span["of_age_from"], span["of_age_by"]) == (date(2024, 5, 20), datetime(2025, 5, 20) - MOMENT)
+    corrected = of_age(birth_year=2006, arrival_day=FROM + timedelta(1))
+    for order in ([of_age(), corrected], [corrected, of_age()]):
+        assert known(pa.concat_tables(order)).to_pylist() == corrected.to_pylist(), "a correction counts"
 
 
 def test_a_full_consent_permits():
