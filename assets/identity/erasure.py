@@ -119,24 +119,40 @@ def no_longer_permitted(
     return decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks()
 
 
+def _still_of(stored: pa.Table, own: pa.Array, theirs: pa.Array) -> pa.Array:
+    """Those cases of `theirs` whose newest version in `stored` is one of the rows `own`."""
+    with connect() as con:
+        of_them = stored.select(["case_key", "arrival_day"]).append_column("own", own)
+        load(con, versions=of_them.filter(pc.is_in(of_them.column("case_key"), value_set=theirs)))
+        newest = con.execute("SELECT case_key FROM versions GROUP BY case_key HAVING arg_max(own, arrival_day)")
+        return newest.to_arrow_table().column("case_key").combine_chunks()
+
+
 def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
     """Erase `patients` and `cases` (pseudonyms) from `stored`, all cases, and every other table; rows by table."""
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
-    theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
-    everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
+    own = pc.is_in(stored.column("patient_key"), patients)
+    theirs = stored.filter(own).column("case_key").unique()
+    # A case that its clinic moved to somebody else is that patient's now: only what stands under the former one goes.
+    everything = pa.chunked_array([cases, _still_of(stored, own, theirs)], pa.string()).unique()
+    erased = pc.or_(own, pc.is_in(stored.column("case_key"), everything))
+    versions = stored.filter(erased).select(["case_key", "arrival_day"])
+    counted = pa.chunked_array([everything, theirs], pa.string()).unique()
     events = {table: lake.read(table, EVENTS) for table in _FROZEN}
-    held = any(pc.any(pc.is_in(t.column("case_key"), everything)).as_py() for t in (stored, *events.values()))
+    held = any(pc.any(pc.is_in(t.column("case_key"), counted)).as_py() for t in (stored, *events.values()))
     for table, schema, column in _FOLLOWING if held else ():
         rows = events.get(table)
         rows = lake.read(table, schema) if rows is None else rows
-        counts[table] = _rewrite(lake, table, schema, column, rows, pc.is_in(rows.column("case_key"), everything))
+        gone = pc.is_in(rows.column("case_key"), everything if column == "arrival_day" else counted)
+        if column == "arrival_day":
+            gone = pc.or_(gone, among(rows, versions))
+        counts[table] = _rewrite(lake, table, schema, column, rows, gone)
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
-    erased = pc.is_in(stored.column("case_key"), everything)
     living = stored.filter(pc.invert(erased)).column("person_key").unique()
     bounding = lake.read("bounding", BOUNDING_DECISIONS)
     # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
-    retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
+    retired = retire(linked(bounding, links.filter(ended)), counted, living, on, lake.keys)
     if not retired.equals(bounding):
         lake.write_days("bounding", lake.days("bounding"), retired, "decided_on")
     seal(lake, links.filter(ended))
@@ -229,6 +245,20 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
         ).to_arrow_table()
 
 
+def _cases_of(decisions: pa.Table, gone: pa.Table) -> pa.Table:
+    """(clinic, case_id) of the patients `gone`, but cases that were moved to somebody who stays."""
+    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
+    if not theirs.num_rows:
+        return theirs
+    with connect() as con:
+        load(con, versions=decisions.filter(among(decisions, theirs)), gone=gone)
+        return con.execute(
+            """WITH newest AS (FROM versions
+              QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
+            SELECT clinic, case_id FROM newest SEMI JOIN gone USING (clinic, patient_id)"""
+        ).to_arrow_table()
+
+
 def _deleted_patients(deletions: pa.Table, decisions: pa.Table) -> pa.Table:
     """(clinic, patient_id) whom a clinic deleted, and of whom nothing came after that."""
     if not deletions.num_rows:
@@ -256,7 +286,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     gone = standing.filter(standing.column("erase")).select([*PATIENTS.names, "erased_before"])
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     gone = _with_interrupted(lake, gone, standing)
-    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
+    theirs = _cases_of(decisions, gone)
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
     stored = lake.read("cases", PSEUDONYMISED_CASES)
     removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")

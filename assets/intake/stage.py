@@ -30,7 +30,9 @@ from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
 from assets.lake.progress import NotStaged, reopen
 
-CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string())])
+CONSENT_DELIVERIES: Final = pa.schema(
+    [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string())]
+)
 """The exports in which a clinic delivered consents, be they none, and not changes only."""
 
 
@@ -80,7 +82,9 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     reasons = {(str(e.arrival_day), e.clinic.key): rejected[e.export_id] for e in exports if e.export_id in rejected}
     refused = {key: why for key, why in (refused_exports(lake) | reasons).items() if key not in accepted}
     _note_refused(lake, days, refused)
-    lake.write_days("consent_deliveries", days, _consent_deliveries(usable, tables["consent_provisions"]), "arrival_day")
+    lake.write_days(
+        "consent_deliveries", days, _consent_deliveries(usable, tables["consent_provisions"]), "arrival_day"
+    )
     missing = {c.key: sum((str(d), c.key) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
@@ -141,7 +145,9 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
 
 def _consent_deliveries(exports: Sequence[Export], provisions: pa.Table) -> pa.Table:
     # Those of a Bundle are told from what it holds; a deleted one names no patient and is no delivery of the others.
-    of_somebody = provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
+    of_somebody = (
+        provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
+    )
     rows = [{"clinic": e.clinic.key, "arrival_day": e.arrival_day, "export_id": e.export_id} for e in exports
             if not e.changes_only
             and (e.export_id in of_somebody or any("consent" in f.name.lower() for f in e.files()))]  # fmt: skip

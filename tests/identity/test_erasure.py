@@ -23,7 +23,13 @@ from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import bury
 from assets.consent.tombstones import recognise as recognise_consents
 from assets.contract.city import City
-from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    CONSENT_PROVISIONS,
+    EVENTS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+)
 from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
@@ -424,7 +430,11 @@ def test_a_consent_gone_from_the_second_full_delivery_of_a_day_counts_as_withdra
     full = city.model_copy(update={"clinics": clinics})
 
     def files(*consents: dict[str, Any]) -> dict[str, Any]:
-        rows = {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": list(consents)}
+        rows = {
+            "Patient.ndjson": [person("p")],
+            "Encounter.ndjson": [stay("c1", "p")],
+            "Consent.ndjson": list(consents),
+        }
         if not bundled:
             return rows
         entries = [{"resource": r} for of_type in rows.values() for r in of_type]
@@ -714,6 +724,64 @@ def test_changes_of_a_patient_who_was_replaced_build_upon_nobody(run: Run, lake:
     deliver("klinik-nord", START + timedelta(1), changes(Patient=[merged], Encounter=[stay("c", "p")]))
     run(1)
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
+def test_a_case_that_was_moved_to_somebody_else_stays_when_the_former_patient_goes(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    def of(who: str, icd: str) -> dict[str, Any]:
+        coded = {"resourceType": "Condition", "id": "d", "subject": {"reference": f"Patient/{who}"}, "encounter": {"reference": "Encounter/c1"},
+                 "code": {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": icd}]}}  # fmt: skip
+        return {"Patient": [person(who)], "Encounter": [stay("c1", who)], "Condition": [coded]}
+
+    both = {"Consent": [fhir_consent("GONEtwin"), fhir_consent("q")]}
+    deliver("klinik-nord", START, {f"{kind}.ndjson": rows for kind, rows in (of("GONEtwin", "I21.0") | both).items()})
+    run(0, 4)
+    needles = [r["patient_key"] for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()]
+    removal = {"resourceType": "Bundle", "type": "transaction", "entry": [{"request": {"method": "DELETE", "url": "Patient/GONEtwin"}}]}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(5), changes(**of("q", "J45.0"), deleted=[removal]))
+    run(5)
+    (stored,) = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
+    assert (stored["arrival_day"], stored["chapter"]) == (START + timedelta(5), "X")
+    assert lake.read("diagnoses", PSEUDONYMISED_DIAGNOSES).column("icd_code").to_pylist() == ["J45"]
+    assert not lake.read("events", EVENTS).num_rows, "what was counted of it was the former patient's"
+    assert places(lake, [*needles, "GONEtwin"]) == set()
+    verify_cases(lake, lake.read("cases", PSEUDONYMISED_CASES))
+
+
+def test_a_case_that_was_moved_counts_neither_for_the_former_patient_nor_beside_the_new_ones(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    """It was decided by the room that the former patient's other cases left."""
+    consents = [fhir_consent("p"), fhir_consent("q")]
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q", birthDate="1940-01-01")],
+            "Encounter.ndjson": [stay("c1", "p"), stay("d1", "q")], "Consent.ndjson": consents})  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("c1", "q")]))
+    run(1, 3)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 3
+    assert lake.read("events", EVENTS).column("age_group").to_pylist() == ["75-84"], "one case of a person in a week"
+
+
+A, B = "A123456780", "B123456782"
+
+
+# Pseudonyms have no order that is known beforehand: of two orders of the numbers, one has the lower pseudonym last.
+@pytest.mark.parametrize(("again", "numbers"), [(0, (A, B)), (0, (B, A)), (-1, (A, B))])
+def test_another_insured_number_on_a_day_that_runs_again_or_late_makes_nobody_another_person(
+    run: Run, lake: Lake, deliver: Callable[..., Path], again: int, numbers: tuple[str, str]
+):
+    def insured(number: str) -> dict[str, Any]:
+        return person("p", identifier=[{"system": "http://fhir.de/sid/gkv/kvid-10", "value": number}])
+
+    first = START + timedelta(1)
+    deliver("klinik-nord", first, {"Patient.ndjson": [insured(numbers[0])], "Encounter.ndjson": [stay("c1", "p")],
+            "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
+    run(1)
+    (before,) = lake.read("cases", PSEUDONYMISED_CASES).column("person_key").to_pylist()
+    deliver("klinik-nord", first + timedelta(again), {"Patient.ndjson": [insured(numbers[1])], "Encounter.ndjson": [stay("c2", "p")],
+            "Consent.ndjson": [fhir_consent("p")]}, suffix="-second")  # fmt: skip
+    run(1 + again, 1)
+    cases = lake.read("cases", PSEUDONYMISED_CASES)
+    assert cases.num_rows == 2 and set(cases.column("person_key").to_pylist()) == {before}
+    kept = lake.read("bounding", BOUNDING_DECISIONS).column("kept").to_pylist()
+    assert sorted(kept) == [False, True], "both lie in one week"
 
 
 def test_a_case_that_the_clinic_deleted_is_removed_and_stays_away(run: Run, lake: Lake, deliver: Callable[..., Path]):
