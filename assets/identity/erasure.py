@@ -121,6 +121,8 @@ def no_longer_permitted(
 
 def _still_of(stored: pa.Table, own: pa.Array, theirs: pa.Array) -> pa.Array:
     """Those cases of `theirs` whose newest version in `stored` is one of the rows `own`."""
+    if not len(theirs):
+        return theirs
     with connect() as con:
         of_them = stored.select(["case_key", "arrival_day"]).append_column("own", own)
         load(con, versions=of_them.filter(pc.is_in(of_them.column("case_key"), value_set=theirs)))
