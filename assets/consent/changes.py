@@ -56,8 +56,8 @@ def _version(city: City) -> str:
     return hashlib.sha256(code + city.consent.model_dump_json().encode()).hexdigest()
 
 
-def _full_days(full: pa.Table) -> dict[str, str]:
-    return {row["clinic"]: row["day"].isoformat() for row in full.to_pylist()}
+def _full_of(full: pa.Table) -> dict[str, str]:
+    return {row["clinic"]: row["export_id"] for row in full.to_pylist()}
 
 
 def changed(register: pa.Table, majority: pa.Table, since: date, on: date, full: Sequence[str] = ()) -> pa.Table:
@@ -92,7 +92,7 @@ def to_judge(
         ).fetchone() or (0,)
     if waited_for:
         return None
-    newly = {clinic for clinic, _ in _full_days(full).items() ^ last["full"].items()}
+    newly = {clinic for clinic, _ in _full_of(full).items() ^ last["full"].items()}
     return changed(register, majority, since, on, sorted(newly))
 
 
@@ -115,4 +115,4 @@ def of_documents(register: pa.Table, patients: pa.Table) -> Mask:
 def remember(lake: Lake, city: City, on: date, provisions: int, full: pa.Table) -> None:
     """Note that everybody's answer of the day `on` is known and done with; `provisions`: rows of the register."""
     record: dict[str, Any] = {"day": on.isoformat(), "rule": _version(city), "provisions": provisions}
-    lake.write_record(RECORD, record | {"full": _full_days(full)})
+    lake.write_record(RECORD, record | {"full": _full_of(full)})

@@ -58,9 +58,12 @@ def coming_of_age(persons: pa.Table, cases: pa.Table, register: pa.Table, age: i
 
 
 def known(delivered: pa.Table) -> pa.Table:
-    """One row a patient of `delivered` (`MAJORITY`): the widest span, where deliveries contradict each other."""
-    by = delivered.group_by(["clinic", "patient_id"]).aggregate(
-        [("arrival_day", "max"), ("of_age_from", "min"), ("of_age_by", "max")]
-    )
-    return by.rename_columns({"arrival_day_max": "arrival_day", "of_age_from_min": "of_age_from",
-                              "of_age_by_max": "of_age_by"}).select(MAJORITY.names).cast(MAJORITY)  # fmt: skip
+    """One row a patient of `delivered` (`MAJORITY`): of its newest day, so that a corrected birth date counts; of that day
+    the widest span, where it contradicts itself."""
+    with connect() as con:
+        load(con, delivered=delivered)
+        return con.execute(
+            """SELECT clinic, arrival_day, patient_id, min(of_age_from) AS of_age_from, max(of_age_by) AS of_age_by
+            FROM (FROM delivered QUALIFY rank() OVER (PARTITION BY clinic, patient_id ORDER BY arrival_day DESC) = 1)
+            GROUP BY ALL ORDER BY ALL"""
+        ).to_arrow_table().cast(MAJORITY)  # fmt: skip

@@ -17,7 +17,7 @@ from assets.lake.engine import load
 
 _SAID: Final = (
     "clinic", "arrival_day", "status", "declared_at", "policy_uri", "code", "decision", "valid_from", "valid_to",
-    "period_readable",
+    "period_readable", "vanished",
 )  # fmt: skip
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 

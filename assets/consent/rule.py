@@ -29,8 +29,8 @@ from assets.lake.engine import connect, load
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
 FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
-FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32())])
-"""Newest day on which a clinic delivered all of its consents; only of clinics that say they do."""
+FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32()), ("export_id", pa.string())])
+"""Newest delivery in which a clinic delivered all of its consents; only of clinics that say they do."""
 
 _UNTIL: Final = until_sql("declared_at")
 # A slip of the year must not let a permit outlive the withdrawals of decades.
@@ -46,8 +46,8 @@ WITH documents AS (
 SELECT r.person, r.status, r.declared_at, r.policy_uri, r.code, r.decision, r.valid_from, r.valid_to, r.period_readable,
   r.delivery = d.newest AS newest, coalesce(d.newest = d.newest_active, false) AS still_active,
   coalesce(r.status = 'active', false) AND (d.revoked_at IS NULL OR coalesce(r.declared_at > d.revoked_at AND {_DECLARED}, false))
-    AND coalesce(r.arrival_day >= f.day, true) AS effective
-FROM register r JOIN documents d ON d.document = r.document LEFT JOIN full_exports f ON f.clinic = r.clinic"""
+    AND NOT r.vanished AS effective
+FROM register r JOIN documents d ON d.document = r.document"""
 
 _PERMITS: Final = f"""
 CREATE TEMP TABLE permits AS
@@ -177,6 +177,18 @@ def _run(con: duckdb.DuckDBPyConnection, script: str, **values: object) -> None:
         con.execute(statement, {k: v for k, v in values.items() if f"${k}" in statement} or None)
 
 
+def _vanished(register: pa.Table, full_exports: pa.Table) -> pa.Array:
+    """Which rows of `register` came before their clinic's newest full export, so are missing from it."""
+    day, export = register.column("arrival_day"), register.column("export_id")
+    gone = pa.chunked_array([pa.repeat(False, register.num_rows)])
+    for full in full_exports.to_pylist():
+        # Of two deliveries of a day the second is the newer one: what only the first held is missing.
+        same_day = pc.and_kleene(pc.equal(day, full["day"]), pc.less(export, full["export_id"]))
+        older = pc.or_kleene(pc.less(day, full["day"]), same_day)
+        gone = pc.or_(gone, pc.fill_null(pc.and_(pc.equal(register.column("clinic"), full["clinic"]), older), False))
+    return gone
+
+
 def _prepare(
     con: duckdb.DuckDBPyConnection,
     register: pa.Table,
@@ -189,17 +201,14 @@ def _prepare(
     """Tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
     on_day, over_case = _codes(rule.required_on_evaluation_day), _codes(rule.required_over_case)
     needed = list(dict.fromkeys([*on_day, *over_case, CONSENT_RETROSPECTIVE]))
+    full_exports = FULL_EXPORTS.empty_table() if full_exports is None else full_exports
     load_numbered(
         con,
-        register,
+        register.append_column("vanished", _vanished(register, full_exports)),
         CASES.empty_table() if cases is None else cases,
         MAJORITY.empty_table() if majority is None else majority,
     )
-    load(
-        con,
-        needed_codes=pa.table({"code": needed}),
-        full_exports=FULL_EXPORTS.empty_table() if full_exports is None else full_exports,
-    )
+    load(con, needed_codes=pa.table({"code": needed}))
     _run(con, ";".join((_VERSIONS, _PERMITS, _DENIES)), evaluation_day=day)
     if rule.reach_back_to_case_of_signature:
         _run(con, _REACH_BACK, codes=over_case, day=day)

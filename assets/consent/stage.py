@@ -49,8 +49,10 @@ def full_exports(lake: Lake, city: City) -> pa.Table:
     """`FULL_EXPORTS` of the clinics whose every delivery of consents holds all of them."""
     full = pa.array([c.key for c in city.clinics if c.consent_delivery == "full"], pa.string())
     rows = lake.read("consent_deliveries", CONSENT_DELIVERIES)
-    newest = rows.filter(pc.is_in(rows.column("clinic"), full)).group_by("clinic").aggregate([("arrival_day", "max")])
-    return pa.table([newest.column("clinic"), newest.column("arrival_day_max")], schema=FULL_EXPORTS)
+    # An export's id begins with clinic and day and goes on with its place in the day: the highest is the newest.
+    rows = rows.filter(pc.is_in(rows.column("clinic"), full)).group_by("clinic")
+    newest = rows.aggregate([("arrival_day", "max"), ("export_id", "max")])
+    return newest.rename_columns(FULL_EXPORTS.names).cast(FULL_EXPORTS)
 
 
 def majority(lake: Lake, city: City) -> pa.Table:

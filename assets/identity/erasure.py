@@ -159,19 +159,37 @@ def _newest_before(stored: pa.Table, patients: pa.Table, days: Sequence[date]) -
     return rows.select(CASES.names).cast(CASES)
 
 
+def _still_of(stored: pa.Table, own: pa.Array, theirs: pa.Array) -> pa.Array:
+    """Those cases of `theirs` whose newest version in `stored` is one of the rows `own`."""
+    if not len(theirs):
+        return theirs
+    with connect() as con:
+        of_them = stored.select(["case_key", "arrival_day"]).append_column("own", own)
+        load(con, versions=of_them.filter(pc.is_in(of_them.column("case_key"), value_set=theirs)))
+        newest = con.execute("SELECT case_key FROM versions GROUP BY case_key HAVING arg_max(own, arrival_day)")
+        return newest.to_arrow_table().column("case_key").combine_chunks()
+
+
 def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
     """Erase `patients` and `cases` (pseudonyms) from `stored`, all cases, and every other table; rows by table."""
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
-    theirs = stored.filter(pc.is_in(stored.column("patient_key"), patients)).column("case_key")
-    everything = pa.chunked_array([cases, *theirs.chunks], pa.string()).unique()
+    own = pc.is_in(stored.column("patient_key"), patients)
+    theirs = stored.column("case_key").filter(own).unique()
+    # A case that its clinic moved to somebody else is that patient's now: only what stands under the former one goes.
+    everything = pa.chunked_array([cases, _still_of(stored, own, theirs)], pa.string()).unique()
+    erased = _mask(pc.or_(own, pc.is_in(stored.column("case_key"), everything)))
+    versions = stored.filter(pa.array(erased)).select(["case_key", "arrival_day"])
+    counted = pa.chunked_array([everything, theirs], pa.string()).unique()
 
-    def among_cases(table: str) -> Mask:
-        return _mask(pc.is_in(lake.read(table, _CASE_KEY).column("case_key"), everything))
+    def gone_of(table: str) -> Mask:
+        if table in _FROZEN:
+            return _mask(pc.is_in(lake.read(table, _CASE_KEY).column("case_key"), counted))
+        rows = lake.read(table, only(PSEUDONYMISED_CASES, *versions.column_names))
+        return _mask(pc.or_(pc.is_in(rows.column("case_key"), everything), among(rows, versions)))
 
-    erased = _mask(pc.is_in(stored.column("case_key"), everything))
-    if erased.any() or any(among_cases(table).any() for table in _FROZEN):
+    if erased.any() or any(gone_of(table).any() for table in _FROZEN):
         for table, schema, column in _FOLLOWING:
-            counts[table] = _rewrite(lake, table, schema, column, among_cases(table))
+            counts[table] = _rewrite(lake, table, schema, column, gone_of(table))
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
     left = stored.column("person_key").filter(pa.array(~erased))
@@ -182,7 +200,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
-        retired = retire(linked(bounding, links.filter(ended)), everything, living, on, lake.keys)
+        retired = retire(linked(bounding, links.filter(ended)), counted, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
     seal(lake, links.filter(ended))
@@ -287,9 +305,25 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
 
 
 def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
-    """`_DECIDED` of every version of a case of `patients` (clinic, patient_id) or of `cases` (clinic, case_id)."""
-    about = _of(_ids(lake, "consent_decisions", CONSENT_DECISIONS), patients, cases)
-    return lake.read("consent_decisions", _DECIDED, where=_mask(about))
+    """`_DECIDED` of all versions of every case of which one is of `patients` (clinic, patient_id), and of `cases`."""
+    ids = _ids(lake, "consent_decisions", CONSENT_DECISIONS)
+    theirs = ids.filter(among(ids, patients.select(PATIENTS.names))).select(["clinic", "case_id"])
+    of_cases = pa.concat_tables([theirs, cases.select(theirs.column_names)])
+    return lake.read("consent_decisions", _DECIDED, where=_mask(among(ids, of_cases)))
+
+
+def _cases_of(decisions: pa.Table, gone: pa.Table) -> pa.Table:
+    """(clinic, case_id) of the patients `gone`, but cases that were moved to somebody who stays."""
+    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
+    if not theirs.num_rows:
+        return theirs
+    with connect() as con:
+        load(con, versions=decisions.filter(among(decisions, theirs)), gone=gone)
+        return con.execute(
+            """WITH newest AS (FROM versions
+              QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
+            SELECT clinic, case_id FROM newest SEMI JOIN gone USING (clinic, patient_id)"""
+        ).to_arrow_table()
 
 
 def _deleted_patients(lake: Lake, deletions: pa.Table) -> pa.Table:
@@ -322,7 +356,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     gone = _with_interrupted(lake, gone, standing)
     now = lake.read("consent_decisions", _DECIDED, days)
     decisions = _decisions(lake, gone, now.filter(pc.invert(now.column("permitted"))))
-    theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
+    theirs = _cases_of(decisions, gone)
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
     stored = lake.read("cases", _STORED)
     removed = stored.filter(is_deleted(stored, lake.read("deleted_cases", DELETED_CASES))).column("case_key")

@@ -1,8 +1,8 @@
 """Who a person is: the patient of a clinic, until an insured number links them to one person over all clinics.
 
 Everything that asks goes through here, so that bounding, patients at their cap, erasure and a patient's report cannot
-differ in the answer. A link is learnt with the first valid number of a patient and never changes: of several the first
-by day of arrival counts, then by pseudonym. What was stored before, decided or not, is the person's as soon as it is
+differ in the answer. A link is learnt with the first valid number of a patient and never changes, also where a day runs
+again or comes late with another number: of several in one run the first by day of arrival counts, then by pseudonym. What was stored before, decided or not, is the person's as soon as it is
 asked for; what is stored is not rewritten. Links of an erased patient are sealed: readable only with the patient's
 pseudonym, so that who comes again is the same person. Not here: counters of the erased (`tombstones`).
 """

@@ -32,14 +32,14 @@ from assets.lake.keys import Keyring
 _READ: Final = {
     "cases": ["clinic", "arrival_day", "case_id", "patient_id", "status", "care", "admission_type", "admitted_on",
               "discharged_on", "died", "age_years"],
-    "diagnoses": ["clinic", "arrival_day", "case_id", "icd_code", "role"],
+    "diagnoses": ["clinic", "arrival_day", "case_id", "icd_code", "role", "certainty"],
     "procedures": ["clinic", "arrival_day", "case_id", "ops_code", "performed_on"],
 }  # fmt: skip
 """What is looked at: provenance above all is long and stays behind."""
 
 
 # Of each patient the row that came last; whom an insured number links to whom, in this run and before; the principal
-# diagnosis of a case where there is exactly one.
+# diagnosis of a case where there is exactly one, and confirmed: a suspicion (V), what is over (Z) or ruled out (A) is no illness of it.
 _PREPARE: Final = f"""
 CREATE TEMP TABLE latest_person AS SELECT * FROM persons
 QUALIFY row_number() OVER (PARTITION BY clinic, patient_id, arrival_day
@@ -49,9 +49,10 @@ SELECT min(p.arrival_day) AS arrival_day, k.key AS patient_key, arg_min(p.linked
 FROM persons p JOIN patient_keys k ON k.clinic = p.clinic AND k.id = p.patient_id
 WHERE p.linked IS NOT NULL GROUP BY k.key;
 CREATE TEMP TABLE resolved AS
-SELECT patient_key, person_key FROM (FROM known_links UNION ALL BY NAME FROM links) {THAT_COUNTS};
+WITH counting AS (FROM known_links {THAT_COUNTS})
+SELECT patient_key, coalesce(k.person_key, l.person_key) AS person_key FROM counting k FULL JOIN links l USING (patient_key);
 CREATE TEMP TABLE principal AS SELECT clinic, arrival_day, case_id, min(icd_code) AS icd_code
-FROM diagnoses WHERE role = 'principal' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
+FROM diagnoses WHERE role = 'principal' AND coalesce(upper(certainty), 'G') = 'G' GROUP BY ALL HAVING count(DISTINCT icd_code) = 1;
 """
 
 _COUNTED: Final = ", ".join(f"'{s}'" for s in COUNTED_STATUS)
@@ -87,7 +88,9 @@ JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id"""
 _PROCEDURES: Final = """
 SELECT p.clinic, p.arrival_day, k.key AS case_key, left(p.ops_code, 5) AS ops_code, p.performed_on
 FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id"""
-_LINKS: Final = "SELECT arrival_day, patient_key, person_key FROM links ORDER BY ALL"
+# What was learnt before stands, whatever a second delivery of a day, or a late one of an earlier day, says.
+_LINKS: Final = """
+SELECT l.arrival_day, patient_key, r.person_key FROM links l JOIN resolved r USING (patient_key) ORDER BY ALL"""
 
 
 def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:

@@ -31,7 +31,8 @@ def _macros(time_zone: str) -> str:
     They run on every line, so a cheap test stands before what is dear. A reference to another type, to what is
     contained in the line itself (`#`) or to whatever a search finds (`?`) names nobody: ids repeat between them.
     `icd_of`: the first code that may stand alone, not its manifestation (`*`) or addition (`!`). `home`: neither a
-    former address nor a post box; postal codes of other countries repeat ours.
+    former address nor a post box; postal codes of other countries repeat ours. `misplaced`: one of the consent's codes
+    under another code system, where it means something else or nothing.
     """
     zone = time_zone.replace("'", "")
     return f"""
@@ -45,6 +46,8 @@ def _macros(time_zone: str) -> str:
     CREATE MACRO local_day(t) AS CASE WHEN strlen(t) = 10 AND CAST(try_cast(t AS DATE) AS VARCHAR) = t THEN try_cast(t AS DATE)
         ELSE CAST(wall(t) AS DATE) END;
     CREATE MACRO bare(code) AS CASE WHEN starts_with(code, 'urn:oid:') THEN substr(code, 9) ELSE code END;
+    CREATE MACRO misplaced(c) AS starts_with(bare(c.code), '{CONSENT_CODE_SYSTEM}.')
+        AND coalesce(bare(lower(c.system)) <> '{CONSENT_CODE_SYSTEM}', false);
     CREATE MACRO narrowed(p) AS coalesce(len(p.modifierExtension) > 0, false) OR coalesce(len(p.actor) > 0, false)
         OR coalesce(len(p.purpose) > 0, false) OR coalesce(len(p.data) > 0, false) OR coalesce(len(p.class) > 0, false)
         OR coalesce(len(p.securityLabel) > 0, false) OR p.dataPeriod IS NOT NULL;
@@ -238,8 +241,9 @@ listed AS (
   FROM "Consent" WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
 worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
 each_code AS (
-  SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0
-    THEN list_transform(codings, lambda c: coalesce(c.code, '*')) ELSE ['*'] END) AS name FROM worded),
+  SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0 THEN list_transform(list_filter(codings,
+      lambda c: NOT (decision IS NOT DISTINCT FROM 'permit' AND coalesce(misplaced(c), false))),
+    lambda c: coalesce(c.code, '*')) ELSE ['*'] END) AS name FROM worded),
 stated AS (
   SELECT file, source_line, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
     ends IS NULL AS open, narrow
@@ -267,6 +271,9 @@ _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
 _NARROWED: Final = """SELECT file, source_line FROM "Consent"
 WHERE modified OR len(list_filter(provisions, lambda p: narrowed(p))) > 0"""
+
+_MISPLACED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
+WHERE len(list_filter(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: misplaced(c))) > 0"""
 
 DELETIONS_SQL: Final = f"""
 CREATE TEMP VIEW deletions AS
@@ -307,6 +314,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     loader.note("consent_of_nobody", _OF_NOBODY)
     loader.note("consent_date_unreadable", _UNDATED)
     loader.note("consent_narrowed", _NARROWED)
+    loader.note("consent_code_foreign", _MISPLACED)
 
 
 def read(

@@ -28,8 +28,12 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
-_SQL: Final = f"""
+_ADDED: Final = "[GVAZ][LRB]?|[LRB][GVAZ]?"
+"""What practice software writes behind a code, with or without a blank: certainty and side, in either order (KBV)."""
+
+_SQL: Final = rf"""
 CREATE MACRO dotted(t) AS CASE WHEN regexp_matches(t, '^[A-Z][0-9]{{2}}[0-9]+$') THEN t[1:3] || '.' || t[4:] ELSE t END;
+CREATE MACRO joined(t) AS regexp_replace(upper(t), '\s+([GVAZLRB]{{1,2}})\b', '\1', 'g');
 CREATE TEMP TABLE newest AS SELECT * FROM visits
   QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, case_id ORDER BY export_id DESC, source_line DESC) = 1
     OR case_id IS NULL;
@@ -55,13 +59,16 @@ FROM visits WHERE patient_id IS NOT NULL
 QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, patient_id ORDER BY export_id DESC, source_line DESC) = 1;
 CREATE TEMP TABLE diagnoses AS
 WITH codes AS (
-  SELECT {_PROVENANCE}, case_id, patient_id, principal_diagnosis AS code, 'principal' AS role FROM newest
+  SELECT {_PROVENANCE}, case_id, patient_id, joined(principal_diagnosis) AS code, 'principal' AS role FROM newest
   UNION ALL
-  SELECT {_PROVENANCE}, case_id, patient_id, unnest(regexp_split_to_array(trim(further_diagnoses), '[ ,]+')), 'secondary'
-  FROM newest WHERE further_diagnoses IS NOT NULL)
-SELECT {_PROVENANCE}, case_id, patient_id, dotted(rtrim(regexp_replace(upper(code), '[^A-Z0-9.]', '', 'g'), '.')) AS icd_code, role,
-  CAST(NULL AS VARCHAR) AS certainty
-FROM codes WHERE code IS NOT NULL AND code <> '';
+  SELECT {_PROVENANCE}, case_id, patient_id, unnest(regexp_split_to_array(trim(joined(further_diagnoses)), '[ ,]+')), 'secondary'
+  FROM newest WHERE further_diagnoses IS NOT NULL),
+parted AS (
+  SELECT *, regexp_extract(code, '^([A-Z][0-9]{{2}}[^A-Z]*)({_ADDED})?$', ['icd', 'added']) AS part FROM (
+    SELECT * REPLACE (regexp_replace(code, '[^A-Z0-9.]', '', 'g') AS code) FROM codes))
+SELECT {_PROVENANCE}, case_id, patient_id, dotted(rtrim(CASE WHEN part.icd = '' THEN code ELSE part.icd END, '.')) AS icd_code, role,
+  nullif(regexp_extract(part.added, '[GVAZ]'), '') AS certainty
+FROM parted WHERE code <> '';
 """
 
 

@@ -30,8 +30,10 @@ from assets.lake.files import remove_leftovers
 from assets.lake.lake import Lake
 from assets.lake.progress import NotStaged, reopen
 
-CONSENT_DELIVERIES: Final = pa.schema([("clinic", pa.string()), ("arrival_day", pa.date32())])
-"""The days on which a clinic delivered consents, be they none, and not changes only: told from its files."""
+CONSENT_DELIVERIES: Final = pa.schema(
+    [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string())]
+)
+"""The exports in which a clinic delivered consents, be they none, and not changes only."""
 
 
 ENOUGH_LINES: Final = 20
@@ -80,7 +82,9 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     reasons = {(str(e.arrival_day), e.clinic.key): rejected[e.export_id] for e in exports if e.export_id in rejected}
     refused = {key: why for key, why in (refused_exports(lake) | reasons).items() if key not in accepted}
     _note_refused(lake, days, refused)
-    lake.write_days("consent_deliveries", days, _consent_deliveries(usable), "arrival_day")
+    lake.write_days(
+        "consent_deliveries", days, _consent_deliveries(usable, tables["consent_provisions"]), "arrival_day"
+    )
     missing = {c.key: sum((str(d), c.key) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
@@ -139,10 +143,14 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
     return shares
 
 
-def _consent_deliveries(exports: Sequence[Export]) -> pa.Table:
-    found = {(e.clinic.key, e.arrival_day) for e in exports
-             if any("consent" in f.name.lower() for f in e.files()) and not e.changes_only}  # fmt: skip
-    rows = [{"clinic": clinic, "arrival_day": day} for clinic, day in sorted(found)]
+def _consent_deliveries(exports: Sequence[Export], provisions: pa.Table) -> pa.Table:
+    # Those of a Bundle are told from what it holds; a deleted one names no patient and is no delivery of the others.
+    of_somebody = (
+        provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
+    )
+    rows = [{"clinic": e.clinic.key, "arrival_day": e.arrival_day, "export_id": e.export_id} for e in exports
+            if not e.changes_only
+            and (e.export_id in of_somebody or any("consent" in f.name.lower() for f in e.files()))]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 
 

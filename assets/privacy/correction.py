@@ -34,7 +34,7 @@ from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
 from assets.privacy.measure import Asked, ask, book, measurement_id, open_window, units_of
 from assets.privacy.plan import PricedPlan, PricedTable, Terms, price
-from assets.privacy.stage import TIES
+from assets.privacy.stage import TIES, as_decided
 
 
 class CorrectionRefused(ValueError):
@@ -71,20 +71,25 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
     return everything
 
 
-def corrected_events(cases: pa.Table, decisions: pa.Table, monday: date, on: date) -> pa.Table:
+def _days_of(monday: date) -> list[date]:
+    return [monday + timedelta(n) for n in range(WEEK_DAYS)]
+
+
+def corrected_events(cases: pa.Table, decisions: pa.Table, links: pa.Table, monday: date, on: date) -> pa.Table:
     """`EVENTS` of the week as known on arrival day `on`: every case that the caps let count, each on its own day."""
     own = ("event_day", "person_key", "case_key", "clinic")
     columns = ", ".join("d." + n if n in own else "c." + n for n in EVENTS.names)
+    decisions = decisions.filter(pc.is_in(decisions.column("event_day"), pa.array(_days_of(monday), pa.date32())))
     with connect() as con:
-        load(con, cases=cases, decisions=decisions)
+        load(con, cases=as_decided(cases, decisions, links), decisions=decisions)
         return (
             con.execute(
                 f"""WITH known AS (
               SELECT {columns} FROM decisions d JOIN cases c ON c.case_key = d.case_key AND c.arrival_day <= $on
-              WHERE d.kept AND d.decided_on <= $on AND d.event_day BETWEEN $monday AND $sunday
+              WHERE d.kept AND d.decided_on <= $on
               QUALIFY row_number() OVER (PARTITION BY d.case_key ORDER BY c.arrival_day DESC, {TIES}) = 1)
             FROM known WHERE care <> 'other' ORDER BY event_day, case_key""",
-                {"on": on, "monday": monday, "sunday": monday + timedelta(WEEK_DAYS - 1)},
+                {"on": on},
             )
             .to_arrow_table()
             .cast(EVENTS)
@@ -144,7 +149,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
         verify_cases(lake)
         cases = lake.read("cases", PSEUDONYMISED_CASES)
         version, on = _version(ledger, tables, monday, recorded_days(lake)[-1])
-        events = corrected_events(cases, _admit(lake, city, cases, monday, on), monday, on)
+        decisions = _admit(lake, city, cases, monday, on)
+        events = corrected_events(cases, decisions, known_links(lake), monday, on)
         _certify(events, city)
         key = derive(lake.keys.pseudonym, "ledger", "snapshot")
         asked = _asked(city, plan, tables, events, key, (monday, version, on))

@@ -153,9 +153,10 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
     decided = pa.Table.from_pylist(
         [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]], schema=BOUNDING_DECISIONS
     )
-    dropped = first_left_out(decided, cases, known_links(lake), city)
+    links = known_links(lake)
+    dropped = first_left_out(decided, cases, links, city)
     for on, monday in _corrections(city, committed):
-        again = corrected_events(cases, decided, monday, date.fromisoformat(on)).to_pylist()
+        again = corrected_events(cases, decided, links, monday, date.fromisoformat(on)).to_pylist()
         events += [e | {"late": False, "correction": on} for e in again]
     events += [e | {"left_out": True} for e in dropped.to_pylist()]
     counted = [

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
+from assets.contract.codes import CARE_UNCOUNTED
 from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUDONYMISED_CASES, only
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.persons import known_links, linked
@@ -174,19 +175,38 @@ def missing_days(lake: Lake, city: City, through: date) -> list[date]:
     return sorted(set().union(*behind) - set(recorded_days(lake)))
 
 
+def as_decided(cases: pa.Table, decisions: pa.Table, links: pa.Table) -> pa.Table:
+    """All versions of the cases in `decisions`; those under another person than the one they were decided for do not count.
+
+    They would count beside all that the other person's caps let through. `links` (`LINKS`): two patients who are one
+    person have one pseudonym.
+    """
+    with connect() as con:
+        load(
+            con,
+            versions=linked(cases.filter(_of(cases, decisions.column("case_key"))), links),
+            decided=linked(decisions, links),
+        )
+        return con.execute(
+            f"""SELECT v.* REPLACE (CASE WHEN d.person_key <> v.person_key THEN '{CARE_UNCOUNTED}' ELSE care END AS care)
+            FROM versions v JOIN decided d USING (case_key)"""
+        ).to_arrow_table()
+
+
 def freeze(lake: Lake, city: City, seen: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
     """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
 
     An event is late where it was decided after `City.known_on` its day, and is in none of the days yet: whoever shortens
     the freeze lag must not count a case twice. A case whose last version by then says that it does not count (cancelled)
-    is no event.
+    or is another person's is no event.
     """
     only_key = pa.schema([EVENTS.field("case_key")])
     before = lake.read("events", only_key) if late else only_key.empty_table()
     own = ("event_day", "person_key", "case_key", "clinic")
     decided = decisions.filter(pc.is_in(decisions.column("event_day"), pa.array(closing, pa.date32())))
     with connect() as con:
-        con.register("cases", _versions(lake, seen, decided.column("case_key")))
+        versions = _versions(lake, seen, decided.column("case_key"))
+        con.register("cases", as_decided(versions, decided, known_links(lake)))
         con.register("decisions", decided)
         con.register("closing", _known(city, closing))
         con.register("before", before)

@@ -56,6 +56,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "formula_in_cell": ("A cell begins like a formula of a spreadsheet.", "Export values; format the column as text."),
     "consent_date_unreadable": ("A date of the consent cannot be read: what it permits counts for nothing, what it denies for everything.", "Write the whole date, 2025-01-31, in a table also 31.01.2025."),
     "consent_narrowed": ("The consent is narrowed (actor, purpose, data, modifierExtension) in a way that is not understood: what it permits counts for nothing, what it denies for everything.", "Deliver the provisions of the broad consent as its profile has them: type, period, code."),
+    "consent_code_foreign": ("The consent gives a code of the broad consent under another code system: what it permits counts for nothing.", "Deliver the codes with the system urn:oid:2.16.840.1.113883.3.1937.777.24.5.3."),
     "consent_without_start": ("The consent says of no day from which it holds, so it permits nothing.", "Fill in valid_from."),
     "consent_codes_unreadable": ("The consent names no code, or one that is none.", "Write them as 6 7 8; format the column as text."),
     "consent_of_nobody": ("The consent names no patient that is known, so whatever it says counts for nobody.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),

@@ -131,7 +131,8 @@ PREPARED: Final[dict[str, str]] = {
           CASE WHEN NOT {EXEMPT} AND p.clinic IS NOT NULL AND isfinite(admitted_on)
             THEN CAST(coalesce(age_years, birth_year) IS NOT NULL AS INTEGER) END AS _age_known,
           {_due("CAST(coalesce(age_years, CASE WHEN isfinite(admitted_on) THEN year(admitted_on) END - birth_year) AS BIGINT)")}
-            AS _age
+            AS _age,
+          {_due("CASE WHEN isfinite(admitted_on) THEN year(admitted_on) END - birth_year - age_years")} AS _age_apart
         FROM cases c LEFT JOIN person p
           ON p.clinic = c.clinic AND p.arrival_day = c.arrival_day AND p.patient_id = c.patient_id""",
     "persons": f"""
@@ -241,6 +242,11 @@ def _plausibility_rules() -> tuple[Rule, ...]:
              {"column": "_age", "min_value": 0, "max_value": MAX_PLAUSIBLE_AGE}, "quarantine",
              f"The age at admission is below 0 or above {MAX_PLAUSIBLE_AGE}.",
              "Correct the year of birth, the age or the year of admission."),
+        # Which of the two is wrong cannot be told, and the age group follows from it.
+        Rule("cases.age_contradicts_birth_year", "plausibility", "cases", ("age_years", "birth_year"), BETWEEN,
+             {"column": "_age_apart", "min_value": 0, "max_value": 1}, "quarantine",
+             "The stated age at admission cannot be that of somebody born in the stated year.",
+             "Correct the age or the year of birth; leave the age empty if it is not known."),
         Rule("persons.born_in_future", "plausibility", "persons", ("birth_year", "arrival_day"), BETWEEN,
              {"column": "_years_since_birth", "min_value": 0}, "quarantine",
              "The year of birth lies after the year in which the export arrived.", "Correct the year of birth."),

@@ -84,7 +84,10 @@ def test_a_clinic_that_begins_or_ceases_to_deliver_in_full_has_all_its_patients_
 ):
     clinics = tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)
     full = city.model_copy(update={"clinics": clinics})
-    came = pa.table({"clinic": ["klinik-nord"], "arrival_day": pa.array([START])}, schema=stage.CONSENT_DELIVERIES)
+    came = pa.table(
+        {"clinic": ["klinik-nord"], "arrival_day": pa.array([START]), "export_id": ["e"]},
+        schema=stage.CONSENT_DELIVERIES,
+    )
     lake.write_days("consent_deliveries", [START], came, "arrival_day")
     assert judged(full) == ["ends", "goes-on", "open"]
     changes.remember(lake, city, START, 3, stage.full_exports(lake, full))

@@ -118,7 +118,7 @@ def coming_of_age(n: int, seed: int) -> pa.Table:
     return pa.table(columns).cast(MAJORITY)
 
 
-FULL = pa.table({"clinic": ["odd"], "day": pa.array([FULL_DAY], pa.date32())}, schema=FULL_EXPORTS)
+FULL = pa.table({"clinic": ["odd"], "day": pa.array([FULL_DAY], pa.date32()), "export_id": ["e"]}, schema=FULL_EXPORTS)
 
 
 def permitted(

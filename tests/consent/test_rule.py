@@ -133,6 +133,9 @@ def test_born_on_the_29th_of_february_and_deliveries_that_contradict_each_other(
     other = of_age(birth_year=2006)
     (span,) = known(pa.concat_tables([of_age(), other])).to_pylist()
     assert (span["of_age_from"], span["of_age_by"]) == (date(2024, 5, 20), datetime(2025, 5, 20) - MOMENT)
+    corrected = of_age(birth_year=2006, arrival_day=FROM + timedelta(1))
+    for order in ([of_age(), corrected], [corrected, of_age()]):
+        assert known(pa.concat_tables(order)).to_pylist() == corrected.to_pylist(), "a correction counts"
 
 
 def test_a_full_consent_permits():
@@ -354,10 +357,12 @@ def test_the_retrospective_module_is_a_choice_of_the_city_and_of_the_patient():
 
 
 def test_a_consent_gone_from_the_newest_full_export_grants_nothing_but_still_denies():
-    full = pa.table({"clinic": ["k"], "day": pa.array([date(2025, 3, 1)], pa.date32())}, schema=FULL_EXPORTS)
+    full = pa.table({"clinic": ["k"], "day": [date(2025, 3, 1)], "export_id": ["k:2"]}, schema=FULL_EXPORTS)
     assert reason(permits(), full=full) == "document_not_active"
-    assert reason(permits(arrival_day=date(2025, 3, 1)), full=full) == "permitted"
-    assert reason(permits(arrival_day=date(2025, 3, 1)) + deny(valid_to=None), full=full) == "withdrawn"
+    newest = {"arrival_day": date(2025, 3, 1), "export_id": "k:2"}
+    assert reason(permits(**newest), full=full) == "permitted"
+    assert reason(permits(**newest | {"export_id": "k:1"}), full=full) == "document_not_active"  # first of that day
+    assert reason(permits(**newest) + deny(valid_to=None), full=full) == "withdrawn"
 
 
 def test_consents_may_arrive_one_by_one_on_different_days():

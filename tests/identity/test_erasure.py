@@ -9,6 +9,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from datetime import date, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import bury
 from assets.consent.tombstones import recognise as recognise_consents
 from assets.contract.city import City
-from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.codes import insured_id_is_valid
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    CONSENT_PROVISIONS,
+    EVENTS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+)
 from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
@@ -418,6 +426,30 @@ def test_a_consent_gone_from_a_full_delivery_counts_as_withdrawn(run: Run, lake:
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
 
 
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_consent_gone_from_the_second_full_delivery_of_a_day_counts_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path], bundled: bool):  # fmt: skip
+    clinics = tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)
+    full = city.model_copy(update={"clinics": clinics})
+
+    def files(*consents: dict[str, Any]) -> dict[str, Any]:
+        rows = {
+            "Patient.ndjson": [person("p")],
+            "Encounter.ndjson": [stay("c1", "p")],
+            "Consent.ndjson": list(consents),
+        }
+        if not bundled:
+            return rows
+        entries = [{"resource": r} for of_type in rows.values() for r in of_type]
+        return {"all.json": json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})}
+
+    deliver("klinik-nord", START, files(fhir_consent("p"), fhir_consent("q")))
+    run(0, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START, files(fhir_consent("q")), suffix="-second")
+    run(0, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
 def test_a_stored_case_leaves_when_its_collection_window_is_taken_back(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
     deliver("klinik-nord", START, {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p")]})  # fmt: skip
     run(0, 4)
@@ -694,6 +726,67 @@ def test_changes_of_a_patient_who_was_replaced_build_upon_nobody(run: Run, lake:
     deliver("klinik-nord", START + timedelta(1), changes(Patient=[merged], Encounter=[stay("c", "p")]))
     run(1)
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
+def test_a_case_that_was_moved_to_somebody_else_stays_when_the_former_patient_goes(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    def of(who: str, icd: str) -> dict[str, Any]:
+        coded = {"resourceType": "Condition", "id": "d", "subject": {"reference": f"Patient/{who}"}, "encounter": {"reference": "Encounter/c1"},
+                 "code": {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": icd}]}}  # fmt: skip
+        return {"Patient": [person(who)], "Encounter": [stay("c1", who)], "Condition": [coded]}
+
+    both = {"Consent": [fhir_consent("GONEtwin"), fhir_consent("q")]}
+    deliver("klinik-nord", START, {f"{kind}.ndjson": rows for kind, rows in (of("GONEtwin", "I21.0") | both).items()})
+    run(0, 4)
+    needles = [r["patient_key"] for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()]
+    removal = {"resourceType": "Bundle", "type": "transaction", "entry": [{"request": {"method": "DELETE", "url": "Patient/GONEtwin"}}]}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(5), changes(**of("q", "J45.0"), deleted=[removal]))
+    run(5)
+    (stored,) = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
+    assert (stored["arrival_day"], stored["chapter"]) == (START + timedelta(5), "X")
+    assert lake.read("diagnoses", PSEUDONYMISED_DIAGNOSES).column("icd_code").to_pylist() == ["J45"]
+    assert not lake.read("events", EVENTS).num_rows, "what was counted of it was the former patient's"
+    assert places(lake, [*needles, "GONEtwin"]) == set()
+    verify_cases(lake)
+
+
+def test_a_case_that_was_moved_counts_neither_for_the_former_patient_nor_beside_the_new_ones(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    """It was decided by the room that the former patient's other cases left."""
+    consents = [fhir_consent("p"), fhir_consent("q")]
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q", birthDate="1940-01-01")],
+            "Encounter.ndjson": [stay("c1", "p"), stay("d1", "q")], "Consent.ndjson": consents})  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("c1", "q")]))
+    run(1, 3)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 3
+    assert lake.read("events", EVENTS).column("age_group").to_pylist() == ["75-84"], "one case of a person in a week"
+
+
+def insured_ids(number: int) -> list[str]:
+    """Different valid ones."""
+    every = (f"A1234{n:05}" for n in range(10**5))
+    return list(islice(filter(insured_id_is_valid, every), number))
+
+
+@pytest.mark.parametrize("again", [0, -1])
+def test_another_insured_number_on_a_day_that_runs_again_or_late_makes_nobody_another_person(
+    run: Run, lake: Lake, deliver: Callable[..., Path], again: int
+):
+    people = [f"p{n}" for n in range(8)]  # which of two numbers has the lower pseudonym is a matter of luck
+
+    def export(numbers: list[str], case: str) -> dict[str, Any]:
+        return {"Patient.ndjson": [person(p, identifier=[{"system": "http://fhir.de/sid/gkv/kvid-10", "value": n}]) for p, n in zip(people, numbers, strict=True)],
+                "Encounter.ndjson": [stay(case + p, p) for p in people], "Consent.ndjson": [fhir_consent(p) for p in people]}  # fmt: skip
+
+    numbers = insured_ids(16)
+    deliver("klinik-nord", START + timedelta(1), export(numbers[:8], "c"))
+    run(1)
+    before = lake.read("cases", PSEUDONYMISED_CASES).column("person_key").to_pylist()
+    deliver("klinik-nord", START + timedelta(1 + again), export(numbers[8:], "d"), suffix="-second")
+    run(1 + again, 1)
+    after = lake.read("cases", PSEUDONYMISED_CASES).column("person_key").to_pylist()
+    assert len(after) == 16 and set(after) == set(before)
+    kept = lake.read("bounding", BOUNDING_DECISIONS).column("kept").to_pylist()
+    assert sorted(kept) == [False] * 8 + [True] * 8, "the two of each lie in one week"
 
 
 def test_a_case_that_the_clinic_deleted_is_removed_and_stays_away(run: Run, lake: Lake, deliver: Callable[..., Path]):

@@ -363,6 +363,26 @@ def test_a_permit_that_is_narrowed_in_ways_we_do_not_read_permits_nothing(read: 
     assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("consent_narrowed", 1)]
 
 
+def test_a_code_of_the_broad_consent_under_a_foreign_system_permits_nothing_and_still_denies(read: Callable, city: City):  # fmt: skip
+    ours = CONSENT_CODE_SYSTEM
+
+    def under(system: str, *provisions: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(consent(*provisions)).replace('{"code": ', f'{{"system": "{system}", "code": '))
+
+    def answer(*documents: dict[str, Any]) -> tuple[list[bool], list[str]]:
+        tables = read(PATIENT, ENCOUNTER, *documents)
+        decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+        return decisions.column("permitted").to_pylist(), tables["findings"].column("rule").to_pylist()
+
+    assert answer(consent(permit(6, 7, 8))) == ([True], [])
+    for system in (f"urn:oid:{ours}", ours, f"URN:OID:{ours}"):
+        assert answer(under(system, permit(6, 7, 8))) == ([True], [])
+    for system in ("urn:oid:1.2.3", "http://example.org/codes", f"urn:oid:{ours}.1"):
+        assert answer(under(system, permit(6, 7, 8))) == ([False], ["consent_code_foreign"])
+    denial = under("urn:oid:1.2.3", permit(8) | {"type": "deny"}) | {"id": "d", "dateTime": "2025-01-01T10:00:00+01:00"}
+    assert answer(consent(permit(6, 7, 8)), denial) == ([False], ["consent_code_foreign"])
+
+
 REVOKED = consent(permit(6, 7, 8), status="inactive")
 FEWER, DENYING = consent(permit(6, 7)), consent(permit(6, 7, 8), DENIED_INSIDE)
 

@@ -70,6 +70,28 @@ def test_a_visit_that_a_practice_corrects_on_the_same_day_has_the_diagnoses_of_o
     assert {d["export_id"] for d in found} == {case["export_id"]}
 
 
+@pytest.mark.parametrize(("cell", "code", "certainty"), [
+    ("I21.0", "I21.0", None), ("I21.0 G", "I21.0", "G"), ("I21.0G", "I21.0", "G"), ("j06.9 v", "J06.9", "V"), ("I63.9 Z", "I63.9", "Z"),
+    ("I26.9A", "I26.9", "A"), ("M17.1 G R", "M17.1", "G"), ("M171RG", "M17.1", "G"), ("M17.1 L", "M17.1", None), ("I48.- BV", "I48", "V"),
+    ("I21.0 GG", "I21.0GG", None), ("I21.0X", "I21.0X", None),
+])  # fmt: skip
+def test_a_practice_writes_certainty_and_side_behind_a_code(
+    lake: Lake, city: City, deliver: Deliver, cell: str, code: str, certainty: str | None
+):
+    head = "case_id;patient_id;sex;visited_on;visit_type;principal_diagnosis;further_diagnoses\n"
+    deliver("praxisnetz", DAY, {"practice.csv": f"{head}v;p;w;2025-01-05;emergency;{cell};B20 G {cell},A09.9\n"})
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    found = [(d["role"], d["icd_code"], d["certainty"]) for d in tables["diagnoses"].to_pylist()]
+    assert sorted(found, key=str) == sorted(
+        [
+            ("principal", code, certainty),
+            *(("secondary", *c) for c in (("B20", "G"), (code, certainty), ("A09.9", None))),
+        ],
+        key=str,
+    )
+
+
 def test_a_raw_file_that_is_gone_is_missed_whoever_took_it(lake: Lake, city: City, deliver: Deliver):
     """As after a process that died between erasing a file and saying so: without it a withdrawal could be unknown."""
     deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER], "Consent.ndjson": []})

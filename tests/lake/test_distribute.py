@@ -110,7 +110,9 @@ CASES = [(seed, number) for seed, number in enumerate((2, 3, 5, 8, 13, 40))]
 @pytest.mark.parametrize(("seed", "number"), CASES)
 def test_consent(seed: int, number: int, city: City, shards: Callable[[int], Any]):
     cases, provisions, day = records(seed)["cases"], register(seed), ORIGIN + timedelta(5)
-    full = pa.table({"clinic": ["klinik-nord"], "day": [ORIGIN + timedelta(2)]}, schema=FULL_EXPORTS)
+    full = pa.table(
+        {"clinic": ["klinik-nord"], "day": [ORIGIN + timedelta(2)], "export_id": ["e"]}, schema=FULL_EXPORTS
+    )
     whole = consent.evaluate(LOCAL, cases, provisions, city.consent, day, full)
     engine = shards(number)
     dealt = consent.evaluate(engine, cases, provisions, city.consent, day, full)

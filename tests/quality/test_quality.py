@@ -89,6 +89,7 @@ BREAKS: dict[str, dict[str, Any]] = {
     "cases.discharged_on_missing": {"discharged_on": None},
     "cases.age_unknown": {},  # needs a person, see below
     "cases.age_impossible": {"age_years": 121},
+    "cases.age_contradicts_birth_year": {},  # needs both, see below
     "persons.born_in_future": {"birth_year": DAY.year + 1},
 }
 
@@ -102,11 +103,11 @@ def test_every_rule_has_a_row_that_breaks_it(city: City):
 @pytest.mark.parametrize("rule_id", BREAKS)
 def test_a_breaking_row_is_caught_with_rule_and_line(rule_id: str, city: City):
     rule = next(r for r in rules(city) if r.id == rule_id)
-    given_tables = (
-        tables(persons=[{"birth_year": None}])
-        if rule_id == "cases.age_unknown"
-        else tables(**{rule.table: [BREAKS[rule_id]]})
-    )
+    rows = {
+        "cases.age_unknown": {"persons": [{"birth_year": None}]},
+        "cases.age_contradicts_birth_year": {"persons": [{"birth_year": DAY.year - 40}], "cases": [{"age_years": 38}]},
+    }
+    given_tables = tables(**rows.get(rule_id, {rule.table: [BREAKS[rule_id]]}))
     result = validate(dict(given_tables), city)
     outcome = next(r for r in result.rule_results if r.rule == rule_id)
     assert (outcome.failed, outcome.checked) == (1, 2)
@@ -131,8 +132,11 @@ CLEAN_VARIANTS: list[dict[str, list[dict[str, Any]]]] = [
     {"cases": [{"discharged_on": None, "status": "in-progress", "admission_cause": None, "admission_reason": None,
                 "discharge_reason": None}]},
     {"cases": [{"care": "other", "admission_cause": "B"}]},
-    {"cases": [{"admitted_on": DAY, "discharged_on": DAY, "age_years": 0}]},
-    {"cases": [{"admitted_on": date(1900, 1, 1), "discharged_on": None, "status": "in-progress", "age_years": 120}]},
+    {"cases": [{"admitted_on": DAY, "discharged_on": DAY, "age_years": 0}], "persons": [{"birth_year": DAY.year}]},
+    {"cases": [{"admitted_on": date(1900, 1, 1), "discharged_on": None, "status": "in-progress", "age_years": 120}],
+     "persons": [{"birth_year": 1780}]},
+    {"cases": [{"age_years": 44}]},
+    {"cases": [{"age_years": 45}]},
     {"persons": [{"postal_code": "64"}]},
     {"persons": [{"postal_code": None, "sex": "other", "birth_year": DAY.year - 120}]},
     {"cases": [{"age_years": 40}], "persons": [{"birth_year": None}]},
