@@ -102,7 +102,9 @@ def restore(
     out.print(f"restored the backup made at {done['made']}: ledger of {done['ledger_entries']} entries", highlight=False)  # fmt: skip
     if done["former"]:
         out.print(f"what lay there before is kept in {done['former']}: erase it when all is well", highlight=False)
-    out.print("run every arrival day since that time again: withdrawals delivered since are not in the backup")
+    out.print(
+        "run every arrival day since that time again: who withdrew since is in the backup until a run erases them anew"
+    )
     for problem in done["behind"]:
         out.print(f"nothing can be measured: {problem}", style="red", highlight=False, markup=False)
 
