@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import ssl
 import threading
@@ -258,6 +259,12 @@ def test_a_refused_export_is_named_until_it_came_again_or_nobody_waits_for_it(
     (folder / "Patient.ndjson").touch()
     assert named() == [practices]
     deliver("praxisnetz", day, {"practice.csv": practice}, suffix="-second")
+    assert named() == []
+    deliver("praxisnetz", day, broken | {"more.csv": "x\n"}, suffix="-third")
+    wrong = deliver("klinik-nord", day, {}, suffix="-second")
+    assert named() == [nord, practices], "a correction that is refused, after an export that was not"
+    shutil.rmtree(wrong)
+    deliver("praxisnetz", day, {"practice.csv": practice.replace("v;", "v2;")}, suffix="-z")
     assert named() == []
     assert "CANARY" not in str(lake.read_record(stage.REFUSED))
     for n in range(5):
