@@ -407,8 +407,11 @@ def test_a_wrong_channel_is_refused_with_its_line(operation: dict[str, Any], whe
 
 def test_pruning_forgets_runs_but_not_which_days_are_done(site: Environment, instance: dg.DagsterInstance):
     done = run(site, instance, START)
+    key, log = dg.AssetCheckKey(dg.AssetKey("validated_records"), "keys"), instance.event_log_storage
     assert prune_history(instance, 400) == 0
+    assert log.get_asset_check_execution_history(key, limit=5) != []
     assert prune_history(instance, -1) == 1
+    assert log.get_asset_check_execution_history(key, limit=5) == []
     assert instance.get_run_by_id(done.run_id) is None
     assert instance.get_materialized_partitions(dg.AssetKey("open_data")) == {str(START)}
 
