@@ -126,3 +126,10 @@ def test_no_new_keys_are_made_over_data(call, lake: Lake, tmp_path: Path):
     assert not (tmp_path / "keys" / "encryption.key").exists()
     shutil.rmtree(lake.confidential)
     assert call("keys").output.startswith("created keys")
+
+
+def test_what_cannot_wait_is_named_first(call, lake: Lake):
+    (lake.root / "open_data").mkdir()
+    (lake.root / "open_data" / "ledger.json").write_text("{")
+    said = call("status").stdout
+    assert 0 < said.index("\nnow: ") < said.index("\ntoday: ")
