@@ -96,7 +96,7 @@ def silent(lake: Lake, city: City, done: set[date]) -> Iterator[Alert]:
 
 
 def refused(lake: Lake, city: City, now: datetime) -> Iterator[Alert]:
-    """Clinics and days of which no export could be used and none came since; until their raw files are forgotten."""
+    """Clinics and days whose newest export could not be used; until their raw files are forgotten."""
     oldest = str(now.date() - ONE_DAY * (city.retention_days or FORGOTTEN_DAYS))
     found: dict[str, list[str]] = {}
     for (day, clinic), why in sorted(refused_exports(lake).items()):

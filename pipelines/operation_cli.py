@@ -34,7 +34,8 @@ def _needs(found: list[Alert]) -> list[dict[str, Any]]:
 
 
 def _print_needs(out: Console, found: list[Alert]) -> None:
-    for alert in found:
+    order = ("now", "today", "this month")
+    for alert in sorted(found, key=lambda alert: order.index(KINDS[alert.kind].urgency)):
         kind = KINDS[alert.kind]
         out.print(f"{kind.urgency}: {kind.title}: {alert.what}", markup=False, highlight=False, soft_wrap=True)
         out.print(f"    {kind.to_do} (docs/runbook.md#{alert.kind})", markup=False, highlight=False, soft_wrap=True)

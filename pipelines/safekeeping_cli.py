@@ -14,7 +14,7 @@ from rich.table import Table
 from assets.contract.city import City, load_city
 from assets.lake import audit
 from assets.lake.backup import BackupError
-from assets.lake.keys import create_keys
+from assets.lake.keys import KeyFileError, create_keys, missing_keys
 from assets.lake.lake import Lake
 from assets.lake.zone import open_zone
 from assets.privacy import recovery
@@ -45,6 +45,11 @@ def keys(context: typer.Context) -> None:
     if context.invoked_subcommand:
         return
     folder = key_folder(current(), load_city().key)
+    if (missing := missing_keys(folder)) and (current().data_root / "confidential").exists():
+        raise KeyFileError(
+            f"{folder} lacks {', '.join(missing)}, but {current().data_root} holds data, which new keys would not open: "
+            "put them back from their backup, or set DIGITALSTADT_KEYS to the folder that has them"
+        )
     out.print(f"{'created' if create_keys(folder) else 'found'} keys in {folder}: back them up, apart from the data")
 
 
@@ -97,7 +102,9 @@ def restore(
     out.print(f"restored the backup made at {done['made']}: ledger of {done['ledger_entries']} entries", highlight=False)  # fmt: skip
     if done["former"]:
         out.print(f"what lay there before is kept in {done['former']}: erase it when all is well", highlight=False)
-    out.print("run every arrival day since that time again: withdrawals delivered since are not in the backup")
+    out.print(
+        "run every arrival day since that time again: who withdrew since is in the backup until a run erases them anew"
+    )
     for problem in done["behind"]:
         out.print(f"nothing can be measured: {problem}", style="red", highlight=False, markup=False)
 

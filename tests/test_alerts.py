@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import ssl
 import threading
@@ -259,6 +260,12 @@ def test_a_refused_export_is_named_until_it_came_again_or_nobody_waits_for_it(
     assert named() == [practices]
     deliver("praxisnetz", day, {"practice.csv": practice}, suffix="-second")
     assert named() == []
+    deliver("praxisnetz", day, broken | {"more.csv": "x\n"}, suffix="-third")
+    wrong = deliver("klinik-nord", day, {}, suffix="-second")
+    assert named() == [nord, practices], "a correction that is refused, after an export that was not"
+    shutil.rmtree(wrong)
+    deliver("praxisnetz", day, {"practice.csv": practice.replace("v;", "v2;")}, suffix="-z")
+    assert named() == []
     assert "CANARY" not in str(lake.read_record(stage.REFUSED))
     for n in range(5):
         deliver("praxisnetz", day + timedelta(1 + n), broken)
@@ -400,8 +407,11 @@ def test_a_wrong_channel_is_refused_with_its_line(operation: dict[str, Any], whe
 
 def test_pruning_forgets_runs_but_not_which_days_are_done(site: Environment, instance: dg.DagsterInstance):
     done = run(site, instance, START)
+    key, log = dg.AssetCheckKey(dg.AssetKey("validated_records"), "keys"), instance.event_log_storage
     assert prune_history(instance, 400) == 0
+    assert log.get_asset_check_execution_history(key, limit=5) != []
     assert prune_history(instance, -1) == 1
+    assert log.get_asset_check_execution_history(key, limit=5) == []
     assert instance.get_run_by_id(done.run_id) is None
     assert instance.get_materialized_partitions(dg.AssetKey("open_data")) == {str(START)}
 

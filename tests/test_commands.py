@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,21 @@ def test_a_published_copy_that_is_missing_or_damaged_does_not_verify(call, tmp_p
     (tmp_path / "ledger.json").write_text("{}")
     damaged = call("ledger", "verify", "--published", tmp_path / "ledger.json")
     assert damaged.exit_code == 1 and "cannot be read" in damaged.stderr
+
+
+def test_no_new_keys_are_made_over_data(call, lake: Lake, tmp_path: Path):
+    assert call("keys").output.startswith("found keys")
+    lake.write_record("zone", {})
+    (tmp_path / "keys" / "encryption.key").unlink()
+    done = call("keys")
+    assert done.exit_code == 1 and "lacks encryption.key" in done.stderr and "from their backup" in done.stderr
+    assert not (tmp_path / "keys" / "encryption.key").exists()
+    shutil.rmtree(lake.confidential)
+    assert call("keys").output.startswith("created keys")
+
+
+def test_what_cannot_wait_is_named_first(call, lake: Lake):
+    (lake.root / "open_data").mkdir()
+    (lake.root / "open_data" / "ledger.json").write_text("{")
+    said = call("status").stdout
+    assert 0 < said.index("\nnow: ") < said.index("\ntoday: ")

@@ -1,4 +1,4 @@
-"""What the onboarding guide says works: its examples pass the check, its commands exist, a clinic can be added."""
+"""What the onboarding guide says works: its examples pass the check, a clinic can be added."""
 
 from __future__ import annotations
 
@@ -31,13 +31,6 @@ def test_the_examples_of_the_guide_pass_the_check(tmp_path: Path):
     (tmp_path / "consent.csv").write_text(consent.replace("2025-01-20", ""))
     result = CliRunner().invoke(app, ["check-export", "-", str(tmp_path), "--format", "practice"])
     assert result.exit_code == 0 and "2 can be used" in result.output, result.output
-
-
-def test_every_command_of_the_guide_exists():
-    for command in set(re.findall(r"digitalstadt ((?:[a-z-]+ )?[a-z-]+)", GUIDE)):
-        words = [w for w in command.split() if w not in ("klinik-west",)]
-        known = {"check-export", "decisions", "run", "clinic add", "patient report"}
-        assert " ".join(words) in known or words[0] in known, command
 
 
 def test_adding_a_clinic_keeps_comments_and_everything_else(city_file: Path):

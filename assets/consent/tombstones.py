@@ -2,12 +2,15 @@
 
 A tombstone is a row of the register whose patient and document ids are keyed hashes: it keeps what denies or
 revokes, never what permits. When a clinic delivers the patient again, the hashes are recognised, so that an
-old consent delivered again does not bring the patient back, while a newly declared one does. Not here: who is
-to be erased (`rule`), where rows are removed (`identity.erasure`).
+old consent delivered again does not bring the patient back, while a newly declared one does. A copy of all of them
+lies in landing, in the place of the raw lines that were erased there: a backup of before does not know of them, and
+nothing else tells of the withdrawal any more. Not here: who is to be erased (`rule`), where rows are removed
+(`identity.erasure`).
 """
 
 from __future__ import annotations
 
+import shutil
 from datetime import date
 from typing import Final
 
@@ -16,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.schemas import CONSENT_PROVISIONS
+from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring, keyed_ids
+from assets.lake.lake import DamagedTable, Lake
 
 TABLE: Final = "consent_tombstones"
 ERASED: Final = "erased"
@@ -59,6 +64,36 @@ def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.
             .select(CONSENT_PROVISIONS.names)
             .cast(CONSENT_PROVISIONS)
         )
+
+
+def distinct(tombstones: pa.Table) -> pa.Table:
+    """`tombstones` without repetitions, in order."""
+    return in_order(tombstones.group_by(CONSENT_PROVISIONS.names).aggregate([])).cast(CONSENT_PROVISIONS)
+
+
+def beside_raw(lake: Lake) -> Lake:
+    """Where the copy of the tombstones lies."""
+    return Lake(lake.landing / ".erased", lake.keys)
+
+
+def _add(source: Lake, target: Lake) -> None:
+    """Let `target` know the tombstones of `source` too. Raises `DamagedTable`."""
+    both = distinct(pa.concat_tables([one.read(TABLE, CONSENT_PROVISIONS) for one in (target, source)]))
+    target.write_days(TABLE, set(both.column("arrival_day").to_pylist()), both, "arrival_day")
+
+
+def copy_beside_raw(lake: Lake) -> None:
+    """Bring the copy up to date; one that is damaged or under former keys begins anew."""
+    try:
+        _add(lake, beside_raw(lake))
+    except DamagedTable:
+        shutil.rmtree(beside_raw(lake).root)
+        _add(lake, beside_raw(lake))
+
+
+def bring_back(lake: Lake, restored: Lake) -> None:
+    """Let `restored` know the copy in the landing of `lake`. Raises `DamagedTable`."""
+    _add(beside_raw(lake), restored)
 
 
 def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Keyring) -> tuple[pa.Table, pa.Table]:

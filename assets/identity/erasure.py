@@ -32,7 +32,7 @@ from assets.consent.stage import (
     register_of,
 )
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.consent.tombstones import bury, patient_hashes
+from assets.consent.tombstones import bury, copy_beside_raw, distinct, patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
@@ -53,7 +53,6 @@ from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
 from assets.identity.tombstones import retire
 from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
-from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake, Mask
 
@@ -240,10 +239,9 @@ def _erase_original(
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
-    tombstones = in_order(pa.concat_tables([known, buried]).group_by(CONSENT_PROVISIONS.names).aggregate([]))
-    lake.write_days(
-        TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones.cast(CONSENT_PROVISIONS), "arrival_day"
-    )
+    tombstones = distinct(pa.concat_tables([known, buried]))
+    lake.write_days(TOMBSTONES, set(buried.column("arrival_day").to_pylist()), tombstones, "arrival_day")
+    copy_beside_raw(lake)
     for clinic in gone.column("clinic").unique().to_pylist():
         of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
         ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())

@@ -41,7 +41,7 @@ ENOUGH_LINES: Final = 20
 
 
 REFUSED: Final = "refused_exports"
-"""Record: arrival day → clinic → why its export could not be used, where none of that day could."""
+"""Record: arrival day → clinic → why its newest export of that day could not be used."""
 _KEPT_DAYS: Final = 400
 
 
@@ -52,10 +52,9 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])
-    refused = {
-        (str(d.arrival_day), d.clinic): d.reason for d in found if d.outcome == "rejected" and d.arrival_day in days
-    }
-    _note_refused(lake, days, refused)
+    came = (d for d in sorted(found, key=lambda d: d.folder) if d.outcome != "waiting" and d.arrival_day in days)
+    newest = {(str(d.arrival_day), d.clinic): d for d in came}
+    _note_refused(lake, days, {key: d.reason for key, d in newest.items() if d.outcome == "rejected"})
     outcomes = Counter(f"{d.clinic}: {d.outcome}" for d in found)
     audit.record(lake, "pull", first=days[0], last=days[-1], exports=outcomes, raw_files_expired=expired)
     return found
@@ -79,9 +78,9 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     lake.write_days("findings", days, in_order(tables["findings"]), "arrival_day")
     usable = [e for e in exports if e.export_id not in rejected]
     accepted = {(str(e.arrival_day), e.clinic.key) for e in usable}
-    reasons = {(str(e.arrival_day), e.clinic.key): rejected[e.export_id] for e in exports if e.export_id in rejected}
-    refused = {key: why for key, why in (refused_exports(lake) | reasons).items() if key not in accepted}
-    _note_refused(lake, days, refused)
+    newest = {(str(e.arrival_day), e.clinic.key): e.export_id for e in exports}
+    reasons = {key: rejected[export] for key, export in newest.items() if export in rejected}
+    _note_refused(lake, days, refused_exports(lake) | reasons)
     lake.write_days(
         "consent_deliveries", days, _consent_deliveries(usable, tables["consent_provisions"]), "arrival_day"
     )
@@ -101,7 +100,7 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
 
 
 def refused_exports(lake: Lake) -> dict[tuple[str, str], str]:
-    """(arrival day, clinic) of which only exports came that could not be used → folder's reason or rule of the last one."""
+    """(arrival day, clinic) of which the newest export could not be used → the folder's reason, or the rule."""
     record = lake.read_record(REFUSED) or {}
     return {(day, clinic): why for day, clinics in record.items() for clinic, why in clinics.items()}
 

@@ -41,7 +41,7 @@ class BackupError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backup:
-    """What an opened backup says of itself, and its small files; the others are in `folder`."""
+    """What an opened backup says of itself, and its ledger; the confidential zone is below `folder`, as in a data root."""
 
     about: dict[str, Any]
     ledger: bytes
@@ -101,9 +101,9 @@ def unpack(lake: Lake, source: Path) -> Backup:
 
     Raises `BackupError` where it is not a whole backup, or was made with other keys.
     """
-    folder = lake.root / UNPACKED
-    shutil.rmtree(folder, ignore_errors=True)
-    make_directory(folder)
+    root = lake.root / UNPACKED
+    shutil.rmtree(root, ignore_errors=True)
+    folder = make_directory(Lake(root, lake.keys).confidential)
     key = pe.create_decryption_properties(footer_key=lake.keys.encryption)
     held: dict[str, bytes] = {}
     try:
@@ -131,14 +131,14 @@ def unpack(lake: Lake, source: Path) -> Backup:
         if about["keys"] != lake.keys.fingerprints():
             raise BackupError(f"{source}: it belongs to other keys; set DIGITALSTADT_KEYS to theirs")
     except (OSError, KeyError, ValueError, pa.ArrowException):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
         raise BackupError(
             f"{source}: it cannot be opened: it is no backup, is damaged, or was made under another encryption key"
         ) from None
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
         raise
-    return Backup(about, held["ledger"], folder)
+    return Backup(about, held["ledger"], root)
 
 
 def install(lake: Lake, backup: Backup) -> Path | None:
@@ -148,6 +148,6 @@ def install(lake: Lake, backup: Backup) -> Path | None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         former = lake.root / f"confidential.before-{stamp}"
         lake.confidential.rename(former)
-    backup.folder.rename(lake.confidential)
+    Lake(backup.folder, lake.keys).confidential.rename(lake.confidential)
     fsync_directory(lake.root)
     return former

@@ -70,19 +70,23 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-def create_keys(folder: Path) -> bool:
-    """Create key files where they are missing; True if any was created. Never overwrites.
+def missing_keys(folder: Path) -> list[str]:
+    """Names of the key files that `folder` lacks.
 
-    A folder from before period keys existed gets none: its pseudonyms are stored without cover until a rotation.
+    A folder from before period keys existed lacks none of them: its pseudonyms are stored without cover until a rotation.
     """
-    make_directory(folder)
-    created = False
     old = (folder / PSEUDONYM_KEY).exists() and not (folder / PERIOD_KEY).exists()
-    for name in (PSEUDONYM_KEY, ENCRYPTION_KEY) if old else (PSEUDONYM_KEY, ENCRYPTION_KEY, PERIOD_KEY):
-        if not (folder / name).exists():
-            atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
-            created = True
-    return created
+    names = (PSEUDONYM_KEY, ENCRYPTION_KEY) if old else (PSEUDONYM_KEY, ENCRYPTION_KEY, PERIOD_KEY)
+    return [name for name in names if not (folder / name).exists()]
+
+
+def create_keys(folder: Path) -> bool:
+    """Create key files where they are missing; True if any was created. Never overwrites."""
+    make_directory(folder)
+    missing = missing_keys(folder)
+    for name in missing:
+        atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
+    return bool(missing)
 
 
 def derive(master: bytes, *labels: str) -> bytes:

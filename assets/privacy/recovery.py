@@ -11,11 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from assets.consent.changes import RECORD as JUDGED
+from assets.consent.tombstones import beside_raw, bring_back
 from assets.contract.city import City
 from assets.lake import audit, backup, witness
 from assets.lake.backup import BackupError
 from assets.lake.keys import Keyring
-from assets.lake.lake import Lake
+from assets.lake.lake import DamagedTable, Lake
 from assets.lake.lease import lease
 from assets.lake.witness import Head
 from assets.lake.zone import open_zone
@@ -80,6 +82,7 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
                 will_hold = max(present, rows, key=len)
             _refuse_older(lake, found.about["zone"], will_hold, source, ledger_lost)
             lost = witness.seen(lake.keys.witness, found.about["zone"], audit.LOG)
+            _withdrawn_since(lake, Lake(found.folder, lake.keys))
             former = backup.install(lake, found)
         finally:
             shutil.rmtree(found.folder, ignore_errors=True)
@@ -94,6 +97,18 @@ def restore(lake: Lake, city: City, source: Path, ledger_lost: bool = False) -> 
                      audit_entries_lost=max(0, (lost.entries if lost else 0) - own.entries))  # fmt: skip
         return {"made": found.about["made"], "ledger_entries": len(rows), "former": str(former or ""),
                 "behind": list(gaps(lake, city, ledger))}  # fmt: skip
+
+
+def _withdrawn_since(lake: Lake, restored: Lake) -> None:
+    """Let the next run erase from `restored` who withdrew after the backup: the raw lines that said so are gone."""
+    try:
+        bring_back(lake, restored)
+    except DamagedTable:
+        raise BackupError(
+            f"{beside_raw(lake).root}: who withdrew since the backup cannot be read there; nothing was changed. Move that "
+            "folder away, restore again, and let every clinic deliver all of its consents before the next run"
+        ) from None
+    restored.erase_record(JUDGED)
 
 
 def _require_continuation(present: list[Any], rows: list[Any], source: Path) -> None:

@@ -29,6 +29,7 @@ import pyarrow.parquet.encryption as pe
 
 from assets.consent.changes import BEGUN
 from assets.consent.tombstones import TABLE as CONSENT_TOMBSTONES
+from assets.consent.tombstones import copy_beside_raw
 from assets.contract.city import City
 from assets.contract.schemas import PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
 from assets.identity.record import record_again, verify_cases
@@ -164,6 +165,7 @@ def rotate_keys(root: Path, city: City, folder: Path) -> dict[str, int]:
                 shutil.rmtree(lake.confidential / name, ignore_errors=True)
             files = _tables(lake, old, new)
             _erasure_records(lake, old, new)
+            copy_beside_raw(lake)
             schemas = (PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES)
             names = ("cases", "diagnoses", "procedures")
             record_again(lake, {n: lake.read(n, s) for n, s in zip(names, schemas, strict=True)})

@@ -55,7 +55,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [
         _row(f"{(last - START).days + 1} days at once, `digitalstadt run --from … --to …`", [year]),
-        _row("one more day, `digitalstadt run --day`", by_hand),
+        _row("one more day, `digitalstadt run --day D`", by_hand),
         _row("one more day, `dagster job execute`", by_dagster),
         _row("code location: `import pipelines.definitions`", load),
     ]

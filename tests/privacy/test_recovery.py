@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pytest
 
 from assets.consent.changes import BEGUN
-from assets.consent.tombstones import patient_hashes
+from assets.consent.tombstones import TABLE as TOMBSTONES
+from assets.consent.tombstones import beside_raw, patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.identity.tombstones import MARK
@@ -106,6 +107,44 @@ def test_a_backup_older_than_what_was_measured_is_refused_and_even_forced_spends
     assert Ledger(site.ledger_path).committed() == spent
 
 
+@pytest.mark.parametrize("zone", ["is there", "is lost"])
+def test_who_withdrew_after_the_backup_is_erased_by_the_next_run(
+    site: Lake, prompt_city: City, second_day: Callable[[], None], deliver: Any, small_export: Any, tmp_path: Path,
+    run_days: Any, zone: str,
+):  # fmt: skip
+    recovery.make(site, prompt_city, tmp_path / "city.backup")
+    before = site.read("cases", PSEUDONYMISED_CASES)
+    second_day()
+    raw = [p for p in site.landing.rglob("*") if p.is_file() and b"CANARY-bert" in p.read_bytes()]
+    assert raw == [], "nothing else tells of the withdrawal"
+    if zone == "is lost":
+        shutil.rmtree(site.confidential)
+        more = small_export(SECOND, ["CANARY-anna"], withdrawn=("CANARY-cora",))
+        deliver("klinik-nord", SECOND, more, suffix="-second")
+        with pytest.raises(LedgerBehind):  # a night comes before the restore
+            run_days(site, prompt_city, [SECOND])
+    recovery.restore(site, prompt_city, tmp_path / "city.backup", ledger_lost=True)
+    assert site.read("cases", PSEUDONYMISED_CASES) == before
+    with pytest.raises(LedgerBehind):
+        run_days(site, prompt_city, [SECOND])
+    left = {"CANARY-anna"} if zone == "is lost" else {"CANARY-anna", "CANARY-cora"}
+    assert set(site.read("consent_register", CONSENT_PROVISIONS).column("patient_id").to_pylist()) == left
+    cases = site.read("cases", PSEUDONYMISED_CASES)
+    assert len(cases.filter(pc.equal(cases.column("arrival_day"), START))) == len(left)
+
+
+def test_withdrawals_that_cannot_be_read_stop_a_restore(
+    site: Lake, prompt_city: City, second_day: Callable[[], None], tmp_path: Path
+):
+    recovery.make(site, prompt_city, tmp_path / "city.backup")
+    second_day()
+    kept, (copy,) = state(site), beside_raw(site).root.rglob("*.parquet")
+    copy.write_bytes(b"damaged")
+    with pytest.raises(BackupError, match="deliver all of its consents"):
+        recovery.restore(site, prompt_city, tmp_path / "city.backup", ledger_lost=True)
+    assert state(site) == kept
+
+
 @pytest.fixture
 def apart(prompt_city: City, postgres: str) -> City:
     """The same city with its ledger in a database of its own."""
@@ -190,7 +229,7 @@ def test_what_a_killed_restore_unpacked_is_gone_after_the_next_run(site: Lake, p
     """It holds the register as it was: who withdraws now would stay in it for ever."""
     recovery.make(site, prompt_city, tmp_path / "city.backup")
     left = backup.unpack(site, tmp_path / "city.backup").folder
-    assert (left / "consent_register").is_dir()
+    assert (left / "confidential" / "consent_register").is_dir()
     take(site, prompt_city, [SECOND], SECOND)
     assert not left.exists()
 
@@ -217,6 +256,8 @@ def test_after_a_rotation_nothing_links_to_the_former_copy_and_everything_goes_o
     assert lake.keys.encryption != site.keys.encryption and lake.keys.period != site.keys.period
     assert former and not former & pseudonyms(lake)
     assert all(p.read_bytes() != content for p, content in files.items())
+    tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    assert tombstones.num_rows and beside_raw(lake).read(TOMBSTONES, CONSENT_PROVISIONS) == tombstones
     every = b"".join(p.read_bytes() for p in lake.confidential.rglob("*") if p.is_file())
     assert not [name for name in former if name.encode() in every]
     with pytest.raises(DamagedTable, match="under another key"):
