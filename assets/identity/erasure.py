@@ -152,6 +152,17 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     return pc.or_(hits, among(rows, cases.select(["clinic", "case_id"]))) if "case_id" in rows.column_names else hits
 
 
+def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
+    """Whose raw lines can lie in deliveries of before this run: all but who was erased and did not come back since.
+
+    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day.
+    """
+    rows = pa.concat_tables([t.select([*PATIENTS.names, "arrival_day"]) for t in (documents, decisions)])
+    rows = rows.filter(among(rows, gone.select(PATIENTS.names)))
+    earlier = pc.invert(pc.is_in(rows.column("arrival_day"), pa.array(days, pa.date32())))
+    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, rows.filter(earlier).select(PATIENTS.names)))
+
+
 def _erase_original(
     lake: Lake, register: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
@@ -159,7 +170,7 @@ def _erase_original(
 
     Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
     was begun is noted until all is done, so that after a crash the next run does it again.
-    `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
+    `fresh`: those for whom all of landing is searched (`_anywhere`), and not only what just came.
     """
     raw, documents = Erased(), register.filter(_of(register, gone, CASES.empty_table()))
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
@@ -268,7 +279,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:
-        fresh = gone.filter(pc.invert(gone.column("erased_before")))
+        fresh = gone.filter(_anywhere(gone, documents, decisions, days))
         original, raw = _erase_original(lake, documents, gone, fresh, theirs, days, on)
         counts |= original
     else:
