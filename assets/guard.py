@@ -50,7 +50,7 @@ REMEDIES: Final[dict[str, str]] = {
 QUOTED: Final = frozenset(REMEDIES) - {"DatabaseLost", "DiskFull", "NotWritable", "MemoryError", "Unforeseen"}
 """Exceptions of ours whose message is written to be value-free."""
 _ERRNO: Final = {
-    errno.ENOSPC: "DiskFull", errno.EDQUOT: "DiskFull",
+    errno.ENOSPC: "DiskFull", errno.EDQUOT: "DiskFull", errno.EFBIG: "DiskFull",
     errno.EROFS: "NotWritable", errno.EACCES: "NotWritable", errno.EPERM: "NotWritable",
 }  # fmt: skip
 
@@ -71,6 +71,9 @@ def kind_of(error: BaseException) -> str:
     # Arrow's and NumPy's are children of Python's own; DuckDB's is none.
     if isinstance(error, MemoryError) or name == "OutOfMemoryException":
         return "MemoryError"
+    # SQLAlchemy, through which Dagster's own storage is reached, wraps what the database said.
+    if isinstance(cause := getattr(error, "orig", None), Exception):
+        return kind_of(cause)
     if isinstance(error, sqlite3.OperationalError):
         return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "Unforeseen")
     return _ERRNO.get(getattr(error, "errno", None) or 0, "Unforeseen")

@@ -34,6 +34,7 @@ from pipelines import (
     web_cli,
 )
 from pipelines.environments import current, key_folder
+from pipelines.terminal import out
 
 
 class Commands(TyperGroup):
@@ -74,7 +75,6 @@ publish_cli.register(app)
 safekeeping_cli.register(app)
 web_cli.register(app)
 operation_cli.register(app)
-out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _DAY: Any = {"formats": ["%Y-%m-%d"], "metavar": "YYYY-MM-DD"}
 

@@ -24,9 +24,9 @@ from assets.privacy.evidence import LedgerBehind, gaps
 from assets.privacy.ledger import BudgetExceeded, CapChanged, Ledger, Window, open_ledger
 from assets.privacy.plan import PlanRefused
 from pipelines.environments import current, key_folder
+from pipelines.terminal import out
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
-out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 _REFUSED = (BudgetExceeded, CapChanged, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.alerts import KINDS, Alert, NotDelivered, channels, send
 from pipelines.environments import current, key_folder
+from pipelines.terminal import out
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 alert_app = typer.Typer(no_args_is_help=True, help="The channels of alerts.")
@@ -33,7 +33,7 @@ def _needs(found: list[Alert]) -> list[dict[str, Any]]:
     return [asdict(a) | {"urgency": KINDS[a.kind].urgency, "what_to_do": KINDS[a.kind].to_do} for a in found]
 
 
-def _print_needs(out: Console, found: list[Alert]) -> None:
+def _print_needs(found: list[Alert]) -> None:
     order = ("now", "today", "this month")
     for alert in sorted(found, key=lambda alert: order.index(KINDS[alert.kind].urgency)):
         kind = KINDS[alert.kind]
@@ -51,7 +51,6 @@ def status(as_json: Json = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(about | {"needs_a_person": _needs(found)}, default=str, indent=1) + "\n")
         raise typer.Exit(1 if urgent else 0)
-    out = Console(width=None if sys.stdout.isatty() else 120)
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.2%}"
@@ -81,7 +80,7 @@ def status(as_json: Json = False) -> None:
     for release in about["releases"]:
         out.print(f"Released: {release['dataset']} {release['version']}", highlight=False)
     out.print("\nNeeds a person:" if found else "\nNothing needs a person.", highlight=False)
-    _print_needs(out, found)
+    _print_needs(found)
     raise typer.Exit(1 if urgent else 0)
 
 
@@ -106,8 +105,7 @@ def health(
     if as_json:
         sys.stdout.write(json.dumps({"healthy": not found, "problems": _needs(found)}) + "\n")
     else:
-        out = Console(width=None if sys.stdout.isatty() else 120)
-        _print_needs(out, found)
+        _print_needs(found)
         if not found:
             out.print("healthy")
     raise typer.Exit(1 if found else 0)
@@ -122,7 +120,7 @@ def _alert() -> None:
 def alert_test() -> None:
     """Send a test over every channel of the city file. Exit code 1 where one did not take it, or there is none."""
     city, _ = _site()
-    out, failed = Console(), not channels(city)
+    failed = not channels(city)
     if failed:
         out.print("the city file names no channel: add operation.email or operation.webhook")
     for name in channels(city):

@@ -15,8 +15,8 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.privacy.mechanism import MECHANISMS
 from assets.privacy.plan import ExpectedError, PlanRefused, mechanism_for, price, price_with, terms_of
 from assets.privacy.plan_report import plan_html
+from pipelines.terminal import out
 
-out = Console(width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
 Row = dict[str, object]
 
 

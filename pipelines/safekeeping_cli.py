@@ -19,13 +19,14 @@ from assets.lake.lake import Lake
 from assets.lake.zone import open_zone
 from assets.privacy import recovery
 from pipelines.environments import current, key_folder
+from pipelines.terminal import WIDTH
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
 keys_app = typer.Typer(
     help="Create the key files in the key folder, where they are missing; or rotate them.",
     invoke_without_command=True,
 )
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)  # a log is no terminal of 80 columns
+out = Console(soft_wrap=True, width=WIDTH)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from assets.contract.city import City
 from assets.lake.lake import Lake
 from pipelines.cli import app
 from pipelines.runner import _Steps
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -52,6 +57,15 @@ def test_the_first_help_names_the_variables_and_the_exit_codes(call):
     said = call("--help").output
     for word in ("DIGITALSTADT_CITY", "DIGITALSTADT_DATA", "DIGITALSTADT_KEYS", "DAGSTER_HOME", "Exit code 0"):
         assert word in said
+
+
+@pytest.mark.parametrize("redirected", [">&-", ">/dev/null"])
+def test_a_closed_output_or_a_locale_without_its_signs_is_no_failure(redirected: str):
+    """A service manager may close it; ε and the borders of tables are no part of ASCII or ISO-8859-1."""
+    command = f'"{sys.executable}" -m pipelines.cli ledger --help {redirected}'
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, shell=True, cwd=ROOT, env=environment, stderr=subprocess.PIPE, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+import sqlalchemy
 from typer.testing import CliRunner
 
 from assets.guard import REMEDIES, kind_of
@@ -50,6 +52,15 @@ def test_too_little_memory_is_told_as_that_by_whoever_notices(ask: Callable[[], 
     with pytest.raises(Exception) as raised:
         ask()
     assert kind_of(raised.value) == "MemoryError"
+
+
+def test_a_full_disk_below_dagsters_own_storage_is_told_as_that():
+    """SQLAlchemy wraps what the database said; the limit of a file's size (EFBIG) is a kind of room, too."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as db, pytest.raises(sqlalchemy.exc.OperationalError) as raised:
+        db.exec_driver_sql("PRAGMA max_page_count = 1")
+        db.exec_driver_sql("CREATE TABLE t AS SELECT randomblob(10000)")
+    assert kind_of(raised.value) == "DiskFull" == kind_of(OSError(errno.EFBIG, ""))
 
 
 def test_every_check_has_an_entry():

@@ -225,17 +225,27 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
     return pc.or_(hits, among(rows, cases.select(["clinic", "case_id"]))) if "case_id" in rows.column_names else hits
 
 
+def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
+    """Whose raw lines can lie in deliveries of before this run: all but who was erased and did not come back since.
+
+    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day.
+    """
+    rows = pa.concat_tables([t.select([*PATIENTS.names, "arrival_day"]) for t in (documents, decisions)])
+    rows = rows.filter(among(rows, gone.select(PATIENTS.names)))
+    earlier = pc.invert(pc.is_in(rows.column("arrival_day"), pa.array(days, pa.date32())))
+    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, rows.filter(earlier).select(PATIENTS.names)))
+
+
 def _erase_original(
-    lake: Lake, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
+    lake: Lake, documents: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase patients `gone` and their `cases` from landing, and every table that holds original ids.
+    """Erase patients `gone` with their `documents` and `cases` from landing, and every table that holds original ids.
 
     Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
     was begun is noted until all is done, so that after a crash the next run does it again.
-    `fresh`: those not erased before, for whom all of landing is searched and not only what just came.
+    `fresh`: those for whom all of landing is searched (`_anywhere`), and not only what just came.
     """
-    theirs = _mask(among(lake.read(REGISTER, PATIENTS), gone.select(PATIENTS.names)))
-    raw, documents = Erased(), lake.read(REGISTER, CONSENT_PROVISIONS, where=theirs)
+    raw = Erased()
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
@@ -365,8 +375,10 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:
-        fresh = gone.filter(pc.invert(gone.column("erased_before")))
-        original, raw = _erase_original(lake, gone, fresh, theirs, days, on)
+        of_gone = _mask(among(lake.read(REGISTER, PATIENTS), gone.select(PATIENTS.names)))
+        documents = lake.read(REGISTER, CONSENT_PROVISIONS, where=of_gone)
+        fresh = gone.filter(_anywhere(gone, documents, decisions, days))
+        original, raw = _erase_original(lake, documents, gone, fresh, theirs, days, on)
         counts |= original
     else:
         lake.erase_record(BEGUN)  # whose erasure was interrupted is permitted again: nobody is left to erase

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -77,6 +78,13 @@ class Export:
 def delivered(folder: Path) -> list[Path]:
     """What was put into a folder as part of a delivery, in order of name."""
     return sorted(p for p in folder.iterdir() if is_delivered(p.name))
+
+
+UNREADABLE: Final = "the service may not read it; give its user the right to read the folder and each file in it"
+
+
+def _readable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
 
 
 def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
@@ -165,11 +173,16 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
             found.append(Delivery("?", None, "?", "rejected", "a folder of the inbox names no clinic of the city file"))
             continue
         clinic = owner
+        if not _readable(inbox):  # one clinic's folder must not hold up the others
+            found.append(Delivery(clinic.key, None, "?", "rejected", UNREADABLE))
+            continue
         for folder in sorted(p for p in inbox.iterdir() if not p.name.startswith(".")):
             day = day_of(folder.name)
             if day is None or not folder.is_dir():
                 reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
                 found.append(Delivery(clinic.key, None, "?", "rejected", reason))
+            elif (day in wanted or day > today) and not (_readable(folder) and all(map(_readable, delivered(folder)))):
+                found.append(Delivery(clinic.key, day, folder.name, "rejected", UNREADABLE))
             elif day in wanted or day > today:
                 files = delivered(folder)
                 refusal = _refusal(folder, files, day, today)

@@ -62,7 +62,10 @@ def read_key(path: Path) -> bytes:
         raise KeyFileError(f"{path}: is not a regular file")
     if status.st_mode & 0o077:
         raise KeyFileError(f"{path}: others can read it (mode {status.st_mode & 0o777:04o}); chmod 600 and replace it")
-    key = path.read_bytes()
+    try:
+        key = path.read_bytes()
+    except OSError:
+        raise KeyFileError(f"{path}: cannot be read; let it belong to the service's user, with mode 600") from None
     if len(key) != KEY_BYTES:
         raise KeyFileError(f"{path}: holds {len(key)} bytes, {KEY_BYTES} are needed")
     if len(set(key)) < 8:

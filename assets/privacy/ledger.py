@@ -307,11 +307,15 @@ class Ledger:
             return dict(sorted(self._windows(execute).items()))
 
     def verify(self) -> list[str]:
-        """Problems found: broken hash chain, changed entry, cap passed, commit of what was not reserved so."""
+        """Problems found: broken hash chain, changed entry, cap passed, commit of what was not reserved so, altered rule."""
         try:
+            altered = [
+                f"{name}: this rule of the database is missing, switched off or changed"
+                for name in self.store.altered_rules()
+            ]
             with self.store.read() as execute:
                 rows = execute(f"SELECT seq, {_COLUMNS}, previous, hash FROM entries ORDER BY seq")
-            return self._problems(rows)
+            return self._problems(rows) + altered
         except LedgerBroken as error:
             return [str(error)]
         except TypeError:
@@ -328,6 +332,8 @@ class Ledger:
                 problems.append(f"entry {seq} does not follow from the one before it: it was changed")
             previous, expected = digest, seq + 1
             kind, measurement, scope, cost, *terms, _ = content
+            if cost < 0:
+                problems.append(f"entry {seq} costs less than nothing")
             window = windows[scope]
             try:
                 window.book(kind, measurement, cost, terms[1])

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -82,6 +82,10 @@ Execute = Callable[..., list[tuple[Any, ...]]]
 
 
 class Store(Protocol):
+    def altered_rules(self) -> list[str]:
+        """Names of what the database should enforce or hold and lacks, has otherwise, has switched off, or has besides."""
+        ...
+
     def read(self) -> AbstractContextManager[Execute]: ...
 
     def write(self) -> AbstractContextManager[Execute]:
@@ -102,17 +106,28 @@ def _triggers_of_sqlite() -> Iterator[str]:
         yield f"CREATE TRIGGER no_{verb} BEFORE {verb} ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END"
 
 
-def _triggers_of_postgres() -> Iterator[str]:
+def _functions_of_postgres() -> dict[str, str]:
+    """Bodies of the triggers' functions by name."""
     # Each statement of the function sees what was committed before it ran, so the lock comes first.
     checks = "".join(f"IF {wrong} THEN RAISE EXCEPTION '{message}'; END IF; " for message, wrong in _refused())
-    yield (
-        f"CREATE FUNCTION check_entry() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" PERFORM pg_advisory_xact_lock({_LOCK}); {checks} RETURN NEW; END $$"
-    )
-    yield "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'append only'; END $$"
-    yield "CREATE TRIGGER rules BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION check_entry()"
-    yield "CREATE TRIGGER no_change BEFORE UPDATE OR DELETE ON entries FOR EACH ROW EXECUTE FUNCTION refuse()"
-    yield "CREATE TRIGGER no_truncate BEFORE TRUNCATE ON entries EXECUTE FUNCTION refuse()"
+    return {
+        "check_entry": f" BEGIN PERFORM pg_advisory_xact_lock({_LOCK}); {checks} RETURN NEW; END ",
+        "refuse": " BEGIN RAISE EXCEPTION 'append only'; END ",
+    }
+
+
+_OF_POSTGRES: Final = {  # trigger: when, and its function; in the words in which PostgreSQL repeats them
+    "rules": ("BEFORE INSERT ON entries FOR EACH ROW", "check_entry"),
+    "no_change": ("BEFORE DELETE OR UPDATE ON entries FOR EACH ROW", "refuse"),
+    "no_truncate": ("BEFORE TRUNCATE ON entries FOR EACH STATEMENT", "refuse"),
+}
+
+
+def _triggers_of_postgres() -> Iterator[str]:
+    for name, body in _functions_of_postgres().items():
+        yield f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"
+    for name, (when, function) in _OF_POSTGRES.items():
+        yield f"CREATE TRIGGER {name} {when} EXECUTE FUNCTION {function}()"
 
 
 def _migrate(execute: Execute, version: int, triggers: Iterator[str]) -> None:
@@ -130,6 +145,10 @@ def _migrate(execute: Execute, version: int, triggers: Iterator[str]) -> None:
     execute("ALTER TABLE entries_new RENAME TO entries")
     for statement in (*_INDEXES, *triggers):
         execute(statement)
+
+
+def _differing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 class SqliteStore:
@@ -161,6 +180,14 @@ class SqliteStore:
         ((version,),) = execute("PRAGMA user_version")
         first = execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'")
         return int(version) or len(first)
+
+    def altered_rules(self) -> list[str]:
+        schema = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        with closing(sqlite3.connect(":memory:")) as db:
+            _migrate(lambda sql, parameters=(): db.execute(sql, parameters).fetchall(), 0, _triggers_of_sqlite())
+            expected = dict(db.execute(schema))
+        with self.read() as execute:
+            return _differing(expected, {str(name): sql for name, sql in execute(schema)})
 
     @contextmanager
     def read(self) -> Iterator[Execute]:
@@ -210,6 +237,20 @@ class PostgresStore:
             _migrate(execute, version, _triggers_of_postgres())
             if version != VERSION:
                 execute("UPDATE ledger_version SET version = ?", (VERSION,))
+
+    def altered_rules(self) -> list[str]:
+        bodies = _functions_of_postgres()
+        expected = {
+            name: (f"CREATE TRIGGER {name} {when} EXECUTE FUNCTION {function}()", True, bodies[function])
+            for name, (when, function) in _OF_POSTGRES.items()
+        }
+        with self.read() as execute:
+            rows = execute(
+                """SELECT tgname, pg_get_triggerdef(t.oid, true), tgenabled IN ('O', 'A'), prosrc
+                FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid
+                WHERE tgrelid = to_regclass('entries') AND NOT tgisinternal"""
+            )
+        return _differing(expected, {name: tuple(about) for name, *about in rows})
 
     @contextmanager
     def read(self) -> Iterator[Execute]:

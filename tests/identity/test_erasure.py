@@ -314,6 +314,23 @@ def test_a_document_once_inactive_stays_revoked_when_its_old_version_comes_again
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0 and places(lake, ["GONE"]) == set()
 
 
+def test_who_withdraws_signs_again_and_withdraws_again_is_gone_from_the_deliveries_in_between(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    files = {"Patient.ndjson": [person("GONE", **INSURED)], "Encounter.ndjson": [stay("c1GONE", "GONE")]}
+    deliver("klinik-nord", START, files | {"Consent.ndjson": [fhir_consent("GONE")]})
+    deny = fhir_consent("GONE", kind="deny", on="2024-12-31", ident="w1")
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [deny]})
+    run(0, 1)
+    anew = fhir_consent("GONE", on="2025-01-01", ident="anew")
+    deliver("klinik-nord", START + timedelta(2), files | {"Consent.ndjson": [anew]})
+    run(2)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"])
+    deliver("klinik-nord", START + timedelta(3), {"Consent.ndjson": [anew | {"status": "inactive"}]})
+    run(3)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0 and places(lake, ["GONE", "A123456780"]) == set()
+
+
 def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliver: Callable[..., Path]):
     insured = [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]
     both = {"Patient.ndjson": [person("BACK", identifier=insured)], "Encounter.ndjson": [stay("c1", "BACK")]}

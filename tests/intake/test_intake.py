@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_a_truncated_line_is_a_finding_with_its_line_and_the_rest_is_read(lake: 
         ("json_unreadable", "Encounter.ndjson", 2)
     ]
     assert "CANARY" not in str(found)
+
+
+@pytest.mark.parametrize("closed", ["praxisnetz", "2025-03-03", "practice.csv"])
+def test_what_the_service_may_not_read_is_refused_and_the_others_go_on(
+    lake: Lake, city: City, deliver: Deliver, monkeypatch: pytest.MonkeyPatch, closed: str
+):
+    """By the answer of `os.access`: whoever runs the tests may be root, who may read everything."""
+    day = date(2025, 3, 3)
+    deliver("praxisnetz", day, {"practice.csv": "case_id\n"})
+    deliver("klinik-nord", day, {"Patient.ndjson": "{}"}, suffix="-n")
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name != closed)
+    found = {d.clinic: d for d in pull(lake, city, [day], day)}
+    assert found["klinik-nord"].outcome == "taken"
+    assert found["praxisnetz"].outcome == "rejected" and "the service may not read it" in found["praxisnetz"].reason
 
 
 @pytest.mark.parametrize(

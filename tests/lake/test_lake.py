@@ -94,6 +94,19 @@ def test_an_unsafe_key_is_refused(tmp_path: Path, content: bytes, mode: int, mes
         read_key(key)
 
 
+def test_a_key_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    key = tmp_path / "pseudonym.key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+
+    def closed(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(KeyFileError, match="belong to the service's user"):
+        read_key(key)
+
+
 def test_a_missing_key_is_refused_and_an_existing_one_never_overwritten(tmp_path: Path):
     with pytest.raises(KeyFileError, match="no key file"):
         Keyring.load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -33,7 +34,18 @@ from assets.privacy.ledger import (
     _digest,
     open_ledger,
 )
-from assets.privacy.ledger_store import GENESIS, VERSION, LedgerBroken, PostgresStore, Refused
+from assets.privacy.ledger_store import (
+    _INDEXES,
+    _TABLE,
+    GENESIS,
+    RULES,
+    VERSION,
+    LedgerBroken,
+    PostgresStore,
+    Refused,
+    _triggers_of_postgres,
+    _triggers_of_sqlite,
+)
 from pipelines.ledger_cli import window_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,9 +250,12 @@ def tamper(ledger: Ledger) -> Callable[[str], None]:
 
     def change(statement: str) -> None:
         if isinstance(ledger.store, PostgresStore):
-            disarm = ["ALTER TABLE entries DISABLE TRIGGER ALL"]
+            disarm = [
+                "ALTER TABLE entries DISABLE TRIGGER ALL",
+                "ALTER TABLE entries DROP CONSTRAINT entries_new_rho_units_check",
+            ]
         else:
-            disarm = ["DROP TRIGGER no_UPDATE", "DROP TRIGGER no_DELETE"]
+            disarm = ["DROP TRIGGER no_UPDATE", "DROP TRIGGER no_DELETE", "PRAGMA ignore_check_constraints = ON"]
         with ledger.store.write() as execute:
             for each in (*disarm, statement):
                 execute(each)
@@ -254,6 +269,7 @@ def tamper(ledger: Ledger) -> Callable[[str], None]:
         ("UPDATE entries SET measured = '[6]' WHERE kind = 'commit'", "was changed"),
         ("UPDATE entries SET rho_units = 1000000 WHERE kind = 'open'", "entry 1 .* was changed"),
         ("UPDATE entries SET rho_units = 0 WHERE kind = 'reserve'", "commits what was not reserved so"),
+        ("UPDATE entries SET rho_units = -10 WHERE kind = 'reserve'", "costs less than nothing"),
         ("UPDATE entries SET rho_units = 9 WHERE kind = 'open'", "passes the cap of window 2024-12-30"),
         ("UPDATE entries SET rho_units = 1 WHERE kind = 'set_aside'", "has set aside for corrections"),
         ("UPDATE entries SET snapshot = 's' WHERE kind = 'supersede'", "commits what was not reserved so"),
@@ -268,6 +284,39 @@ def test_tampering_is_found(ledger: Ledger, tamper: Callable[[str], None], state
     assert ledger.verify() == []
     tamper(statement)
     assert any(re.search(problem, p) for p in ledger.verify())
+
+
+RELAXED = {
+    "sqlite": [
+        ("DROP TRIGGER no_UPDATE",), ("DROP TRIGGER no_DELETE",), ("DROP TRIGGER rules",), ("DROP INDEX once",),
+        ("CREATE TRIGGER lost BEFORE INSERT ON entries BEGIN SELECT RAISE(IGNORE); END",),
+        ("DROP TRIGGER rules", "CREATE TRIGGER rules BEFORE INSERT ON entries BEGIN SELECT 1; END"),
+    ],
+    "postgres": [
+        ("DROP TRIGGER no_change ON entries",), ("DROP TRIGGER no_truncate ON entries",),
+        ("ALTER TABLE entries DISABLE TRIGGER rules",), ("ALTER TABLE entries ENABLE REPLICA TRIGGER no_change",),
+        ("CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",),
+        ("DROP TRIGGER no_change ON entries",
+         "CREATE TRIGGER no_change BEFORE DELETE ON entries FOR EACH ROW EXECUTE FUNCTION refuse()"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_a_rule_that_was_taken_out_of_the_database_is_found(ledger: Ledger, which: int):
+    ledger.reserve([ask()])
+    assert ledger.verify() == []
+    with ledger.store.write() as execute:
+        for statement in RELAXED["postgres" if isinstance(ledger.store, PostgresStore) else "sqlite"][which]:
+            execute(statement)
+    problems = ledger.verify()
+    assert problems and all("this rule of the database is missing, switched off or changed" in p for p in problems)
+
+
+def test_rules_that_change_come_with_another_version_of_the_table():
+    """Else every ledger of before would be told as altered."""
+    rules = hashlib.sha256(repr([_TABLE, _INDEXES, RULES, *_triggers_of_sqlite(), *_triggers_of_postgres()]).encode())
+    assert (VERSION, rules.hexdigest()[:16]) == (2, "48ba32ba5027da85")
 
 
 def test_a_damaged_file_is_told_as_such_wherever_the_damage_lies(tmp_path: Path):

@@ -1,0 +1,23 @@
+"""What commands print on: one that did its work does not fail because the output is closed or its locale lacks a sign.
+
+Not here: what is printed (`cli` and its siblings).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from rich.console import Console
+
+for _name in ("stdout", "stderr"):
+    _stream = getattr(sys, _name)
+    if _stream is None:  # whoever started us closed it
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+    elif hasattr(_stream, "reconfigure"):
+        _stream.reconfigure(errors="replace")
+
+WIDTH: Final = None if sys.stdout.isatty() else 120
+"""A log is no terminal of 80 columns."""
+out: Final = Console(width=WIDTH)
