@@ -23,7 +23,7 @@ from assets.lake.lake import Lake
 from assets.lake.lease import lease
 
 RECORD: Final = "zone"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of what lies in the confidential zone. Raise it with a step in `STEPS`, and a stored data root as test."""
 
 
@@ -79,7 +79,20 @@ def _from_1(lake: Lake) -> dict[str, Any]:
     return {**(lake.read_record(RECORD) or {}), "format": 2}
 
 
-STEPS: Final[dict[int, Callable[[Lake], dict[str, Any]]]] = {0: _from_0, 1: _from_1}
+def _from_2(lake: Lake) -> dict[str, Any]:
+    """A delivery of consents is known by its export too: of two on one day the second counts. Of former days the day does."""
+    table = "consent_deliveries"
+    for days, _ in list(lake.months(table)):
+        held = lake.read_month(table, days[0].replace(day=1))
+        unknown = {day: pa.repeat(pa.scalar("", pa.string()), rows.num_rows) for day, rows in held.items()}
+        lake.write_month(table, days[0].replace(day=1), {
+            day: rows if "export_id" in rows.column_names else rows.append_column("export_id", unknown[day])
+            for day, rows in held.items()
+        })  # fmt: skip
+    return {**(lake.read_record(RECORD) or {}), "format": 3}
+
+
+STEPS: Final[dict[int, Callable[[Lake], dict[str, Any]]]] = {0: _from_0, 1: _from_1, 2: _from_2}
 """From version → the function that brings the zone to the next one and returns its record."""
 
 

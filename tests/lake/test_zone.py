@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
+from assets.intake.stage import CONSENT_DELIVERIES
 from assets.lake import zone
 from assets.lake.files import make_directory
 from assets.lake.keys import KeyFileError, Keyring, create_keys
@@ -61,6 +62,20 @@ def test_files_of_days_become_files_of_months(lake: Lake, monkeypatch: pytest.Mo
     assert lake.days("quarantine/cases") == days and lake.days("events") == days[:1]
     left = sorted(p.relative_to(lake.confidential).as_posix() for p in lake.confidential.rglob("*.parquet"))
     assert left == ["events/2025-01.parquet", "quarantine/cases/2025-01.parquet", "quarantine/cases/2025-02.parquet"]
+
+
+def test_deliveries_of_consents_of_before_format_3_count_by_their_day(lake: Lake):
+    open_zone(lake)
+    day = date(2025, 2, 1)
+    former = pa.table({"clinic": ["klinik-nord"], "arrival_day": pa.array([day], pa.date32())})
+    lake.write("consent_deliveries", day, former)
+    lake.write_record(zone.RECORD, {**(lake.read_record(zone.RECORD) or {}), "format": 2})
+    for _ in range(2):  # a step is safe to repeat
+        assert open_zone(lake).format == zone.FORMAT
+        assert lake.read("consent_deliveries", CONSENT_DELIVERIES).to_pylist() == [
+            {"clinic": "klinik-nord", "arrival_day": day, "export_id": ""}
+        ]
+        lake.write_record(zone.RECORD, {**(lake.read_record(zone.RECORD) or {}), "format": 2})
 
 
 def test_a_data_root_without_record_is_upgraded_without_a_cover(tmp_path: Path):
