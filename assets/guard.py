@@ -18,7 +18,8 @@ import dagster as dg
 RUNBOOK: Final = "docs/runbook.md"
 REMEDIES: Final[dict[str, str]] = {
     "CityFileError": "Correct the city file at the line that is named, then run the same days again.",
-    "KeyFileError": "Put the key file back from its backup with mode 600. Never create a new one over old data.",
+    "KeyFileError": "Where the message names a rotation, finish it with `digitalstadt keys rotate`; else put the key file back from "
+    "its backup with mode 600. Never create a new one over old data.",
     "NotStaged": "Run the whole job `daily_run` for these days: the stages hand their tables over within one run.",
     "RawFilesErased": "Leave the days that are named out of the range; late data is delivered under a newer day.",
     "QualityDisagreement": "Two engines count differently: nothing went on. Report it with the rules that are named.",

@@ -206,6 +206,8 @@ def point_latest(folder: Path, version: str, step: Callable[[str], None] = _noth
     beside.unlink(missing_ok=True)
     beside.symlink_to(version, target_is_directory=True)
     step("link beside")
+    if link.is_dir() and not link.is_symlink():  # whoever copied the data root followed links: it holds a version again
+        shutil.rmtree(link)
     os.replace(beside, link)
     step("latest")
     fsync_directory(folder)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -129,6 +130,18 @@ def test_changed_content_of_the_same_day_gets_a_number(
     assert all(after[name] == content for name, content in before.items() if "/latest/" not in name)
     assert not publish(current, city, tmp_path, as_of, plan)[0].changed
     assert publish(_altered(current), city, tmp_path, date(2025, 1, 1), plan)[0].version == "2025-12-31.12"
+
+
+def test_a_data_root_that_was_copied_with_links_followed_gets_its_link_back(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    publish(small, city, tmp_path, as_of, plan)
+    before, latest = _state(tmp_path), tmp_path / "cases_by_area" / "latest"
+    held = latest.resolve()
+    latest.unlink()
+    shutil.copytree(held, latest)
+    publish(small, city, tmp_path, as_of, plan)
+    assert os.readlink(latest) == held.name and _state(tmp_path) == before
 
 
 def test_bytes_are_deterministic(small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date) -> None:
