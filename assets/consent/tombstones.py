@@ -73,7 +73,7 @@ def distinct(tombstones: pa.Table) -> pa.Table:
 
 def beside_raw(lake: Lake) -> Lake:
     """Where the copy of the tombstones lies."""
-    return Lake(lake.landing / ".erased", lake.keys)
+    return Lake(lake.landing / "_erased", lake.keys)
 
 
 def _add(source: Lake, target: Lake) -> None:
