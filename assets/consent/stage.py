@@ -23,7 +23,7 @@ from assets.intake.consent_csv import OF_CASE
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect, give_back, load
 from assets.lake.lake import Lake
 
 REGISTER: Final = "consent_register"
@@ -158,6 +158,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     decisions = in_order(decisions)
     lake.write_days("consent_decisions", days, decisions, "arrival_day")
     del tables, live, cases, answers  # what goes on is read table by table: together they were the peak of a run
+    give_back()
     for name in KEPT:
         kept = keep_permitted(staged(lake, "canonical", days, (name,)), decisions)
         lake.write(f"staging/consented/{name}", days[-1], kept[name])

@@ -19,6 +19,7 @@ from assets.identity.pseudonymise import patient_keys
 from assets.identity.record import record_days
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
+from assets.lake.engine import give_back
 from assets.lake.keys import Keyring
 from assets.lake.lake import Lake
 from assets.quality.certificate import verify_certificate
@@ -52,6 +53,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     record_days(lake, days, result, cert["sha256"])
     cases = result["cases"].select(["case_key", "person_key", "patient_key"])
     del result
+    give_back()
     erased = erase(lake, city, days, deletions)
     for step in STEPS:
         for name in CANONICAL:

@@ -103,6 +103,11 @@ def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
     return _open(folders, _spill, memory_limit()) if folders else _shared(os.getpid(), _spill, memory_limit()).cursor()
 
 
+def give_back() -> None:
+    """Give memory that was freed back to the system: what one step held would else lie beneath the peak of the next."""
+    pa.default_memory_pool().release_unused()
+
+
 def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
     """Copy Arrow tables into temporary tables under their names.
 

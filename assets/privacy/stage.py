@@ -24,7 +24,7 @@ from assets.identity.record import recorded_days, verify_cases
 from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect, give_back, load
 from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel
@@ -262,6 +262,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     require_agreed(city, terms, ledger)
     for start, agreed in terms.items():
         open_window(ledger, start, agreed)
+    give_back()
     verify_cases(lake)
     seen = lake.read("cases", SEEN)
     decisions = bound(lake, city, seen, through, engine)
