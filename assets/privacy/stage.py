@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -181,16 +182,19 @@ def as_decided(cases: pa.Table, decisions: pa.Table, links: pa.Table) -> pa.Tabl
     They would count beside all that the other person's caps let through. `links` (`LINKS`): two patients who are one
     person have one pseudonym.
     """
-    with connect() as con:
-        load(
-            con,
-            versions=linked(cases.filter(_of(cases, decisions.column("case_key"))), links),
-            decided=linked(decisions, links),
-        )
-        return con.execute(
-            f"""SELECT v.* REPLACE (CASE WHEN d.person_key <> v.person_key THEN '{CARE_UNCOUNTED}' ELSE care END AS care)
-            FROM versions v JOIN decided d USING (case_key)"""
-        ).to_arrow_table()
+    versions = cases.filter(_of(cases, decisions.column("case_key")))
+    place = pc.index_in(versions.column("case_key"), value_set=decisions.column("case_key").combine_chunks())
+    decided_for = decisions.column("person_key").take(place)
+    # Only of pseudonyms that differ is asked whether they are one person: they are few, and versions need no copy.
+    differ = pa.array(np.flatnonzero(pc.not_equal(versions.column("person_key"), decided_for).to_numpy()))
+    one, other = (
+        linked(pa.table({"n": differ, "person_key": who.take(differ)}), links).sort_by("n")
+        for who in (versions.column("person_key"), decided_for)
+    )
+    moved = np.zeros(versions.num_rows, dtype=bool)
+    moved[one.filter(pc.not_equal(one.column("person_key"), other.column("person_key"))).column("n").to_numpy()] = True
+    care = pc.if_else(pa.array(moved), CARE_UNCOUNTED, versions.column("care"))
+    return versions.set_column(versions.column_names.index("care"), "care", care)
 
 
 def freeze(lake: Lake, city: City, seen: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
@@ -322,8 +326,6 @@ def _budgets(city: City, ledger: Ledger) -> dict[str, dict[str, Any]]:
 
 def between(events: pa.Table, first: date, last: date) -> pa.Table:
     """Events of the days `first` to `last`; the table is sorted by day."""
-    import numpy as np
-
     days = events.column("event_day").to_numpy().astype("datetime64[D]")
     begin, end = days.searchsorted(np.datetime64(first), "left"), days.searchsorted(np.datetime64(last), "right")
     return events.slice(int(begin), int(end - begin))
