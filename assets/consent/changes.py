@@ -96,7 +96,7 @@ def to_judge(
     return changed(register, majority, since, on, sorted(newly))
 
 
-def of_documents(register: pa.Table, patients: pa.Table) -> Mask:
+def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
     """Which rows of `register` (clinic, patient_id, consent_id) are of a document that names one of `patients`
     (clinic, patient_id), or of these patients."""
     with connect() as con:

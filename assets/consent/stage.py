@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent import kernel
-from assets.consent.changes import TOLD_BY, of_documents, to_judge
+from assets.consent.changes import TOLD_BY, among_documents_of, to_judge
 from assets.consent.majority import MAJORITY, coming_of_age, known
 from assets.consent.numbers import among
 from assets.consent.reasons import REASONS
@@ -63,7 +63,7 @@ def majority(lake: Lake, city: City) -> pa.Table:
 def documents_of(lake: Lake, patients: pa.Table) -> pa.Table:
     """Rows of the register of every document that names one of `patients` (clinic, patient_id)."""
     ids = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "consent_id"))
-    return lake.read(REGISTER, CONSENT_PROVISIONS, where=of_documents(ids, patients))
+    return lake.read(REGISTER, CONSENT_PROVISIONS, where=among_documents_of(ids, patients))
 
 
 def register_of(lake: Lake, patients: pa.Table, live: pa.Table) -> tuple[pa.Table, pa.Table]:

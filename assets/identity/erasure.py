@@ -110,18 +110,12 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa
     judged, found = judged_now(lake, city, days), [pa.array([], pa.string())]
     who = groups(lake.read(REGISTER, PATIENTS) if judged is None else judged)
     names = [patient_keys(group, lake.keys) for group in who]
+    on, full, of_age = evaluation_day(lake, days), full_exports(lake, city), majority(lake, city)
     for group, keys in zip(who, names, strict=True):
         newest = _newest_before(stored, keys, days)
         if newest.num_rows:
             register, _ = register_of(lake, group, PATIENTS.empty_table())
-            decisions = decide(
-                newest,
-                register,
-                city.consent,
-                evaluation_day(lake, days),
-                full_exports(lake, city),
-                majority(lake, city),
-            )
+            decisions = decide(newest, register, city.consent, on, full, of_age)
             found.append(decisions.filter(pc.invert(decisions.column("permitted"))).column("case_id").combine_chunks())
     if judged is None:  # and cases of patients of whom the register knows no document
         known = pa.chunked_array([chunk for keys in names for chunk in keys.column("key").chunks], pa.string())

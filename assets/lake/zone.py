@@ -81,14 +81,14 @@ def _from_1(lake: Lake) -> dict[str, Any]:
 
 def _from_2(lake: Lake) -> dict[str, Any]:
     """A delivery of consents is known by its export too: of two on one day the second counts. Of former days the day does."""
-    table = "consent_deliveries"
-    for days, _ in list(lake.months(table)):
-        held = lake.read_month(table, days[0].replace(day=1))
-        unknown = {day: pa.repeat(pa.scalar("", pa.string()), rows.num_rows) for day, rows in held.items()}
-        lake.write_month(table, days[0].replace(day=1), {
-            day: rows if "export_id" in rows.column_names else rows.append_column("export_id", unknown[day])
-            for day, rows in held.items()
-        })  # fmt: skip
+    table, column = "consent_deliveries", "export_id"
+
+    def known(rows: pa.Table) -> pa.Table:
+        return rows if column in rows.column_names else rows.append_column(column, pa.repeat("", rows.num_rows))
+
+    for days, _ in lake.months(table):
+        month = days[0].replace(day=1)
+        lake.write_month(table, month, {day: known(rows) for day, rows in lake.read_month(table, month).items()})
     return {**(lake.read_record(RECORD) or {}), "format": 3}
 
 

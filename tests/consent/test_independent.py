@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from assets.consent.changes import changed, of_documents
+from assets.consent.changes import among_documents_of, changed
 from assets.consent.majority import MAJORITY
 from assets.consent.rule import FULL_EXPORTS, decide, evaluate
 from assets.contract.city import Clinic, ConsentRule
@@ -307,6 +307,6 @@ def test_who_is_not_named_as_changed_is_answered_as_before(seed: int, later: int
     assert 0 < len(named) < len(stands)
     assert kept - named <= keeps and (kept & named) - keeps
     assert {p: row for p, row in stood.items() if p not in named} == {p: row for p, row in stands.items() if p not in named}  # fmt: skip
-    few, few_stand = answers(known(on).filter(pa.array(of_documents(known(on), patients))), on, full)
+    few, few_stand = answers(known(on).filter(pa.array(among_documents_of(known(on), patients))), on, full)
     assert few & named == keeps & named
     assert {p: few_stand[p] for p in named} == {p: stands[p] for p in named}

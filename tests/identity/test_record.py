@@ -96,6 +96,15 @@ def test_privacy_refuses_cases_that_identity_did_not_write(lake: Lake, city: Cit
         privacy.run(lake, city, DAYS)
 
 
+def test_a_case_in_a_month_that_is_not_its_own_is_noticed(lake: Lake, city: City, to_quality: Callable[[], None]):
+    to_quality()
+    identity.run(lake, city, DAYS)
+    moved = lake.read("cases", PSEUDONYMISED_CASES, [START]).slice(0, 1)
+    lake.write("cases", START + timedelta(200), moved)
+    with pytest.raises(CertificateMismatch, match="not theirs"):
+        verify_cases(lake)
+
+
 @pytest.mark.parametrize("damage", ["record_missing", "record_altered", "certificate_missing", "certificate_altered"])
 def test_publication_stops_where_a_day_is_not_certified(
     lake: Lake, city: City, to_quality: Callable[[], None], damage: str

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,6 +81,17 @@ def test_days_of_a_month_are_read_written_and_erased_apart_from_each_other(lake:
         wanted = [n for d, names in kept.items() if d in asked for n in names]
         assert lake.read("t", SCHEMA, asked).column("name").to_pylist() == wanted
     assert {p.name for p in (lake.confidential / "t").iterdir()} <= {"2025-01.parquet", "2025-02.parquet"}
+
+
+def test_rows_of_a_mask_are_read_over_months_in_the_order_of_all(lake: Lake):
+    schema = pa.schema([("day", pa.date32()), ("n", pa.int64())])
+    days = [date(2025, 1, 31), date(2025, 2, 1), date(2025, 2, 3), date(2025, 3, 1)]
+    for place, day in enumerate(days):
+        lake.write("t", day, pa.table({"day": [day] * 3, "n": [3 * place + n for n in range(3)]}, schema=schema))
+    assert list(lake.months("t")) == [(days[:1], 3), (days[1:3], 6), (days[3:], 3)] and lake.rows("t") == 12
+    for wanted in ([2, 5, 6, 8], [0, 11], []):
+        where = np.isin(np.arange(12), wanted)
+        assert lake.read("t", schema, where=where).column("n").to_pylist() == wanted
 
 
 @pytest.mark.parametrize(

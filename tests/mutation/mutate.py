@@ -172,7 +172,7 @@ def changes() -> int:
     property_ = load_file(ROOT / "tests/consent/test_independent.py", "mutation_changes")
 
     def survives(module: types.ModuleType) -> bool:
-        property_.changed, property_.of_documents = module.changed, module.of_documents
+        property_.changed, property_.among_documents_of = module.changed, module.among_documents_of
         try:
             for seed, later in itertools.product(range(3), (1, 7, 60)):
                 property_.test_who_is_not_named_as_changed_is_answered_as_before(seed, later)
