@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from typing import Any, Final
 
 import pyarrow as pa
@@ -62,7 +63,7 @@ _IDS: Final = ("clinic", "patient_id", "case_id")
 # What is looked at of tables that grow with the years. Whole rows are read of the months in which some have to go.
 _DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted")
 _JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
-_STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY, "person_key")
+_STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY)
 _CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
 _FOLLOWING: Final = (
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
@@ -185,10 +186,15 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
             counts[table] = _rewrite(lake, table, schema, column, gone_of(table))
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
-    left = stored.column("person_key").filter(pa.array(~erased))
 
-    def living(persons: pa.ChunkedArray) -> pa.Array:
-        return left.filter(pc.is_in(left, value_set=persons.unique())).unique()
+    @cache  # read where somebody asks, and not held before
+    def persons_of_all() -> pa.ChunkedArray:
+        return lake.read("cases", only(PSEUDONYMISED_CASES, "person_key")).column("person_key")
+
+    def living(persons: pa.Array) -> pa.Array:
+        names = (persons_of_all(), stored.column("patient_key"))
+        left = [name.filter(pc.and_(pc.is_in(name, value_set=persons), pa.array(~erased))) for name in names]
+        return pa.chunked_array([chunk for found in left for chunk in found.chunks], pa.string()).unique()
 
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)

@@ -17,6 +17,7 @@ from assets.identity.kernel import pseudonymise
 from assets.identity.persons import links_with
 from assets.identity.pseudonymise import patient_keys
 from assets.identity.record import record_days
+from assets.identity.tombstones import restore_counters
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
 from assets.lake.engine import give_back
@@ -50,6 +51,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
+    restore_counters(lake, result["cases"])  # before the record: nothing is measured on cases without one
     record_days(lake, days, result, cert["sha256"])
     cases = result["cases"].select(["case_key", "person_key", "patient_key"])
     del result

@@ -1,25 +1,30 @@
 """Contribution counters of erased patients, under keyed hashes.
 
 So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
-window ends, though nothing says any more whose it was. Not here: consents (`consent.tombstones`), links (`persons`).
+window ends, though nothing says any more whose it was. Whoever is delivered again gets them back under the pseudonyms
+of before, so nothing but this module ever meets a hash that could be told. Not here: consents (`consent.tombstones`),
+links (`persons`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.schemas import BOUNDING_DECISIONS
+from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_CASES, only
 from assets.contract.terms import WINDOW_DAYS
 from assets.lake.keys import Keyring, derive, keyed_hashes
+from assets.lake.lake import Lake
 
 MARK: Final = "tombstone:"
 # Cases are admitted up to 60 days (the largest freeze lag) before the day on which they are decided.
 _KEPT_DAYS: Final = WINDOW_DAYS + 60
+_NAMED: Final = only(PSEUDONYMISED_CASES, "case_key", "patient_key", "person_key")
+_RETURNED: Final = "counters_returned"
 
 
 def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.Array:
@@ -30,12 +35,12 @@ def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.
 
 
 def retire(
-    bounding: pa.Table, case_keys: pa.Array, living: Callable[[pa.ChunkedArray], pa.Array], on: date, keys: Keyring
+    bounding: pa.Table, case_keys: pa.Array, living: Callable[[pa.Array], pa.Array], on: date, keys: Keyring
 ) -> pa.Table:
     """`BOUNDING_DECISIONS` with the pseudonyms of erased cases as hashes, and of persons without any case.
 
-    `case_keys`: erased cases; `living`: which of the persons given still have one. Tombstones whose window is over on
-    `on` are dropped.
+    `case_keys`: erased cases; `living`: which of the persons given still have one, under their own or a patient's
+    pseudonym. Tombstones whose window is over on `on` are dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
@@ -43,8 +48,9 @@ def retire(
     erased = pc.or_(before, now)
     if not pc.any(erased).as_py():
         return bounding
-    still = pc.is_in(persons, value_set=living(persons.filter(erased)))
-    lost = pc.and_(erased, pc.invert(pc.or_(pc.starts_with(persons, MARK), still)))
+    named = pc.and_(erased, pc.invert(pc.starts_with(persons, MARK)))
+    asked = persons.filter(named).unique()
+    lost = pc.and_(named, pc.invert(pc.is_in(persons, value_set=living(asked) if len(asked) else asked)))
     table = _replaced(_replaced(bounding, "case_key", now, keys), "person_key", lost, keys)
     over = pc.less(table.column("event_day"), pa.scalar(on - timedelta(_KEPT_DAYS)))
     return table.filter(pc.invert(pc.and_(erased, over))).cast(BOUNDING_DECISIONS)
@@ -57,21 +63,38 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
     return table.set_column(table.column_names.index(column), column, pc.if_else(where, hashes, values))
 
 
-def recognise(bounding: pa.Table, cases: Callable[[], pa.Table], keys: Keyring) -> pa.Table:
-    """`bounding` with the pseudonyms of persons and cases that are in `cases` again, in memory only.
+def restore_counters(lake: Lake, cases: pa.Table) -> None:
+    """Give persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`) the counters back that were retired.
 
-    `cases` are asked only where a counter was retired at all: each of their pseudonyms costs a hash. A person is found by the patient too: who had no insured number before may come again with one.
+    A person is found by the patient too: who had no insured number before may come again with one. Pseudonyms are hashed
+    only where a counter was retired at all. Called once with all stored cases, for data roots in which former versions
+    left counters retired whose persons had come again.
     """
-    if not any(pc.any(pc.starts_with(bounding.column(n), MARK)).as_py() for n in ("person_key", "case_key")):
-        return bounding
-    named = cases()
-    for column, names in (("person_key", ("person_key", "patient_key")), ("case_key", ("case_key",))):
-        values = bounding.column(column)
-        back = pa.chunked_array([c for n in names for c in named.column(n).chunks], pa.string()).unique()
-        place = pc.index_in(values, _hashes(back, keys, column))
-        known = pc.if_else(pc.is_null(place), values, back.take(pc.fill_null(place, 0))) if len(back) else values
-        bounding = bounding.set_column(bounding.column_names.index(column), column, known)
-    return bounding.cast(BOUNDING_DECISIONS)
+    named = cases if lake.read_record(_RETURNED) else lake.read("cases", _NAMED)
+    back: dict[str, tuple[pa.Array, pa.Array]] = {}
+    for held, _ in lake.months("bounding") if named.num_rows else ():
+        bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
+        if not any(pc.any(pc.starts_with(bounding.column(n), MARK)).as_py() for n in ("person_key", "case_key")):
+            continue
+        back = back or {
+            "person_key": _marked(named, ("person_key", "patient_key"), "person_key", lake.keys),
+            "case_key": _marked(named, ("case_key",), "case_key", lake.keys),
+        }
+        restored = bounding
+        for column, (marks, pseudonyms) in back.items():
+            values = restored.column(column)
+            place = pc.index_in(values, marks)
+            known = pc.if_else(pc.is_null(place), values, pseudonyms.take(pc.fill_null(place, 0)))
+            restored = restored.set_column(restored.column_names.index(column), column, known)
+        if not restored.equals(bounding):
+            lake.write_days("bounding", held, restored.cast(BOUNDING_DECISIONS), "decided_on")
+    lake.write_record(_RETURNED, {"all": True})
+
+
+def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
+    """Distinct pseudonyms in `columns` of `cases`, and before them their hashes as `retire` stores them."""
+    found = pa.chunked_array([chunk for n in columns for chunk in cases.column(n).chunks], pa.string()).unique()
+    return _hashes(found, keys, kind), found
 
 
 def person_rows(bounding: pa.Table, person_keys: pa.Array, keys: Keyring) -> list[dict[str, Any]]:

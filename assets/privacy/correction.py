@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.contract.city import City
-from assets.contract.schemas import BOUNDING_DECISIONS, EVENTS, PSEUDONYMISED_CASES
+from assets.contract.schemas import EVENTS
 from assets.contract.terms import WEEK_DAYS
 from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
-from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.engine import connect, load
 from assets.lake.keys import derive
@@ -34,7 +33,7 @@ from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
 from assets.privacy.measure import Asked, ask, book, measurement_id, open_window, units_of
 from assets.privacy.plan import PricedPlan, PricedTable, Terms, price
-from assets.privacy.stage import TIES, as_decided
+from assets.privacy.stage import SEEN, TIES, as_decided, decided_so_far, keep_decisions, versions_of
 
 
 class CorrectionRefused(ValueError):
@@ -51,8 +50,8 @@ def _version(ledger: Ledger, tables: list[PricedTable], monday: date, today: dat
 
 
 def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> pa.Table:
-    """Decide the cases of the week that came too late for it, after all that was decided before; all decisions."""
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), lambda: cases, lake.keys)
+    """Decide the cases of the week that came too late for it, after all that was decided before; decisions on all `cases`."""
+    decided = decided_so_far(lake, cases.column("case_key"), monday)
     with connect() as con:
         load(con, cases=cases, decided=decided)
         new = con.execute(
@@ -65,10 +64,8 @@ def _admit(lake: Lake, city: City, cases: pa.Table, monday: date, on: date) -> p
         ).to_arrow_table()
     links = known_links(lake)
     fresh = decide(linked(new, links), linked(decided, links), city.caps, city.budget.epoch, city.former_caps)
-    everything = pa.concat_tables([decided, fresh])
-    if fresh.num_rows:
-        lake.write_days("bounding", [on], everything, "decided_on")
-    return everything
+    keep_decisions(lake, fresh)
+    return pa.concat_tables([decided, fresh])
 
 
 def _days_of(monday: date) -> list[date]:
@@ -147,7 +144,9 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
             )
         open_window(ledger, city.window_start(monday), Terms(city, plan))
         verify_cases(lake)
-        cases = lake.read("cases", PSEUDONYMISED_CASES)
+        seen = lake.read("cases", SEEN)
+        in_week = pc.is_in(seen.column("admitted_on"), pa.array(_days_of(monday), pa.date32()))
+        cases = versions_of(lake, seen, seen.column("case_key").filter(in_week))
         version, on = _version(ledger, tables, monday, recorded_days(lake)[-1])
         decisions = _admit(lake, city, cases, monday, on)
         events = corrected_events(cases, decisions, known_links(lake), monday, on)

@@ -22,7 +22,6 @@ from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUD
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
-from assets.identity.tombstones import recognise
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, give_back, load
@@ -42,7 +41,6 @@ TIES = ", ".join(f"c.{name}" for name in PSEUDONYMISED_CASES.names if name != "a
 """Total order of versions of a case that arrived on one day, so that no result depends on the order of files."""
 SEEN: Final = only(PSEUDONYMISED_CASES, "clinic", "arrival_day", "case_key", "admitted_on", "care", "los", "died")
 """What is looked at of the whole table of cases, which grows with the years."""
-NAMED: Final = only(PSEUDONYMISED_CASES, "case_key", "patient_key", "person_key")
 
 
 def _days_from(first: date, n: int) -> list[date]:
@@ -61,35 +59,50 @@ def _of(rows: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_in(rows.column("case_key"), value_set=keys.unique())
 
 
-def _versions(lake: Lake, seen: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+def versions_of(lake: Lake, seen: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
     """All versions (`PSEUDONYMISED_CASES`) of the cases `keys`; `seen`: the whole table, as `SEEN`."""
     return lake.read("cases", PSEUDONYMISED_CASES, where=_of(seen, keys).to_numpy())
 
 
-def _near(decided: pa.Table, new: pa.Table) -> pa.Table:
-    """The rows of `decided` that can matter to the events of `new`: kept, and at most a window older."""
-    oldest = pc.min(new.column("event_day")).as_py() or date.max
-    return decided.filter(
-        pc.and_(decided.column("kept"), pc.greater(decided.column("event_day"), oldest - timedelta(WINDOW_DAYS)))
-    )
+def decisions_of(lake: Lake, column: str, values: Any) -> pa.Table:
+    """`BOUNDING_DECISIONS` whose `column` is one of `values`; of all others, which grow with the years, nothing else is read."""
+    looked_at = lake.read("bounding", only(BOUNDING_DECISIONS, column)).column(column)
+    return lake.read("bounding", BOUNDING_DECISIONS, where=pc.is_in(looked_at, value_set=values).to_numpy())
 
 
-def bound(lake: Lake, city: City, seen: pa.Table, through: date, engine: Engine = LOCAL) -> pa.Table:
-    """Decide every case (`seen`: `SEEN` of all) that arrived while its week was open and has no decision yet; all decisions so far.
+def decided_so_far(lake: Lake, cases: pa.ChunkedArray, since: date) -> pa.Table:
+    """`BOUNDING_DECISIONS` that matter to `cases` admitted from `since` on: their own, and those kept in the window before."""
+    of_all = lake.read("bounding", only(BOUNDING_DECISIONS, "case_key", "event_day", "kept"))
+    near = pc.and_(of_all.column("kept"), pc.greater(of_all.column("event_day"), since - timedelta(WINDOW_DAYS)))
+    where = pc.or_(near, _of(of_all, cases)).to_numpy()
+    del of_all
+    return lake.read("bounding", BOUNDING_DECISIONS, where=where)
+
+
+def keep_decisions(lake: Lake, fresh: pa.Table) -> None:
+    """Add `fresh` (`BOUNDING_DECISIONS`) to those of their days."""
+    days = sorted(fresh.column("decided_on").unique().to_pylist())
+    lake.write_days("bounding", days, pa.concat_tables([lake.read("bounding", BOUNDING_DECISIONS, days), fresh]), "decided_on")  # fmt: skip
+
+
+def bound(lake: Lake, city: City, seen: pa.Table, through: date, engine: Engine = LOCAL) -> None:
+    """Decide every case (`seen`: `SEEN` of all) that arrived while its week was open and has no decision yet.
 
     A case is decided under the day its first version that counts arrived, however days are grouped into runs: what was
     only planned before is none. Where its day was frozen before that export was taken in, it is decided under the day after
     `City.known_on` its day, so that it is late. What was stored before a patient delivered an insured number, decided or
     not, counts for the person that the number then links to.
     """
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), partial(lake.read, "cases", NAMED), lake.keys)
     frozen, closed = lake.days("events"), set(lake.days("late_events"))
     open_days = [d for d in _days_from(city.start, (through - city.start).days + 1) if d not in closed]
+    if not open_days:
+        return
     # A case of which no version lies on an open day has its first version on none.
     asked = seen.filter(pc.is_in(seen.column("admitted_on"), pa.array(open_days, pa.date32()))).column("case_key")
+    decided = decided_so_far(lake, asked, open_days[0])
     with connect() as con:
-        con.register("cases", _versions(lake, seen, asked))
-        con.register("decided", decided.filter(_of(decided, asked)))
+        con.register("cases", versions_of(lake, seen, asked))
+        con.register("decided", decided)
         con.register("days", _known(city, open_days))
         con.register("frozen", pa.table({"event_day": pa.array(frozen, pa.date32())}))
         new = con.execute(
@@ -106,24 +119,22 @@ def bound(lake: Lake, city: City, seen: pa.Table, through: date, engine: Engine 
             {"through": through},
         ).to_arrow_table()
     links = known_links(lake)
-    new, before = in_order(linked(new, links)), linked(_near(decided, new), links)
-    fresh = kernel.decide(engine, new, before, city.caps, city.budget.epoch, city.former_caps)
-    everything = pa.concat_tables([decided, fresh])
-    touched = sorted(set(fresh.column("decided_on").to_pylist()))
-    lake.write_days("bounding", touched, everything, "decided_on")
-    return everything
+    new, before = in_order(linked(new, links)), linked(decided.filter(decided.column("kept")), links)
+    keep_decisions(lake, kernel.decide(engine, new, before, city.caps, city.budget.epoch, city.former_caps))
 
 
-def came_late(city: City, seen: pa.Table, decisions: pa.Table, days: Sequence[date]) -> dict[str, Any]:
+def came_late(lake: Lake, city: City, seen: pa.Table, days: Sequence[date]) -> dict[str, Any]:
     """Cases by clinic whose first version that counts arrived on one of `days` after their day was known.
 
     `late`: counted in their week and longer; `too_late`: their week was closed as well, so nothing counts them.
     """
     now = seen.filter(pc.is_in(seen.column("arrival_day"), pa.array(days, pa.date32()))).column("case_key")
+    versions = seen.filter(_of(seen, now)).select(["case_key", "arrival_day", "clinic", "admitted_on", "care"])
+    decided = decisions_of(lake, "case_key", now.unique()).select(["case_key", "decided_on"])
+    every_day = _known(city, _days_from(city.start, (days[-1] - city.start).days + 1))
+    run_of = pa.table({"arrived": pa.array(days, pa.date32())})
     with connect() as con:
-        versions = seen.filter(_of(seen, now)).select(["case_key", "arrival_day", "clinic", "admitted_on", "care"])
-        load(con, cases=versions, decisions=decisions.filter(_of(decisions, now)).select(["case_key", "decided_on"]), days=_known(city, _days_from(city.start, (days[-1] - city.start).days + 1)),
-             run=pa.table({"arrived": pa.array(days, pa.date32())}))  # fmt: skip
+        load(con, cases=versions, decisions=decided, days=every_day, run=run_of)
         rows = con.execute(
             """WITH first AS (
               SELECT case_key, min(arrival_day) AS arrived, arg_min({'clinic': clinic, 'event_day': admitted_on}, arrival_day)
@@ -197,7 +208,7 @@ def as_decided(cases: pa.Table, decisions: pa.Table, links: pa.Table) -> pa.Tabl
     return versions.set_column(versions.column_names.index("care"), "care", care)
 
 
-def freeze(lake: Lake, city: City, seen: pa.Table, decisions: pa.Table, closing: Sequence[date], late: bool) -> None:
+def freeze(lake: Lake, city: City, seen: pa.Table, closing: Sequence[date], late: bool) -> None:
     """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
 
     An event is late where it was decided after `City.known_on` its day, and is in none of the days yet: whoever shortens
@@ -205,11 +216,11 @@ def freeze(lake: Lake, city: City, seen: pa.Table, decisions: pa.Table, closing:
     or is another person's is no event.
     """
     only_key = pa.schema([EVENTS.field("case_key")])
-    before = lake.read("events", only_key) if late else only_key.empty_table()
+    before = lake.read("events", only_key, closing) if late else only_key.empty_table()
     own = ("event_day", "person_key", "case_key", "clinic")
-    decided = decisions.filter(pc.is_in(decisions.column("event_day"), pa.array(closing, pa.date32())))
+    decided = decisions_of(lake, "event_day", pa.array(closing, pa.date32()))
     with connect() as con:
-        versions = _versions(lake, seen, decided.column("case_key"))
+        versions = versions_of(lake, seen, decided.column("case_key"))
         con.register("cases", as_decided(versions, decided, known_links(lake)))
         con.register("decisions", decided)
         con.register("closing", _known(city, closing))
@@ -269,10 +280,10 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     give_back()
     verify_cases(lake)
     seen = lake.read("cases", SEEN)
-    decisions = bound(lake, city, seen, through, engine)
-    freeze(lake, city, seen, decisions, closing_days(lake, city, through), late=False)
-    freeze(lake, city, seen, decisions, closing_weeks(lake, city, through), late=True)
-    left_out = first_left_out(decisions, seen, known_links(lake), city)
+    bound(lake, city, seen, through, engine)
+    freeze(lake, city, seen, closing_days(lake, city, through), late=False)
+    freeze(lake, city, seen, closing_weeks(lake, city, through), late=True)
+    left_out = first_left_out(decisions_of(lake, "kept", pa.array([False])), seen, known_links(lake), city)
 
     @lru_cache(maxsize=1)  # one window in memory, however many there are
     def events_of(start: date) -> pa.Table:
@@ -305,7 +316,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     return {
         "measurements": measured,
         "missing_days": missing_days(lake, city, through),
-        **came_late(city, seen, decisions, days),
+        **came_late(lake, city, seen, days),
         "windows": _budgets(city, ledger),
     }
 

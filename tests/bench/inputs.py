@@ -6,7 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
@@ -160,11 +160,27 @@ def canonical(rows: int) -> Path:
     return folder
 
 
+def _provisions(of: pa.Table, decision: str, declared: date, arrival: date, codes: list[str]) -> pa.Table:
+    """Canonical `consent_provisions`: a document of each patient `of` (provenance, patient_id) that says `decision` of all `codes`."""
+    from assets.contract.schemas import CANONICAL
+
+    n, schema = of.num_rows * len(codes), CANONICAL["consent_provisions"]
+    each = of.take(pa.array(np.repeat(np.arange(of.num_rows), len(codes))))
+    stated = {
+        **{name: each.column(name) for name in each.column_names}, "arrival_day": pa.repeat(pa.scalar(arrival), n),
+        "consent_id": pc.binary_join_element_wise(each.column("patient_id"), decision, "-"),
+        "status": pa.repeat("active", n), "declared_at": pa.repeat(pa.scalar(declared), n),
+        "valid_from": pa.repeat(pa.scalar(declared), n), "decision": pa.repeat(decision, n),
+        "code": pa.array(codes).take(pa.array(np.tile(np.arange(len(codes)), of.num_rows))), "period_readable": pa.repeat(True, n),
+    }  # fmt: skip
+    return pa.table({f.name: stated.get(f.name, pa.nulls(n, f.type)) for f in schema}).cast(schema)
+
+
 def staged(rows: int) -> Path:
     """A data root with keys in which intake staged `rows` cases in ten runs, a year of arrival days each (one below a million).
 
     Each year's are the cases of `canonical`, their patients delivered with them, of whom every fifth came the year before,
-    and a consent of each new patient to all that counts.
+    a consent of each new patient to all that counts, and a withdrawal of one in a thousand of the year before.
     """
     years = 10 if rows > 1_000_000 else 1
 
@@ -187,6 +203,7 @@ def staged(rows: int) -> Path:
                 table = table.set_column(table.column_names.index(name), name, values)
             return table
 
+        leaving = people.slice(0, 0).select([*PROVENANCE, "patient_id"])
         for year in range(years):
             shift, begin = np.timedelta64(year * WINDOW_DAYS, "D"), city.start + timedelta(year * WINDOW_DAYS)
             admitted, left = (
@@ -204,24 +221,17 @@ def staged(rows: int) -> Path:
                 theirs = rows_of["cases"].slice(0, few.num_rows)
                 rows_of[name] = replaced(few, **{n: theirs.column(n) for n in ("arrival_day", "case_id", "patient_id")})
             new = people.select(PROVENANCE).append_column("patient_id", who)
-            new = new.filter(pa.array(~again)) if year else new
-            n, declared = new.num_rows * len(codes), pa.scalar(begin - timedelta(700))
-            each = new.take(pa.array(np.repeat(np.arange(new.num_rows), len(codes))))
-            stated = {
-                **{name: each.column(name) for name in each.column_names}, "arrival_day": pa.repeat(pa.scalar(begin), n),
-                "consent_id": each.column("patient_id"), "status": pa.repeat("active", n), "declared_at": pa.repeat(declared, n),
-                "valid_from": pa.repeat(declared, n), "code": pa.array(codes).take(pa.array(np.tile(np.arange(len(codes)), new.num_rows))),
-                "decision": pa.repeat("permit", n), "period_readable": pa.repeat(True, n),
-            }  # fmt: skip
-            schema = CANONICAL["consent_provisions"]
-            rows_of["consent_provisions"] = pa.table(
-                {f.name: stated.get(f.name, pa.nulls(n, f.type)) for f in schema}
-            ).cast(schema)
+            first_time = new.filter(pa.array(~again)) if year else new
+            rows_of["consent_provisions"] = pa.concat_tables([
+                _provisions(first_time, "permit", begin - timedelta(700), begin, codes),
+                _provisions(leaving, "deny", begin, begin, codes),
+            ])  # fmt: skip
+            leaving = new.filter(pa.array(each % 1000 == 2))  # none of whom comes again
             for name, schema in CANONICAL.items():
                 table = rows_of.get(name, schema.empty_table())
                 lake.write(f"staging/canonical/{name}", begin + timedelta(WINDOW_DAYS - 1), table)
 
-    return once(f"staged-{rows}", make)
+    return once(f"years-{rows}", make)
 
 
 def open_data(years: int) -> Path:

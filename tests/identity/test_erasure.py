@@ -35,7 +35,7 @@ from assets.contract.schemas import (
 from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
-from assets.identity.tombstones import MARK, recognise
+from assets.identity.tombstones import MARK
 from assets.intake import landing, lines
 from assets.intake import stage as intake
 from assets.intake.landing import RawFilesErased, erase_patients
@@ -354,11 +354,52 @@ def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliv
     run(2)
     cases = lake.read("cases", PSEUDONYMISED_CASES)
     assert {r["person_key"] for r in cases.to_pylist()} == {before[0]["person_key"]}
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), lambda: cases, lake.keys).to_pylist()
+    decided = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
     assert sorted((r["kept"], r["person_key"]) for r in decided) == [(False, before[0]["person_key"]), (True, before[0]["person_key"])]  # fmt: skip
 
 
 INSURED: dict[str, Any] = {"identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]}
+
+
+def test_counters_that_a_former_version_left_retired_are_given_back(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    """Former versions recognised whoever had come again in memory only: the hashes stayed in the table."""
+    both = {"Patient.ndjson": [person("BACK")], "Encounter.ndjson": [stay("c1", "BACK")]}
+    deliver("klinik-nord", START, both | {"Consent.ndjson": [fhir_consent("BACK")]})
+    run(0)
+    counted = lake.read("bounding", BOUNDING_DECISIONS)
+    deny = fhir_consent("BACK", kind="deny", on="2024-12-31", ident="w")
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [deny]})
+    run(1)
+    retired = lake.read("bounding", BOUNDING_DECISIONS)
+    assert retired != counted
+    anew = fhir_consent("BACK", on="2025-01-01", ident="anew")
+    deliver("klinik-nord", START + timedelta(2), both | {"Consent.ndjson": [anew]})
+    run(2)
+    assert lake.read("bounding", BOUNDING_DECISIONS) == counted
+    lake.write_days("bounding", [START], retired, "decided_on")
+    lake.erase_record("counters_returned")
+    run(3)
+    assert lake.read("bounding", BOUNDING_DECISIONS) == counted
+
+
+def test_a_case_that_is_erased_stays_counted_for_a_patient_who_stays_and_is_known_by_another_name_since(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    first = {"Patient": [person("STAYS")], "Encounter": [stay("c1", "STAYS")], "Consent": [fhir_consent("STAYS")]}
+    removal = {"resourceType": "Bundle", "type": "transaction", "entry": [{"request": {"method": "DELETE", "url": "Encounter/c1"}}]}  # fmt: skip
+    numbered = {"Patient": [person("STAYS", **INSURED)], "Encounter": [stay("c9", "STAYS", "2024-12-31")]}
+    for day, files in enumerate((first, numbered, {"deleted": [removal]})):
+        deliver("klinik-nord", START + timedelta(day), changes(**files))
+        run(day)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("hospital-sued", START + timedelta(3), {
+        "FALL.csv": FALL + "f1;A123456780;1980;w;64283;202501020800;E;44;q\n",
+        "consent.csv": CONSENT + ";q;2024-01-01;6,7,8;2024-01-01;;\n",
+    })  # fmt: skip
+    run(3)
+    decided = lake.read("bounding", BOUNDING_DECISIONS).sort_by("decided_on").to_pylist()
+    assert [r["kept"] for r in decided] == [True, False, False], "all three lie in one ISO week of one person"
+    assert decided[0]["case_key"].startswith(MARK) and not decided[0]["person_key"].startswith(MARK)
 
 
 @pytest.mark.parametrize("others", [[], ["GONE"]])
@@ -418,7 +459,7 @@ def test_who_withdraws_at_one_clinic_keeps_at_the_other_what_was_counted_before_
     })  # fmt: skip
     run(3)
     cases = lake.read("cases", PSEUDONYMISED_CASES)
-    decided = recognise(lake.read("bounding", BOUNDING_DECISIONS), lambda: cases, lake.keys).to_pylist()
+    decided = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
     assert [r["kept"] for r in decided] == [True, False], "both lie in one ISO week of one person"
     assert {r["person_key"] for r in decided} == set(cases.column("person_key").to_pylist())
 
