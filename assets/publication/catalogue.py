@@ -365,7 +365,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "value",
         _NUMBER,
-        "unverzerrter Schätzwert mit Rauschen, kann negativ sein: zum Rechnen",
+        "Schätzwert mit Rauschen; Anzahlen sind unverzerrt und können negativ sein: für Summen und Mittelwerte",
         "estimate with privacy noise, counts are unbiased and may be negative: use it for sums and means",
     ),
     _column("value_display", _NUMBER, "gerundet, nicht negativ: zum Zeigen", "rounded, never negative: for display"),
@@ -436,9 +436,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "clinics_changed",
         _TEXT,
-        "Kliniken, die innerhalb der Zeiteinheit hinzukamen (from) oder ausschieden (until), mit dem ersten oder letzten "
-        "Tag; leer, wo keine",
-        "clinics that joined (from) or left (until) inside the unit of time, with their first or last day; empty where none",
+        "Kliniken, die innerhalb der Zeiteinheit hinzukamen (from), ausschieden (until) oder pausierten (paused), mit den "
+        "Tagen; sonst leer",
+        "clinics that joined (from), left (until) or paused inside the unit of time, with the days; else empty",
     ),
     _column("data_as_of", _DAY, "Datenstand", "day up to which data went into the release"),
     _column("release_version", _TEXT, "Fassung der Veröffentlichung", "version of the release"),

@@ -103,6 +103,7 @@ def _distribution(graph: Graph, city: City, folder: str, name: str, size: int, d
         (DCAT.accessURL, URIRef(folder)),
         (DCAT.downloadURL, URIRef(f"{folder}{name}")),
         (DCTERMS.license, URIRef(city.publication.licence)),
+        (DCATDE.licenseAttributionByText, Literal(city.publication.publisher)),
         (DCTERMS["format"], URIRef(f"{EU}/file-type/{file_type}")),
         (DCAT.mediaType, URIRef(f"{MEDIA_TYPES}/{media_type}")),
         (DCAT.byteSize, Literal(size, datatype=XSD.nonNegativeInteger)),

@@ -174,7 +174,7 @@ def readme(
         "",
         dataset.description.de,
         "",
-        "A case is a facility contact, counted on its day of admission (Europe/Berlin).",
+        f"A case is a facility contact, counted on its day of admission ({city.time_zone}).",
         f"Levels: {levels}. Care: {', '.join(dataset.care)}. A period is 28 days, a window 364 days, both counted "
         f"from {city.budget.epoch}.",
         "",

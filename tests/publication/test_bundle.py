@@ -278,6 +278,7 @@ def test_the_change_log_tells_what_was_added_and_revised(
     second = weeks[weeks["period_start"] < "2025-03-08"].copy()
     second.loc[second["period_start"] < "2025-01-08", "value"] += 1000.0
     second.loc[second["period_start"] < "2025-01-01", "status"] = "final"
+    second.loc[second["period_start"] == "2025-01-13", ["value", "status"]] = [7.0, "corrected"]
     for day, frame in (("2025-03-02", first), ("2025-03-09", second), ("2025-03-10", second.head(100))):
         publish({"cases_by_chapter": frame}, city, tmp_path, date.fromisoformat(day), plan)
     log = (tmp_path / "cases_by_chapter" / "latest" / "CHANGELOG.md").read_text()
@@ -285,6 +286,7 @@ def test_the_change_log_tells_what_was_added_and_revised(
         "## 2025-03-10", "## 2025-03-09", "## 2025-03-02"]  # fmt: skip
     assert "46 new rows, 2025-03-03 to 2025-03-09" in log
     assert "92 provisional values revised (2024-12-30 to 2025-01-12)" in log and "92 of them by more" in log
+    assert "46 values corrected (2025-01-13 to 2025-01-19): a week was measured again" in log
     assert "46 values became final" in log and "no longer there" in log and "First version" in log
 
 

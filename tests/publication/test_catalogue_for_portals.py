@@ -13,7 +13,7 @@ from rdflib import DCTERMS, RDF, SKOS, Graph, Literal, URIRef
 from assets.contract.city import City
 from assets.publication.bundle import publish
 from assets.publication.catalogue import DATASETS
-from assets.publication.dcat import DCAT, EU, GEOCODING, HEALTH, LOCAL_AUTHORITY, SPDX, write_catalogue
+from assets.publication.dcat import DCAT, DCATDE, EU, GEOCODING, HEALTH, LOCAL_AUTHORITY, SPDX, write_catalogue
 from assets.publication.guarantee import Guarantee
 
 Frames = dict[str, pd.DataFrame]
@@ -132,6 +132,7 @@ def test_downloads_lead_to_the_files_of_the_version(open_data: Path, catalogue: 
         checksum = catalogue.value(distribution, SPDX.checksum)
         assert str(catalogue.value(checksum, SPDX.checksumValue)) == hashlib.sha256(data).hexdigest()
         assert int(str(catalogue.value(distribution, DCAT.byteSize))) == len(data)
+        assert str(catalogue.value(distribution, DCATDE.licenseAttributionByText)) == city.publication.publisher
 
 
 def test_an_unchanged_catalogue_is_not_touched(open_data: Path, city: City) -> None:
