@@ -6,7 +6,7 @@
   const COLUMN = { care: 0, level: 1, start: 2, group: 3, measure: 4, value: 5, low: 6, high: 7, quality: 8, status: 9, all: 10 };
   const WORDS = {
     de: {
-      care: "Versorgung", measure: "Maß", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
+      care: "Versorgung", measure: "Kennzahl", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
       inside: "im Rauschen", outside: "größer als das Rauschen",
       latest: (unit, value, low, high) => `Neuester Wert, ${unit}: ${value}. Ohne Rauschen liegt er mit 95\u00a0% Sicherheit zwischen ${low} und ${high}.`,
       everybody: (value, low, high) => `Geschätzt für alle Patientinnen und Patienten der beteiligten Kliniken, auch ohne Einwilligung: ${value} (${low} bis ${high}), sofern Einwilligung und Erkrankung nicht zusammenhängen.`,
