@@ -136,11 +136,6 @@ def merged(parts: Sequence[Tables], order: Mapping[str, Sequence[str]]) -> Table
     return {name: in_order(table, order[name]) if name in order else table for name, table in whole.items()}
 
 
-def by_clinic(tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
-    """Keys that keep a clinic's rows together."""
-    return {name: _hashed(table, "hash(clinic)") for name, table in tables.items()}
-
-
 def by_column(tables: Mapping[str, pa.Table], column: str) -> dict[str, np.ndarray]:
     """Keys that keep rows with the same value of `column` together."""
     return {name: _hashed(table.select([column]), f'hash("{column}")') for name, table in tables.items()}

@@ -135,6 +135,18 @@ def test_downloads_lead_to_the_files_of_the_version(open_data: Path, catalogue: 
         assert str(catalogue.value(distribution, DCATDE.licenseAttributionByText)) == city.publication.publisher
 
 
+def test_a_dataset_keeps_the_day_of_its_first_issue(
+    frames: Frames, city: City, plan: Guarantee, tmp_path: Path
+) -> None:
+    weeks = frames["emergency_share"]
+    for day, rows in (("2025-03-02", 9), ("2025-03-09", 10)):
+        publish({"emergency_share": weeks.head(rows)}, city, tmp_path, date.fromisoformat(day), plan)
+    graph = Graph().parse(tmp_path / "emergency_share" / "latest" / "dcat-ap-de.ttl")
+    (node,) = graph.subjects(RDF.type, DCAT.Dataset)
+    assert str(graph.value(node, DCTERMS.issued)) == "2025-03-02"
+    assert str(graph.value(node, DCTERMS.modified)) == "2025-03-09"
+
+
 def test_an_unchanged_catalogue_is_not_touched(open_data: Path, city: City) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in open_data.glob("catalog.*")}
     write_catalogue(city, [(d.key, open_data / d.key / "2025-12-31") for d in DATASETS], open_data)
