@@ -26,7 +26,7 @@ DUCKDB: Final = "duckdb"
 Tables = dict[str, pa.Table]
 Kernel = Callable[..., Tables]
 Keys = Callable[[], Mapping[str, np.ndarray]]
-"""One unsigned integer for each row of each table that is dealt out; a table without keys goes whole to every shard."""
+"""One unsigned integer for each row of each table that is sharded; a table without keys goes whole to every shard."""
 
 
 class Engine(Protocol):

@@ -127,7 +127,7 @@ def known_by(city: City, table: MeasuredTable, unit: Unit) -> date:
 def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:
     """Measurements whose days are all frozen, whose extra lag is over on `through`, and that are not in `known`.
 
-    In the order in which they become due, so that a budget is spent alike in daily runs and in one backfill.
+    In the order in which they become due, so that daily runs and one backfill spend a budget in the same way.
     """
     days, windows = set(frozen), defaultdict[date, set[date]](set)
     for day in days:

@@ -13,7 +13,7 @@ import pandas as pd
 from assets.publication.catalogue import KEY, Dataset
 
 KEPT_ENTRIES = 400
-"""Versions listed in a change log; older ones stand in the change logs of older versions."""
+"""Versions listed in a change log; older ones are listed in the change logs of older versions."""
 _HEADING = re.compile(r"(?m)^(?=## )")
 
 

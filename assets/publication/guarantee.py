@@ -18,7 +18,7 @@ from assets.privacy.mechanism import Noise
 from assets.privacy.plan import PricedPlan, price, terms_of
 
 UNMEASURED = "not measured in this plan"
-AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
+AT_CAP_PUBLISHED = "patients with a case that was left out are counted, with noise, in the dataset patients_at_cap"
 
 
 def _mechanism_text(noise: type[Noise]) -> str:
