@@ -203,7 +203,9 @@ def test_the_plan_spends_within_its_budget_and_keeps_a_reserve(city: City):
 
 
 def test_the_guess_that_the_documents_promise_follows_from_the_plan(city: City):
-    text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text("utf-8")
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "privacy.md").read_text("utf-8")
+    assert "at most 66 of 100 times" in (root / "README.md").read_text("utf-8")
     rho = price(city).promised_units / UNITS
     for years, promised in ((1, 66), (5, 84)):
         assert f"{promised} of 100 times" in text
