@@ -26,7 +26,7 @@ REMEDIES: Final[dict[str, str]] = {
     "SuiteFailed": "The quality suite gave no result for a rule: nothing went on. Report it with the rules that are named.",
     "CertificateMismatch": "Run the days that are named again, from intake on; then these.",
     "PlanRefused": "Change the release plan in the city file as the message says; `digitalstadt plan` shows the price.",
-    "PlanChanged": "Put shares, dimensions and caps back as they were; a plan changes with a new window only.",
+    "PlanChanged": "Put tables, shares, dimensions and caps back as they were; a plan changes with a new window only.",
     "CapChanged": "Put epsilon, delta, epoch, mechanism and caps back as they were; they change with a new window only.",
     "BudgetExceeded": "What is set aside for corrections is spent: leave the published value as it is until the next window.",
     "LossAboveBudget": "Nothing was released. Do not run again; report it: bounding and plan do not fit.",

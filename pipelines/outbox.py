@@ -1,4 +1,4 @@
-"""Alerts that wait for their channel, and what was told when. One small value-free file, so that no alert is lost
+"""Alerts that wait for their channel, and what was reported when. One small value-free file, so that no alert is lost
 with Dagster's state. Not here: what an alert says (`alerts`)."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.alerts import KINDS, Alert, NotDelivered
 
 RECORD: Final = Path("confidential") / "records" / "alerts.json"
 AGAIN_AFTER: Final = {"now": timedelta(hours=6), "today": timedelta(days=1), "this month": timedelta(days=14)}
-"""A state that stays as it is is told again after so long, by its urgency."""
+"""How long after an unchanged state is reported again, by urgency."""
 KEPT: Final = 200
 
 

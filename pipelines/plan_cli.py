@@ -45,7 +45,7 @@ def _expected(city: City) -> tuple[str, list[Row]]:
     ]  # fmt: skip
     chosen = "chosen by the errors" if city.budget.mechanism == "automatic" else "by the city file"
     return (
-        f"{priced.mechanism.title} noise, {chosen}: ε {priced.epsilon_year:.3f} a year, {priced.epsilon_five_years:.2f} in five "
+        f"{priced.mechanism.title} noise, {chosen}: ε {priced.epsilon_year:.3f} a year with corrections, {priced.epsilon_five_years:.2f} in five "
         f"(δ {priced.delta:.1g}); {other.mechanism.title}: ε {other.epsilon_year:.3f} and {other.epsilon_five_years:.2f}",
         rows,
     )

@@ -65,7 +65,7 @@ class _Steps(logging.Handler):
 
 @contextmanager
 def _instance() -> Iterator[dg.DagsterInstance]:
-    """The instance of `DAGSTER_HOME`, so that the run shows in the UI; without it, one that is forgotten."""
+    """The instance of `DAGSTER_HOME`, so that the run shows in the UI; without it, an ephemeral one."""
     if os.environ.get("DAGSTER_HOME"):
         with dg.DagsterInstance.get() as instance:
             yield instance
@@ -102,7 +102,7 @@ def execute(environment: Environment, first: date, last: date, console: Console)
     checks, failures = [], {}
     for event in result.all_events:
         if event.is_step_materialization and event.asset_key:
-            # One event a day with the same metadata; what is shown of the whole stands in the last one.
+            # One event a day with the same metadata; the last one has what is shown of the whole run.
             metadata[event.asset_key.to_user_string()] = {
                 k: v.value for k, v in event.step_materialization_data.materialization.metadata.items()
             }

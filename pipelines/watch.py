@@ -1,4 +1,4 @@
-"""The sensor that tells somebody: runs that failed, checks that did not pass, and states that need a person."""
+"""The sensor that alerts: on failed runs, checks that did not pass, and states that need a person."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKS: Final = {
     "exports_readable": "delivery_refused",
     "quarantine_is_small": "quarantine_is_small",
 }
-"""Checks that are told as soon as they fail; the others are for the desk, or told as a state (`operation`)."""
+"""Checks that alert as soon as they fail; others are for the desk, or are reported as a state (`operation`)."""
 _TOLD_OTHERWISE: Final = ("alert_undelivered", "delivery_refused")
 """States that are no news: what waits is sent anyway, and the check that found a delivery told it once."""
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]

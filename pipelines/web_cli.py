@@ -19,7 +19,7 @@ def web() -> None:
         )
         raise typer.Exit(1)
     if sql_box.installed(open_data):
-        out.print(f"the SQL box lies in {open_data / 'page' / sql_box.FOLDER} already", highlight=False)
+        out.print(f"the SQL box is already in {open_data / 'page' / sql_box.FOLDER}", highlight=False)
         return
     try:
         files = sql_box.box_files(*map(sql_box.fetch, sql_box.PACKAGES))

@@ -205,22 +205,22 @@ def _rows(n: int = 50_000) -> dict[str, pa.Table]:
 def test_a_worker_reads_the_keys_itself_and_nothing_of_a_person_or_key_lies_around(
     spark: Any, lake: Lake, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
-    from assets.lake.distribute import by_clinic
+    from assets.lake.distribute import by_column
     from assets.lake.spark import SparkEngine
 
     keys = Keyring.load(tmp_path / "keys")
     rows = _rows()
-    done = SparkEngine(spark.session).each(echoes, rows, lambda: by_clinic(rows), keys=keys)
+    done = SparkEngine(spark.session).each(echoes, rows, lambda: by_column(rows, "clinic"), keys=keys)
     assert {part["id"].column("key_id")[0].as_py() for part in done} == {keys.key_id} and len(done) > 1
     # what Spark keeps: rows that do not fit lie on disk, here all of them do
     spark.session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 10_000)
     frame = spark.session.createDataFrame(rows["rows"]).repartition(3)
     frame.persist(_disk_only(spark.session)).count()
     with pytest.raises(ShardFailed, match="ValueError in a worker") as failure:
-        spark.each(fails, rows, lambda: by_clinic(rows), how="foreign")
+        spark.each(fails, rows, lambda: by_column(rows, "clinic"), how="foreign")
     assert CANARY not in str(failure.value)
     with pytest.raises(EngineMissing, match="value-free"):
-        spark.each(fails, rows, lambda: by_clinic(rows), how="own")
+        spark.each(fails, rows, lambda: by_column(rows, "clinic"), how="own")
     folder = Path(spark.session.sparkContext.getConf().get("spark.local.dir"))
     files = [p for p in folder.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) > 100_000, "Spark did write to disk"
@@ -240,7 +240,7 @@ def _disk_only(session: Any) -> Any:
 
 
 def test_a_missing_key_folder_on_a_worker_is_said_clearly(spark: Any, tmp_path: Path):
-    from assets.lake.distribute import by_clinic
+    from assets.lake.distribute import by_column
     from assets.lake.keys import KeyFileError
 
     create_keys(tmp_path / "gone")
@@ -248,7 +248,7 @@ def test_a_missing_key_folder_on_a_worker_is_said_clearly(spark: Any, tmp_path: 
     shutil.rmtree(tmp_path / "gone")
     rows = _rows(4)
     with pytest.raises(KeyFileError, match="no key file"):
-        spark.each(echoes, rows, lambda: by_clinic(rows), keys=keys)
+        spark.each(echoes, rows, lambda: by_column(rows, "clinic"), keys=keys)
 
 
 def test_the_settings_that_security_rests_on_are_in_force(spark: Any):

@@ -13,11 +13,11 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     ),
     "guardian_consent_ended": (
         "Volljährig: die Einwilligung der Sorgeberechtigten endete, eine eigene liegt nicht vor",
-        "of age: the consent of the guardians ended, and there is no own one",
+        "of age: the guardians' consent ended, and the person has given none",
     ),
     "document_not_active": (
         "Die Einwilligung ist nicht (mehr) wirksam: auf inaktiv gesetzt, Entwurf, oder in der vollen Lieferung nicht mehr enthalten",
-        "the consent document is not in force (any more): set inactive, a draft, or gone from the full delivery",
+        "the consent document is not, or no longer, in force: set inactive, a draft, or gone from the full delivery",
     ),
     "no_consent": (
         "Keine Einwilligung: es liegt kein Dokument vor, das etwas erlaubt",
@@ -33,7 +33,7 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     ),
     "dates_unreadable": (
         "Der Aufnahmetag ist nicht lesbar, also lässt sich der Fall keinem Zeitraum zuordnen",
-        "the admission day is not readable, so no period can hold the case",
+        "the admission day is not readable, so the case belongs to no period",
     ),
     "case_outside_collection_window": (
         "Der Fall liegt nicht ganz in dem Zeitraum, für den das Erheben erlaubt ist",

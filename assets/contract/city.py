@@ -162,7 +162,7 @@ class ConsentRule(Model):
 
 
 class CkanTarget(Model):
-    """A CKAN portal to push to. The token stands in the environment, never here."""
+    """A CKAN portal to push to. Its token comes from the environment, never from here."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/].*[^/]$")]
     organisation: str
@@ -174,7 +174,7 @@ class CkanTarget(Model):
 
 
 class S3Target(Model):
-    """A bucket that serves the folder `open_data`. Credentials stand in the environment, never here."""
+    """A bucket that serves the folder `open_data`. Credentials come from the environment, never from here."""
 
     bucket: str
     prefix: Annotated[str, Field(pattern=r"^([^/].*/)?$")] = ""

@@ -26,7 +26,7 @@ DUCKDB: Final = "duckdb"
 Tables = dict[str, pa.Table]
 Kernel = Callable[..., Tables]
 Keys = Callable[[], Mapping[str, np.ndarray]]
-"""One unsigned integer for each row of each table that is dealt out; a table without keys goes whole to every shard."""
+"""One unsigned integer for each row of each table that is sharded; a table without keys goes whole to every shard."""
 
 
 class Engine(Protocol):
@@ -134,11 +134,6 @@ def merged(parts: Sequence[Tables], order: Mapping[str, Sequence[str]]) -> Table
         return parts[0]
     whole = {name: pa.concat_tables([part[name] for part in parts]) for name in parts[0]}
     return {name: in_order(table, order[name]) if name in order else table for name, table in whole.items()}
-
-
-def by_clinic(tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
-    """Keys that keep a clinic's rows together."""
-    return {name: _hashed(table, "hash(clinic)") for name, table in tables.items()}
 
 
 def by_column(tables: Mapping[str, pa.Table], column: str) -> dict[str, np.ndarray]:

@@ -104,7 +104,7 @@ def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
 
 
 def give_back() -> None:
-    """Give memory that was freed back to the system: what one step held would else lie beneath the peak of the next."""
+    """Return freed memory to the system: otherwise what one step held adds to the peak of the next."""
     pa.default_memory_pool().release_unused()
 
 

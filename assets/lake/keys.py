@@ -3,7 +3,7 @@
 Three files of exactly 32 random bytes, mode 0600, outside the repository: `pseudonym.key`, from which every
 pseudonym is derived, `period.key`, under whose cover it is stored, and `encryption.key`, which encrypts the
 confidential zone. Losing one of the first two breaks linkage, losing the third loses the zone: back them up, apart
-from the data. Rotation (`identity.rotation`) replaces the last two.
+from the data. Rotation (`privacy.rotation`) replaces the last two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The zones of the data root and the tables inside the confidential one.
 
-Confidential tables are encrypted Parquet, one file for each table and month, in which days follow each other: a
-day is written, read or erased by its place, which the file itself remembers. Few files, because opening one costs
+Confidential tables are encrypted Parquet, one file for each table and month, in which days follow each other. The file
+stores where each day's rows are, so that a day can be written, read or erased. Few files, because opening one costs
 more than the rows of a day. Not here: what a table holds (`contract.schemas`).
 """
 
@@ -34,7 +34,7 @@ _PLACES: Final = b"days"
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _SAMPLE: Final = 1_000
-"""Rows by which it is told how to write a column."""
+"""Rows that decide how a column is written."""
 
 
 def default_data_root() -> Path:

@@ -1,7 +1,7 @@
 """What a data root says of itself: an id, the version of what lies on disk, and which keys belong to it.
 
 Here: the record, its checks and the steps from an older version. A step must be safe to repeat: the record is
-written last. Not here: the files themselves (`lake`), rotation of keys (`identity.rotation`).
+written last. Not here: the files themselves (`lake`), rotation of keys (`privacy.rotation`).
 """
 
 from __future__ import annotations

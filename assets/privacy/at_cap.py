@@ -1,4 +1,4 @@
-"""Patients at their cap: of whom a case was left out by the caps. A public estimate of the undercount they cause.
+"""Patients at their cap: those with a case that the caps left out. A public estimate of the undercount that caps cause.
 
 Here: who they are. Not here: why a case is left out (`bounding`), the noise on their number (`measure`), its
 sensitivity with the proof (`accounting.sensitivity`).

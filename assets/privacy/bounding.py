@@ -1,11 +1,11 @@
 """Contribution bounding: which events of a person count. Causal and per person: no one else's data matters.
 
 An event is kept iff afterwards the person has at most `caps.window` kept events in every 364-day interval that holds
-it, at most one in its ISO week and at most `caps.period` in its 28-day period. Events are decided in order of
-arrival, once, and never again, so that a decision never depends on what comes later.
+it, at most one in its ISO week and at most `caps.period` in its 28-day period. Events are decided once, in order of
+arrival, so that a decision never depends on what comes later.
 
-Caps are those of the event's own budget window. Where windows differ in them, each still holds no more than its own: it
-is one of those intervals, and whichever of its events is kept last has been counted with all the others.
+The caps are those of the event's own budget window. Where windows have different caps, each window still holds no more than
+its own: the window is one of those intervals, and the event of it that is kept last was checked against all the others.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _NEVER = -(10**9)
 def _fits(days: np.ndarray, new: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Whether each person may keep the event on `new` beside the kept `days` (slots × persons), given `_limits` of `new`.
 
-    An interval that is too full can be moved to start at one of its events; only intervals that hold the new day can
-    become too full, so only whoever has as many events less than a window away as one may hold needs a closer look.
+    An overfull interval can be shifted to start at one of its events, and only intervals that contain the new day can become
+    overfull. So only persons with at least as many events within a window's length as a window may hold need a closer look.
     """
     in_week, in_period, in_window = limits
     same_week = (days // WEEK_DAYS == new // WEEK_DAYS).sum(axis=0, dtype=np.int16)
@@ -87,8 +87,8 @@ def decide(
 
     `new`: decided_on, person_key, case_key, clinic, event_day; each case once and not in `decided`. `former`: last day
     and caps of windows with others than `caps`, in order of time (`City.former_caps`). All persons
-    take their next event at the same time, so Python runs as often as the busiest person has events. The busiest come
-    first: whoever has a next event is in front of those who have none.
+    take their next event at the same time, so the loop runs as often as the busiest person has events. Persons are sorted by
+    number of events, busiest first, so those with a next event are a prefix.
     """
     if not new.num_rows:
         return BOUNDING_DECISIONS.empty_table()

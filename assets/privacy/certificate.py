@@ -1,6 +1,6 @@
 """The certificate: the exact privacy loss of every person, computed on the very events that are counted.
 
-It does not trust the bounding: it counts again, in integers, and refuses a release that would pass the plan.
+It does not trust the bounding: it counts again, in integers, and refuses a release that would exceed the plan.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class LossAboveBudget(RuntimeError):
 
 
 def certificate(events: pa.Table, city: City, plan: PricedPlan, left_out: pa.Table | None = None) -> int:
-    """Exact largest privacy loss, in units of the plan's currency, that any person of `events` (one window) can have by it.
+    """Largest privacy loss of any person of `events` (one window), exact, in units of the plan's currency.
 
     `left_out`: what the table of patients at their cap counts (`at_cap`), in the same window.
 
-    Σ over tables of c · Σ over cells of (events of the person in the cell)^`power` of the mechanism, where every dimension only
-    splits cells and so can only lower the sum: the units of time bound it from above. `events`: person_key, event_day and
+    Σ over tables of c · Σ over cells of (events of the person in the cell)^`power` of the mechanism. Dimensions only split cells,
+    which can only lower the sum, so counting by units of time alone bounds it from above. `events`: person_key, event_day and
     `late`, by which tables by day count a case in its week's late leaf. Raises `LossAboveBudget` above the plan.
     """
     columns = ["person_key", "event_day"]

@@ -11,7 +11,7 @@ from assets.contract.codes import CARE, LOS_BIN_KEYS, OUTCOMES
 from assets.contract.terms import MeasuredTable
 
 STILL_IN_HOSPITAL = {"los": LOS_BIN_KEYS[-1], "outcome": OUTCOMES[-1]}
-"""Where a case counts that is not over when its table is measured; the table's extra lag makes it rare."""
+"""Category of a case that has not ended when its table is measured; the table's extra lag makes that rare."""
 
 
 def count(events: pa.Table, table: MeasuredTable, city: City) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Whether the ledger is the newest one: what was measured or published before must still stand in it.
+"""Whether the ledger is the newest one: it must still contain everything that was measured or published.
 
-An older ledger, restored by mistake or on purpose, would let the same budget be spent twice. It is told by the
-witness beside the keys, by `open_data/ledger.json`, which publication writes before every release, and by the
-newest day of any published version. Whatever holds more than the ledger stops every measurement and publication.
+An older ledger, restored by mistake or on purpose, would let the same budget be spent twice. Three things reveal it: the
+witness beside the keys, `open_data/ledger.json`, which publication writes before every release, and the
+newest day of any published version. If one of them knows more than the ledger, nothing is measured or published.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _hash_at(ledger: Ledger, number: int) -> str | None:
 
 
 def _gap(where: str, known: Head, ledger: Ledger) -> str | None:
-    """How the ledger contradicts `known`, a head seen at `where`; None where it goes on from there."""
+    """How the ledger contradicts `known`, a head seen at `where`; None where it continues from it."""
     entries = head_of(ledger).entries
     if entries < known.entries:
         return f"{where} knows {known.entries} entries of the ledger, which holds {entries}"
@@ -87,7 +87,7 @@ def _measured_until(ledger: Ledger) -> date | None:
 
 
 def gaps(lake: Lake, city: City, ledger: Ledger, published: Path | None = None) -> Iterator[str]:
-    """Everything that was seen and does not stand in `ledger`; `published`: a copy of `ledger.json` from elsewhere."""
+    """Everything that was seen and is missing in `ledger`; `published`: a copy of `ledger.json` from elsewhere."""
     zone = open_zone(lake)
     seen = witness.seen(lake.keys.witness, zone.id, LOG)
     copies = [lake.open_data / FILE, *([published] if published else [])]

@@ -1,6 +1,6 @@
-"""Bounding and counting as an engine deals them out: by person, and by any rows at all.
+"""Bounding and counting in shards: bounding by person, counting by any rows at all.
 
-Why that changes nothing: whether an event of a person is kept depends on that person's events only, new and decided
+Why sharding changes nothing: whether an event of a person is kept depends on that person's events only, new and decided
 (`bounding`), and a count of cells is the sum of the counts of any parts. Noise sees the sum and is drawn here, once.
 """
 

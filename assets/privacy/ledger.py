@@ -6,7 +6,7 @@ values are differentially private, so a ledger holds no one's data.
 
 | entry | says |
 |---|---|
-| open | a window begins: its cap, the caps on what a person contributes, and its mechanism where that is not the discrete Gaussian |
+| open | a window begins: its cap, the caps on what a person contributes, the shares of its tables, and its mechanism where that is not the discrete Gaussian |
 | set_aside | this much of that cap is for corrections and nothing else |
 | reserve, correct | a measurement, or the correction of one, will be drawn over this snapshot for that much |
 | supersede | a reserved measurement, not yet committed, is asked for again and will be drawn over this snapshot; costs nothing |
@@ -160,14 +160,17 @@ class Ledger:
 
     def open_scope(
         self, scope: str, cap_units: int, set_aside_units: int = 0, mechanism: type[Noise] = DiscreteGaussian,
-        caps: Mapping[str, int] | None = None,
-    ) -> None:  # fmt: skip
-        """Fix mechanism and cap of a window, its reserve for corrections, and the `caps` that its cases are bounded by.
+        caps: Mapping[str, int] | None = None, shares: Mapping[str, float] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Fix mechanism and cap of a window, its reserve for corrections, the `caps` that its cases are bounded by and the
+        `shares` of its plan; returns what of these was noted down when it was opened.
 
-        Raises `CapChanged` where it has others. Windows that were opened before caps were noted down name none.
+        Raises `CapChanged` where it has another mechanism, cap or caps. Windows that were opened before caps or shares were
+        noted down name none.
         """
         about: dict[str, Any] = {} if mechanism is DiscreteGaussian else {"mechanism": mechanism.title}
         about |= {"caps": dict(caps)} if caps else {}
+        about |= {"shares": dict(shares)} if shares else {}
         with self.store.write() as execute:
             rows = execute("SELECT rho_units, parameters FROM entries WHERE scope = ? AND kind = 'open'", (scope,))
             if not rows:
@@ -176,7 +179,7 @@ class Ledger:
                 if set_aside_units:
                     name = f"corrections:{scope}"
                     self._append(execute, ("set_aside", name, scope, set_aside_units, "", "{}", None))
-                return
+                return about
             cap, noted = rows[0][0], _terms(rows[0][1])
             agreed = mechanism_of(noted)
             if agreed is not mechanism:
@@ -195,6 +198,7 @@ class Ledger:
                     f"cases of window {scope} were bounded by the caps {noted['caps']}, the city file now has {about['caps']}. "
                     "Put them back, or write them below `former` with the window's last day"
                 )
+            return dict(noted)
 
     def _require_apart(self, execute: Execute, scope: str) -> None:
         """Raise `CapChanged` where a window from `scope` would share days with another, and so pay for them twice."""

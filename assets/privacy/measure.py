@@ -44,7 +44,8 @@ Count = Callable[[pa.Table, MeasuredTable, City], np.ndarray]
 
 
 class PlanChanged(RuntimeError):
-    """A table's noise, shape or caps differ from those its window was measured on: charges would no longer add up."""
+    """A plan's tables, their noise, shape or caps differ from those of a window: charges would no longer add up to what
+    is promised."""
 
 
 def _parameters(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any]:
@@ -56,9 +57,19 @@ def _parameters(city: City, table: MeasuredTable, noise: Noise) -> dict[str, Any
 
 
 def open_window(ledger: Ledger, start: date, terms: Terms) -> None:
-    """Fix budget, mechanism and caps of the window from `start`. Raises `CapChanged` where it was begun with others."""
+    """Fix the terms of the window from `start`. Raises `CapChanged` or `PlanChanged` where it was begun with others."""
     plan, caps = terms.plan, terms.city.caps.model_dump()
-    ledger.open_scope(start.isoformat(), plan.budget_units, plan.set_aside_units, plan.mechanism, caps)
+    shares = {p.table.name: p.table.share for p in plan.tables} | {
+        "corrections_share": terms.city.plan.corrections_share
+    }
+    noted = ledger.open_scope(start.isoformat(), plan.budget_units, plan.set_aside_units, plan.mechanism, caps, shares)
+    begun = noted.get("shares", shares)
+    # A table that was dropped has spent what the promise would no longer name; a new one would raise the promise.
+    if differ := {name for name in shares | begun if begun.get(name) != shares.get(name)}:
+        raise PlanChanged(
+            f"the window from {start} was begun with other shares or tables: {', '.join(sorted(differ))}; put them back. They "
+            "change with a window only, and those of earlier ones stand below `former` in the city file"
+        )
 
 
 def require_agreed(city: City, terms: Mapping[date, Terms], ledger: Ledger) -> None:
@@ -116,7 +127,7 @@ def known_by(city: City, table: MeasuredTable, unit: Unit) -> date:
 def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:
     """Measurements whose days are all frozen, whose extra lag is over on `through`, and that are not in `known`.
 
-    In the order in which they become due, so that a budget is spent alike in daily runs and in one backfill.
+    In the order in which they become due, so that daily runs and one backfill spend a budget in the same way.
     """
     days, windows = set(frozen), defaultdict[date, set[date]](set)
     for day in days:

@@ -110,8 +110,9 @@ class Noise(ABC):
 class DiscreteGaussian(Noise):
     """diffprivlib's sampler with our σ (Canonne, Kamath & Steinke 2020, Algorithm 3).
 
-    Its coin tosses compare 53-bit numbers, so a toss is wrong by at most 2⁻⁵³: over a year of about 14,000 draws of some 50
-    tosses that is below 10⁻¹⁰, to be read beside δ = 10⁻⁶.
+    Its coin tosses compare 53-bit numbers with floating-point parameters, so a toss is wrong by a few 2⁻⁵³. Only cells that a
+    person changes matter, about 50 in a year of the shipped plan, at some hundred tosses each. By (1 + e^ε)·η, as for geometric
+    noise, that adds less than 10⁻⁹ to δ = 10⁻⁶.
     """
 
     key, title, parameter, power = "discrete_gaussian", "discrete gaussian", "variance", 2

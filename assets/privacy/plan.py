@@ -72,10 +72,16 @@ class PricedPlan:
     correction_costs: Mapping[str, int]
     """Table → units of a correction for one unit of sensitivity."""
     epsilon_year: float
+    """Of `promised_units`; so is that of five years."""
     epsilon_five_years: float
     delta: float
     """Of ε: the city's, where the mechanism needs one; else what its sampler's own error comes to, corrections included."""
     errors: tuple[ExpectedError, ...]
+
+    @property
+    def promised_units(self) -> int:
+        """The most that a person can lose in a window: by its tables, and by every correction that may follow."""
+        return self.spent_units + self.set_aside_units
 
 
 class Terms(NamedTuple):
@@ -128,7 +134,7 @@ def price(city: City) -> PricedPlan:
         raise PlanRefused(
             f"{plan.mechanism.title} noise has a δ of {plan.delta:.1e} from its sampler, above {city.budget.delta:g}"
         )
-    if plan.spent_units + plan.set_aside_units > plan.budget_units:
+    if plan.promised_units > plan.budget_units:
         raise PlanRefused(
             "the shares and corrections_share add up to more than the budget, if by very little: lower one"
         )
@@ -182,7 +188,7 @@ def price_with(city: City, mechanism: type[Noise]) -> PricedPlan:
     spent = sum(p.whole_cost_units for p in tables)
     set_aside = int(Fraction(city.plan.corrections_share) * budget)
     corrections = _correction_costs(city, tables, set_aside)
-    year, five = (mechanism.epsilon(n * spent / UNITS, city.budget.delta) for n in (1, 5))
+    year, five = (mechanism.epsilon(n * (spent + set_aside) / UNITS, city.budget.delta) for n in (1, 5))
     delta = _delta(city, tables, corrections) or city.budget.delta
     return PricedPlan(mechanism, tables, budget, spent, set_aside, corrections, year, five, delta, tuple(errors))
 

@@ -55,9 +55,10 @@ def plan_html(city: City, plan: PricedPlan) -> str:
     return "\n".join([
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Release plan</title><style>{_STYLE}</style>",
         f"<h1>Release plan: {html.escape(city.name.en)}</h1>",
-        f"<p>Noise: {plan.mechanism.title}. ε {plan.epsilon_year:.3f} a year and {plan.epsilon_five_years:.2f} in five, at δ "
-        f"{plan.delta:.2g}; "
-        f"{plan.spent_units / plan.budget_units:.1%} of the budget of ε {city.budget.epsilon:g}, the rest is a reserve.</p>",
+        f"<p>Noise: {plan.mechanism.title}. ε {plan.epsilon_year:.3f} a year and {plan.epsilon_five_years:.2f} in five with every "
+        f"correction, at δ {plan.delta:.2g}. "
+        f"Of the budget of ε {city.budget.epsilon:g} the tables take {plan.spent_units / plan.budget_units:.1%}, corrections at most "
+        f"{plan.set_aside_units / plan.budget_units:.1%}; the rest is not spent.</p>",
         "<h2>What is measured</h2>", table(("table", "level", f"share of {plan.mechanism.currency}", "σ of its noise"), costs),
         "<h2>How accurate it will be</h2>", _plot(plan),
         table(("level", "care", "mean count", "expected error", "relative"), errors),

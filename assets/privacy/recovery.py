@@ -1,7 +1,7 @@
 """Backup and restore of an installation: what the confidential zone holds, and the ledger by its entries.
 
-A restore never lets budget be spent twice: one whose ledger is behind what was measured or published is refused, and
-so is every run on it (`evidence`). Not here: the format of the file (`lake.backup`).
+A restore never lets budget be spent twice: a backup whose ledger is behind what was measured or published is refused, and
+so is every run on such a ledger (`evidence`). Not here: the format of the file (`lake.backup`).
 """
 
 from __future__ import annotations

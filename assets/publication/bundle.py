@@ -156,7 +156,8 @@ def release_files(
     table = to_arrow(released)
     files = {"data.parquet": parquet_bytes(table, about, city, version), "data.csv": csv_bytes(table)}
     digests = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
-    earlier = versions(folder)[-1:]
+    existing = versions(folder)
+    earlier, first = existing[-1:], [*existing, version][0]
     previous = pq.read_table(folder / earlier[0] / "data.parquet").to_pandas(date_as_object=False) if earlier else None
     log = folder / earlier[0] / "CHANGELOG.md" if earlier else None
     files |= {
@@ -164,7 +165,7 @@ def release_files(
         "codebook.de.md": codebook(about, city, "de"),
         "codebook.en.md": codebook(about, city, "en"),
         "README.md": readme(about, city, version, version[:10], released, promise),
-        "dcat-ap-de.ttl": release_turtle(about, city, version, released, digests),
+        "dcat-ap-de.ttl": release_turtle(about, city, version, first, released, digests),
         "release-card.yaml": release_card(about, city, version, promise),
         "CITATION.cff": citation(about, city, version),
         "CHANGELOG.md": changelog(

@@ -100,7 +100,7 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         unit_de="Anteil",
         decimals=3,
         meaning=Text(
-            de="Anteil der als Notfall aufgenommenen an allen stationären Fällen",
+            de="Anteil der als Notfall aufgenommenen Fälle an allen stationären Fällen",
             en="inpatient cases admitted as an emergency divided by all inpatient cases",
         ),
     ),
@@ -123,8 +123,8 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         decimals=0,
         meaning=Text(
             de="Patientinnen und Patienten, von denen im Quartal mindestens ein Fall nicht gezählt wurde, weil von jeder "
-            "Person nur begrenzt viele Fälle zählen; bei der Versorgungsart ihres ersten solchen Falls",
-            en="patients of whom at least one case of the quarter was not counted, because only so many cases of each "
+            "Person nur begrenzt viele Fälle zählen; zugeordnet der Versorgungsart ihres ersten solchen Falls",
+            en="patients with at least one case of the quarter that was not counted, because only a limited number of cases per "
             "person count; under the kind of care of their first such case",
         ),
     ),
@@ -134,10 +134,10 @@ MEASURES: Final[dict[str, MeasureDefinition]] = {
         unit_de="Fälle",
         decimals=0,
         meaning=Text(
-            de="gezählte Fälle des Quartals (91 Tage) und je einer für jede Person an ihrer Obergrenze: eine untere "
-            "Schätzung, denn von manchen Personen fehlen mehrere Fälle; das Intervall enthält das Rauschen beider Zahlen",
-            en="counted cases of the quarter (91 days) and one more for each patient at the cap: an estimate from below, as "
-            "several cases of some patients are missing; the interval holds the noise of both numbers",
+            de="gezählte Fälle des Quartals (91 Tage) und je einer für jede Person an ihrer Obergrenze: eine Schätzung nach "
+            "unten, denn von manchen Personen fehlen mehrere Fälle; das Intervall enthält das Rauschen beider Zahlen",
+            en="counted cases of the quarter (91 days) and one more for each patient at the cap: a lower estimate, as "
+            "several cases of some patients are missing; the interval includes the noise of both numbers",
         ),
     ),
     "mean_days": MeasureDefinition(
@@ -303,10 +303,10 @@ DATASETS: Final[tuple[Dataset, ...]] = (
         key="patients_at_cap",
         title=Text(de="Patienten an ihrer Obergrenze", en="Patients at their cap"),
         description=Text(
-            de="Zum Schutz jeder Person zählen von ihr nur begrenzt viele Fälle. Dieser Datensatz sagt, wie viele Personen "
-            "in einem Quartal (91 Tage) darüber lagen, und wie viele Fälle es mit je einem weiteren davon mindestens waren.",
-            en="For the protection of every person only so many of their cases count. This dataset says how many persons "
-            "were above that in a quarter (91 days), and how many cases there were at least, with one more of each.",
+            de="Zum Schutz jeder Person zählt nur eine begrenzte Zahl ihrer Fälle. Dieser Datensatz zeigt, wie viele Personen "
+            "in einem Quartal (91 Tage) mehr Fälle hatten, und schätzt mit je einem weiteren Fall nach unten ab, wie viele es waren.",
+            en="To protect every person, only a limited number of their cases count. This dataset shows how many persons had "
+            "more cases in a quarter (91 days), and adds one case for each of them, as a lower estimate of all cases.",
         ),
         levels=_levels(("quarter",), AT_CAP),
         measures=("patients", "corrected_count"),
@@ -361,11 +361,11 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column("age_lower", _AGE, "unteres Alter der Gruppe", "lowest age of the group in years"),
     _column("age_upper", _AGE, "oberes Alter; leer: offen", "highest age of the group; empty: open"),
     _column("sex", _TEXT, "Geschlecht; leer: alle", "m, w, other (or unknown); empty: all", SEXES),
-    _column("measure", _TEXT, "Maß", "measure", tuple(MEASURES)),
+    _column("measure", _TEXT, "Kennzahl", "measure", tuple(MEASURES)),
     _column(
         "value",
         _NUMBER,
-        "unverzerrter Schätzwert mit Rauschen, kann negativ sein: zum Rechnen",
+        "Schätzwert mit Rauschen; Anzahlen sind unverzerrt und können negativ sein: für Summen und Mittelwerte",
         "estimate with privacy noise, counts are unbiased and may be negative: use it for sums and means",
     ),
     _column("value_display", _NUMBER, "gerundet, nicht negativ: zum Zeigen", "rounded, never negative: for display"),
@@ -436,9 +436,9 @@ COLUMNS: Final[tuple[Column, ...]] = (
     _column(
         "clinics_changed",
         _TEXT,
-        "Kliniken, die innerhalb der Zeiteinheit hinzukamen (from) oder ausschieden (until), mit dem ersten oder letzten "
-        "Tag; leer, wo keine",
-        "clinics that joined (from) or left (until) inside the unit of time, with their first or last day; empty where none",
+        "Kliniken, die innerhalb der Zeiteinheit hinzukamen (from), ausschieden (until) oder pausierten (paused), mit den "
+        "Tagen; sonst leer",
+        "clinics that joined (from), left (until) or paused inside the unit of time, with the days; else empty",
     ),
     _column("data_as_of", _DAY, "Datenstand", "day up to which data went into the release"),
     _column("release_version", _TEXT, "Fassung der Veröffentlichung", "version of the release"),

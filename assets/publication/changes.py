@@ -13,7 +13,7 @@ import pandas as pd
 from assets.publication.catalogue import KEY, Dataset
 
 KEPT_ENTRIES = 400
-"""Versions listed in a change log; older ones stand in the change logs of older versions."""
+"""Versions listed in a change log; older ones are listed in the change logs of older versions."""
 _HEADING = re.compile(r"(?m)^(?=## )")
 
 
@@ -29,13 +29,19 @@ def describe(old: pd.DataFrame | None, new: pd.DataFrame) -> list[str]:
     both = old[columns].merge(new[columns], on=list(KEY), how="outer", suffixes=("_old", ""), indicator=True)
     added, removed = both[both["_merge"] == "right_only"], both[both["_merge"] == "left_only"]
     kept = both[both["_merge"] == "both"]
-    revised = kept[~np.isclose(kept["value"], kept["value_old"], rtol=1e-12, atol=1e-12)]
+    changed = kept[~np.isclose(kept["value"], kept["value_old"], rtol=1e-12, atol=1e-12)]
+    newly = (changed["status"] == "corrected") & (changed["status_old"] != "corrected")
+    corrected, revised = changed[newly], changed[~newly]
     final = kept[(kept["status"] == "final") & (kept["status_old"] != "final")]
     lines = []
     if len(added):
         lines.append(f"{len(added):,} new rows, {_span(added)}.")
     if len(removed):
         lines.append(f"{len(removed):,} rows are no longer there: their level is no longer published.")
+    if len(corrected):
+        lines.append(
+            f"{len(corrected):,} values corrected ({_span(corrected)}): a week was measured again over corrected data."
+        )
     if len(revised):
         half = (revised["ci95_upper_old"] - revised["ci95_lower_old"]) / 2
         outside = int(((revised["value"] - revised["value_old"]).abs() > half).sum())

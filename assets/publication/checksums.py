@@ -1,6 +1,6 @@
 """`checksums.sha256` of a release: written last, and compared with the files whenever the state is asked for.
 
-For whoever damages a file by mistake, on the disk or by hand: who can write the files can write their sums too. Readers
+Against accidental damage only: whoever can write the files can write their checksums too. Readers
 compare with `sha256sum -c checksums.sha256`.
 """
 

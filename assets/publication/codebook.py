@@ -24,7 +24,7 @@ _WORDS = {
     "no": Text(de="nein", en="no"),
     "codes": Text(de="Codes", en="Codes"),
     "code": Text(de="Code", en="code"),
-    "measures": Text(de="Maße", en="Measures"),
+    "measures": Text(de="Kennzahlen", en="Measures"),
     "areas": Text(de="Gebiete", en="Areas"),
     "key": Text(de="Eine Zeile ist durch diese Spalten bestimmt:", en="These columns together tell the rows apart:"),
     "synthetic": Text(

@@ -52,7 +52,7 @@ _COMMENTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
             "data_as_of": "day up to which data went into the release",
             "published_rows": "rows of the table (public, they do not depend on persons)",
             "publisher": "who publishes",
-            "contact": "whom to ask",
+            "contact": "contact for questions",
             "licence": "address of the licence",
             "licence_title": "name of the licence",
             "synthetic": "true where the numbers are made up for a demonstration",

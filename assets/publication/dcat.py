@@ -103,6 +103,7 @@ def _distribution(graph: Graph, city: City, folder: str, name: str, size: int, d
         (DCAT.accessURL, URIRef(folder)),
         (DCAT.downloadURL, URIRef(f"{folder}{name}")),
         (DCTERMS.license, URIRef(city.publication.licence)),
+        (DCATDE.licenseAttributionByText, Literal(city.publication.publisher)),
         (DCTERMS["format"], URIRef(f"{EU}/file-type/{file_type}")),
         (DCAT.mediaType, URIRef(f"{MEDIA_TYPES}/{media_type}")),
         (DCAT.byteSize, Literal(size, datatype=XSD.nonNegativeInteger)),
@@ -120,9 +121,10 @@ def _distribution(graph: Graph, city: City, folder: str, name: str, size: int, d
 
 
 def release_graph(
-    about: Dataset, city: City, version: str, frame: pd.DataFrame, files: dict[str, tuple[int, str]]
+    about: Dataset, city: City, version: str, first: str, frame: pd.DataFrame, files: dict[str, tuple[int, str]]
 ) -> Graph:
-    """DCAT-AP.de of one release. `frame`: its rows, for the time covered; `files`: name → (bytes, sha256)."""
+    """DCAT-AP.de of one release. `first`: the dataset's first version; `frame`: its rows, for the time covered; `files`:
+    name → (bytes, sha256)."""
     graph, base = _graph(), city.publication.base_url
     node, folder = URIRef(f"{base}/{about.key}"), f"{base}/{about.key}/{version}/"
     synthetic = Text(de="Künstliche Demonstrationsdaten.", en="Synthetic demonstration data.")
@@ -142,7 +144,7 @@ def release_graph(
         (DCTERMS.accessRights, URIRef(f"{EU}/access-right/PUBLIC")),
         (DCATAP.availability, URIRef(f"{EU}/planned-availability/AVAILABLE")),
         (DCAT.landingPage, URIRef(f"{base}/index.html")),
-        (DCTERMS.issued, day),
+        (DCTERMS.issued, Literal(first[:10], datatype=XSD.date)),
         (DCTERMS.modified, day),
         (DCAT.version, Literal(version)),
         *((DCTERMS.language, language) for language in LANGUAGES),
@@ -169,10 +171,10 @@ def release_graph(
 
 
 def release_turtle(
-    about: Dataset, city: City, version: str, frame: pd.DataFrame, files: dict[str, tuple[int, str]]
+    about: Dataset, city: City, version: str, first: str, frame: pd.DataFrame, files: dict[str, tuple[int, str]]
 ) -> bytes:
     """`dcat-ap-de.ttl` of a release."""
-    return release_graph(about, city, version, frame, files).serialize(format="turtle", encoding="utf-8")
+    return release_graph(about, city, version, first, frame, files).serialize(format="turtle", encoding="utf-8")
 
 
 def catalogue_graph(city: City, releases: list[tuple[str, Path]]) -> Graph:

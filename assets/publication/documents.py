@@ -136,8 +136,8 @@ def _coverage(frame: pd.DataFrame, city: City) -> list[str]:
         for r in known.sort_values(["care", "period_start"]).itertuples()
     ]
     return [
-        "Share of all cases of the participating clinics that is counted here. It holds consent, caps and late delivery "
-        "together. The cases of all patients are the clinics' own public yearly figures:",
+        "Share of all cases of the participating clinics that is counted here: the joint effect of consent, caps and late "
+        "delivery. The cases of all patients are the clinics' own public yearly figures:",
         *lines,
         "",
         *shares,
@@ -174,7 +174,7 @@ def readme(
         "",
         dataset.description.de,
         "",
-        "A case is a facility contact, counted on its day of admission (Europe/Berlin).",
+        f"A case is a facility contact, counted on its day of admission ({city.time_zone}).",
         f"Levels: {levels}. Care: {', '.join(dataset.care)}. A period is 28 days, a window 364 days, both counted "
         f"from {city.budget.epoch}.",
         "",
@@ -195,7 +195,7 @@ def readme(
         "",
         *(f"- {item}: {text}" for item, text in promise.statements().items() if isinstance(text, str | int | float)),
         "",
-        "Noisy tables, mechanism and expected errors stand in `release-card.yaml`.",
+        "Noisy tables, mechanism and expected errors are in `release-card.yaml`.",
         "",
         "## Accuracy",
         *_accuracy(frame),
@@ -210,7 +210,7 @@ def readme(
         "A version never changes. `provisional` values are revised while their window of 364 days is open, as further "
         "noisy measurements make them more accurate; `final` values stay. A new version appears when a value changes; "
         "`latest` points to the newest. "
-        "What changed since earlier versions stands in `CHANGELOG.md`.",
+        "`CHANGELOG.md` says what changed since earlier versions.",
         "",
         "## Files",
         "`data.parquet` (use this) and its twin `data.csv`, `datapackage.json` (Data Package v2), `codebook.de.md` and "

@@ -18,7 +18,7 @@ from assets.privacy.mechanism import Noise
 from assets.privacy.plan import PricedPlan, price, terms_of
 
 UNMEASURED = "not measured in this plan"
-AT_CAP_PUBLISHED = "patients of whom a case was left out are counted, with noise, in the dataset patients_at_cap"
+AT_CAP_PUBLISHED = "patients with a case that was left out are counted, with noise, in the dataset patients_at_cap"
 
 
 def _mechanism_text(noise: type[Noise]) -> str:
@@ -37,8 +37,8 @@ def _caps_text(caps: Mapping[str, int]) -> str:
 class Guarantee:
     """What is promised for one patient and one window, and what it costs in accuracy.
 
-    `cost` is in the currency of its noise; `tables`: each noisy table with its σ and cost; `errors`: expected absolute error
-    (MAE) of every published level.
+    `cost` is in the currency of its noise, `corrections` the part of it that only corrections of weeks may spend; `tables`:
+    each noisy table with its σ and cost; `errors`: expected absolute error (MAE) of every published level.
     """
 
     unit: str
@@ -47,6 +47,7 @@ class Guarantee:
     window_days: int
     caps: dict[str, int]
     cost: float
+    corrections: float
     epsilon_one_year: float
     epsilon_five_years: float
     delta: float
@@ -79,6 +80,7 @@ class Guarantee:
             "cases of one patient that count": self.caps_text,
             "mechanism": self.mechanism,
             **({"rho of a window": self.cost} if self.noise.column == "rho" else {}),
+            f"{self.noise.column} of that for corrections": self.corrections,
             "epsilon of one year": self.epsilon_one_year,
             "epsilon of five years": self.epsilon_five_years,
             "delta of a window": self.delta,
@@ -115,7 +117,8 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         noise=plan.mechanism,
         window_days=WINDOW_DAYS,
         caps=_caps(city),
-        cost=plan.spent_units / UNITS,
+        cost=plan.promised_units / UNITS,
+        corrections=plan.set_aside_units / UNITS,
         epsilon_one_year=round(plan.epsilon_year, 4),
         epsilon_five_years=round(plan.epsilon_five_years, 4),
         delta=plan.delta,

@@ -151,7 +151,7 @@ def quality(value: Array, low: Array, high: Array) -> npt.NDArray[np.str_]:
 
 
 def rolled_up(frame: pd.DataFrame, city: City) -> pd.Series:
-    """Instead of suppression: for a value of class D, the unit of time nearest above where the same cell is not D.
+    """Instead of suppression: for a value of class D, the next coarser unit of time in which the same cell is not D.
 
     From published intervals alone. Empty where no coarser unit that holds it is published yet, or none is better.
     """

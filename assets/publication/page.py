@@ -206,7 +206,7 @@ def write_page(
         folder / TABLES: tables_json(frames, published, city, open_data, promise),
         open_data / "index.html": _html(published, city, promise).encode(),
     }
-    if not (folder / MANIFEST).is_file():  # a box that lies there stays: `sql_box` puts it there
+    if not (folder / MANIFEST).is_file():  # an installed box stays (`sql_box`)
         files = {folder / MANIFEST: NO_BOX, **files}
     for path, content in files.items():
         if not path.is_file() or path.read_bytes() != content:

@@ -91,8 +91,8 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                     "delta": promise.delta,
                     **({"earlier_windows": list(promise.former)} if promise.former else {}),
                 },
-                "privacy_parameters_description": "For all tables of the plan together, over one budget window of "
-                f"{promise.window_days} days; not for this dataset alone.",
+                "privacy_parameters_description": "For all tables of the plan and all corrections of weeks together, over "
+                f"one budget window of {promise.window_days} days; not for this dataset alone.",
             },
             "model": {
                 "model_name": "Central",
@@ -109,6 +109,7 @@ def release_card(dataset: Dataset, city: City, version: str, promise: Guarantee)
                 "post_processing": "Consistent weighted least squares over all noisy tables; rates, ratios and "
                 "quantiles from the consistent estimates.",
                 "tables": list(promise.tables),
+                "corrections": {promise.noise.column: promise.corrections},
             },
             "implementation": {
                 "mechanisms": promise.mechanism,

@@ -194,7 +194,7 @@ def main() -> int:
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Privacy audit</title><style>body{font:15px/1.5 sans-serif;"
         "max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;"
         "text-align:left}</style>",
-        f"<h1>Privacy audit: {html.escape(city.name.en)}</h1><p>ε {plan.epsilon_year:.3f} a year at δ {city.budget.delta:g}; "
+        f"<h1>Privacy audit: {html.escape(city.name.en)}</h1><p>ε {plan.epsilon_year:.3f} a year, corrections included, at δ {city.budget.delta:g}; "
         f"{options.trials:,} trials an engine; {seconds:.0f} seconds. Synthetic data: no real person.</p>",
         "<h2>Found</h2>", table([{"statement": k, "holds": "yes" if v else "NO"} for k, v in found.items()]), *parts,
     ]  # fmt: skip

@@ -22,6 +22,7 @@ from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy import correction, stage
 from assets.privacy import measure as measuring
+from assets.privacy.accounting import UNITS
 from assets.privacy.consistency import variance_of_sum
 from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.estimates import estimates
@@ -30,6 +31,7 @@ from assets.privacy.measure import due, measurement_id, units_of
 from assets.privacy.mechanism import DiscreteGaussian, Noise
 from assets.privacy.patient import contributions
 from assets.privacy.plan import level_of, price, product_of
+from assets.publication.guarantee import guarantee
 from pipelines import ledger_cli
 from pipelines.cli import app
 
@@ -156,6 +158,9 @@ def test_a_correction_costs_its_part_of_the_reserve_and_the_reserve_ends(lake: L
         and measurement_id(city.plan.tables[0], units_of("week", WEEK, "day")[0], 4) not in ledger.reserved()
     )
     assert entries and ledger.windows()[window].corrections_units == 2 * first["cost_units"] <= plan.set_aside_units
+    at_most = (plan.spent_units + 2 * first["cost_units"]) / UNITS  # the year's tables, and all corrections it can pay
+    assert plan.mechanism.epsilon(at_most, city.budget.delta) <= plan.epsilon_year <= city.budget.epsilon
+    assert guarantee(city).epsilon_one_year == round(plan.epsilon_year, 4)
     run(lake, city, case_table([]), 41, 60)  # the planned series goes on
     assert ledger.windows()[window].planned_units > before.planned_units and ledger.verify() == []
 

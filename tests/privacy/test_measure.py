@@ -19,7 +19,7 @@ from assets.privacy import measure as measuring
 from assets.privacy.estimates import estimates
 from assets.privacy.ledger import Ledger
 from assets.privacy.measure import Unit
-from assets.privacy.plan import PlanRefused, price
+from assets.privacy.plan import PlanRefused, Terms, price
 
 LATER = date(2027, 1, 1)
 DIMENSIONS = ("area", "age_group", "sex", "chapter", "admission", "los", "outcome")
@@ -146,6 +146,32 @@ def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load:
     wanted = measuring.due(other, first_days(city, 60), LATER, ledger.committed().keys())
     with pytest.raises(measuring.PlanChanged, match="day"):
         measuring.measure(other, price(other), ledger, wanted, load, b"k")
+
+
+def test_no_table_of_a_plan_comes_goes_or_changes_its_share_inside_a_window(city: City, ledger: Ledger, load: Load):
+    """Measured or not: the promise of a window names its tables, and what a dropped one spent stays spent."""
+
+    def require(**changes: object) -> None:
+        other = city.model_copy(update={"plan": city.plan.model_copy(update={"acceptance": (), **changes})})
+        measuring.require_agreed(other, {city.budget.epoch: Terms(other, price(other))}, ledger)
+
+    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 28), LATER, ()), load, b"k")
+    assert "window_outcome" not in {c.parameters["table"] for c in ledger.committed().values()}
+    require()
+    day, *others = city.plan.tables
+    renamed = day.model_copy(update={"name": "each_day"})
+    new = day.model_copy(update={"name": "new", "dimensions": ("sex",), "share": 0.001})
+    unmeasured = [t.model_copy(update={"share": 0.011}) if t.name == "window_outcome" else t for t in city.plan.tables]
+    for tables, named in (
+        (others, "tables: day;"),
+        ([renamed, *others], "tables: day, each_day;"),
+        ([*city.plan.tables, new], "tables: new;"),
+        (unmeasured, "tables: window_outcome;"),
+    ):
+        with pytest.raises(measuring.PlanChanged, match=named):
+            require(tables=tuple(tables))
+    with pytest.raises(measuring.PlanChanged, match="tables: corrections_share;"):
+        require(corrections_share=0.0)
 
 
 def test_a_used_up_budget_pauses_the_series_and_borrows_nothing(city: City, ledger: Ledger, load: Load):

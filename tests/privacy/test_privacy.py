@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS
 from assets.contract.terms import Caps
-from assets.privacy.accounting import epsilon_of, released_sensitivity, rho_of, sensitivity
+from assets.privacy.accounting import UNITS, epsilon_of, released_sensitivity, rho_of, sensitivity
 from assets.privacy.bounding import decide
 from assets.privacy.consistency import Product, estimate, variance
 from assets.privacy.mechanism import DiscreteGaussian, Geometric, draw
@@ -200,6 +200,17 @@ def test_the_plan_spends_within_its_budget_and_keeps_a_reserve(city: City):
     plan = price(city)
     assert plan.spent_units <= 0.95 * plan.budget_units
     assert plan.epsilon_year < city.budget.epsilon < plan.epsilon_five_years
+
+
+def test_the_guess_that_the_documents_promise_follows_from_the_plan(city: City):
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "privacy.md").read_text("utf-8")
+    assert "at most 66 of 100 times" in (root / "README.md").read_text("utf-8")
+    rho = price(city).promised_units / UNITS
+    for years, promised in ((1, 66), (5, 84)):
+        assert f"{promised} of 100 times" in text
+        # Even odds, and Pinsker's bound on the total variation of what is published with and without the person.
+        assert promised - 1 < 50 + 50 * math.sqrt(years * rho / 2) <= promised
 
 
 def test_a_plan_that_misses_a_limit_is_refused_by_name(city: City):

@@ -248,7 +248,8 @@ def test_the_card_states_unit_bounds_budget_and_errors(
         spent = loss["privacy_parameters"]
         assert 0 < spent["rho"] < 0.18507 and 0 < spent["epsilon_one_year"] <= 3 < spent["epsilon_five_years"]
         assert spent["delta"] == 1e-6
-        assert sum(t["rho"] for t in card["accounting"]["tables"]) == pytest.approx(spent["rho"])
+        parts = [*card["accounting"]["tables"], card["accounting"]["corrections"]]
+        assert sum(p["rho"] for p in parts) == pytest.approx(spent["rho"])
         levels = card["implementation"]["accuracy"]["levels"]
         assert levels and all(level["mae"] > 0 for level in levels)
         cited = yaml.safe_load((folder / "CITATION.cff").read_text())
@@ -277,6 +278,7 @@ def test_the_change_log_tells_what_was_added_and_revised(
     second = weeks[weeks["period_start"] < "2025-03-08"].copy()
     second.loc[second["period_start"] < "2025-01-08", "value"] += 1000.0
     second.loc[second["period_start"] < "2025-01-01", "status"] = "final"
+    second.loc[second["period_start"] == "2025-01-13", ["value", "status"]] = [7.0, "corrected"]
     for day, frame in (("2025-03-02", first), ("2025-03-09", second), ("2025-03-10", second.head(100))):
         publish({"cases_by_chapter": frame}, city, tmp_path, date.fromisoformat(day), plan)
     log = (tmp_path / "cases_by_chapter" / "latest" / "CHANGELOG.md").read_text()
@@ -284,6 +286,7 @@ def test_the_change_log_tells_what_was_added_and_revised(
         "## 2025-03-10", "## 2025-03-09", "## 2025-03-02"]  # fmt: skip
     assert "46 new rows, 2025-03-03 to 2025-03-09" in log
     assert "92 provisional values revised (2024-12-30 to 2025-01-12)" in log and "92 of them by more" in log
+    assert "46 values corrected (2025-01-13 to 2025-01-19): a week was measured again" in log
     assert "46 values became final" in log and "no longer there" in log and "First version" in log
 
 

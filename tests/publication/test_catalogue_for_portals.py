@@ -13,7 +13,7 @@ from rdflib import DCTERMS, RDF, SKOS, Graph, Literal, URIRef
 from assets.contract.city import City
 from assets.publication.bundle import publish
 from assets.publication.catalogue import DATASETS
-from assets.publication.dcat import DCAT, EU, GEOCODING, HEALTH, LOCAL_AUTHORITY, SPDX, write_catalogue
+from assets.publication.dcat import DCAT, DCATDE, EU, GEOCODING, HEALTH, LOCAL_AUTHORITY, SPDX, write_catalogue
 from assets.publication.guarantee import Guarantee
 
 Frames = dict[str, pd.DataFrame]
@@ -132,6 +132,19 @@ def test_downloads_lead_to_the_files_of_the_version(open_data: Path, catalogue: 
         checksum = catalogue.value(distribution, SPDX.checksum)
         assert str(catalogue.value(checksum, SPDX.checksumValue)) == hashlib.sha256(data).hexdigest()
         assert int(str(catalogue.value(distribution, DCAT.byteSize))) == len(data)
+        assert str(catalogue.value(distribution, DCATDE.licenseAttributionByText)) == city.publication.publisher
+
+
+def test_a_dataset_keeps_the_day_of_its_first_issue(
+    frames: Frames, city: City, plan: Guarantee, tmp_path: Path
+) -> None:
+    weeks = frames["emergency_share"]
+    for day, rows in (("2025-03-02", 9), ("2025-03-09", 10)):
+        publish({"emergency_share": weeks.head(rows)}, city, tmp_path, date.fromisoformat(day), plan)
+    graph = Graph().parse(tmp_path / "emergency_share" / "latest" / "dcat-ap-de.ttl")
+    (node,) = graph.subjects(RDF.type, DCAT.Dataset)
+    assert str(graph.value(node, DCTERMS.issued)) == "2025-03-02"
+    assert str(graph.value(node, DCTERMS.modified)) == "2025-03-09"
 
 
 def test_an_unchanged_catalogue_is_not_touched(open_data: Path, city: City) -> None:

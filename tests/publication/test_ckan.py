@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flask
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from werkzeug.serving import make_server
 
 from assets.contract.city import City, CkanTarget
+from assets.publication import ckan as ckan_module
 from assets.publication.bundle import publish
 from assets.publication.ckan import PUSHED, Portal, PortalError
 from assets.publication.guarantee import Guarantee
@@ -219,6 +221,23 @@ def test_a_first_publication_is_public_only_when_whole(
     assert portal(step=watch).push(release)
     _complete(ckan, release)
     assert [private for _, private in hidden] == [True] * (len(hidden) - 1) + [False] and hidden[-1][0] == "public"
+
+
+def test_the_token_goes_to_the_portal_over_its_own_scheme_only(
+    portal: Callable[..., Portal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {}
+
+    def get(url: str, headers: dict[str, str], **_options: Any) -> Any:
+        sent[url] = headers
+        return SimpleNamespace(status_code=200, ok=True, content=b"")
+
+    monkeypatch.setattr(ckan_module.requests, "get", get)
+    to = portal()
+    monkeypatch.setattr(to, "target", CkanTarget(url="https://portal.example.org", organisation="o"))
+    for url in ("https://portal.example.org/f", "http://portal.example.org/f", "https://files.example.org/f"):
+        to._is_there({"url": url}, "")
+    assert [bool(headers) for headers in sent.values()] == [True, False, False]
 
 
 def test_a_second_run_changes_nothing(ckan: StandIn, portal: Callable[..., Portal], release: Release) -> None:

@@ -54,6 +54,17 @@ def test_the_sql_answers_with_the_columns_it_names(
         assert any(row[column] is not None for row in rows), columns.split(", ")[column]
 
 
+def test_the_question_of_the_readme_has_the_answer_that_it_shows(folder: Path) -> None:
+    ((sql, shown),) = re.findall(
+        r"```sql\n(.*?)```\n```\n(.*?)```", (DOCS.parent / "README.md").read_text(), flags=re.DOTALL
+    )
+    with duckdb.connect(str(folder / "city_health.duckdb"), read_only=True) as con:
+        answer = con.execute(sql)
+        head, *rows = (line.split() for line in shown.splitlines())
+        assert [c[0] for c in answer.description or ()] == head
+        assert [len(row) for row in answer.fetchall()] == [len(row) for row in rows]
+
+
 def _ask(folder: Path, number: int) -> list[tuple[Any, ...]]:
     with duckdb.connect(str(folder / "city_health.duckdb"), read_only=True) as con:
         return con.execute(QUESTIONS[number][0]).fetchall()

@@ -126,11 +126,12 @@ def test_the_newest_value_says_how_final_it_is_and_what_it_means_for_all_patient
         text = visit.page.locator("#cases_by_area .latest").inner_text()
         assert newest["status"] == "provisional" and "provisional, will become more accurate" in text
         assert (
-            f"Estimated for all patients of the participating clinics, also those who did not consent: {shown}" in text
+            f"Estimated for all patients of the participating clinics, including those who did not consent: {shown}"
+            in text
         )
         assert "Estimated for all patients" not in visit.page.locator("#emergency_share .latest").inner_text()
         caption = visit.page.locator("#cases_by_area .over-time").inner_text()
-        assert "axis does not begin at zero" in caption
+        assert "axis does not start at zero" in caption
         summary = visit.page.locator("#cases_by_area details.table summary").first
         summary.click()
         assert "provisional" in visit.page.locator("#cases_by_area .time-table tbody tr").first.inner_text()

@@ -6,10 +6,10 @@
   const COLUMN = { care: 0, level: 1, start: 2, group: 3, measure: 4, value: 5, low: 6, high: 7, quality: 8, status: 9, all: 10 };
   const WORDS = {
     de: {
-      care: "Versorgung", measure: "Maß", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
+      care: "Versorgung", measure: "Kennzahl", level: "Zeiteinheit", group: "Auswahl", all: "alle zusammen",
       inside: "im Rauschen", outside: "größer als das Rauschen",
       latest: (unit, value, low, high) => `Neuester Wert, ${unit}: ${value}. Ohne Rauschen liegt er mit 95\u00a0% Sicherheit zwischen ${low} und ${high}.`,
-      everybody: (value, low, high) => `Geschätzt für alle Patientinnen und Patienten der beteiligten Kliniken, auch ohne Einwilligung: ${value} (${low} bis ${high}), falls Einwilligung und Erkrankung nichts miteinander zu tun haben.`,
+      everybody: (value, low, high) => `Geschätzt für alle Patientinnen und Patienten der beteiligten Kliniken, auch ohne Einwilligung: ${value} (${low} bis ${high}), sofern Einwilligung und Erkrankung nicht zusammenhängen.`,
       change: (by, half) => `Veränderung zur Zeiteinheit davor: ${by} (± ${half}) `,
       time: (measure, group, cut) => `${measure}, ${group}: Verlauf mit 95-%-Band${cut ? " (Achse beginnt nicht bei null)" : ""}`,
       compared: (measure, unit) => `${measure} im Vergleich, ${unit}`,
@@ -18,14 +18,14 @@
       verdict: "Unterschied zum Mittel", differs: "unterscheidet sich vom Mittel", none: "Noch keine Werte für diese Auswahl.",
     },
     en: {
-      care: "Care", measure: "Measure", level: "Unit of time", group: "Selection", all: "all together",
+      care: "Care", measure: "Measure", level: "Unit of time", group: "Selection", all: "all combined",
       inside: "inside the noise", outside: "larger than the noise",
       latest: (unit, value, low, high) => `Latest value, ${unit}: ${value}. Without noise it lies between ${low} and ${high} with 95% certainty.`,
-      everybody: (value, low, high) => `Estimated for all patients of the participating clinics, also those who did not consent: ${value} (${low} to ${high}), if consent and illness have nothing to do with each other.`,
+      everybody: (value, low, high) => `Estimated for all patients of the participating clinics, including those who did not consent: ${value} (${low} to ${high}), if consent is unrelated to illness.`,
       change: (by, half) => `Change from the unit of time before: ${by} (± ${half}) `,
-      time: (measure, group, cut) => `${measure}, ${group}: over time, with its 95% band${cut ? " (axis does not begin at zero)" : ""}`,
+      time: (measure, group, cut) => `${measure}, ${group}: over time, with its 95% band${cut ? " (axis does not start at zero)" : ""}`,
       compared: (measure, unit) => `${measure} compared, ${unit}`,
-      ranking: (n, all) => `${n} of ${all} values cannot be told from the mean of these values: their interval holds it (grey bars, “inside the noise”). Neighbouring ranks may be swapped by the noise.`,
+      ranking: (n, all) => `${n} of ${all} values cannot be distinguished from the mean of these values: their interval contains it (grey bars, “inside the noise”). Neighbouring ranks may be swapped by the noise.`,
       mean: "mean of the values", week: (w, y) => `week ${w}/${y}`, to: "to", value: "value", from: "from", until: "to", unit: "period", what: "group", status: "status",
       verdict: "difference from the mean", differs: "differs from the mean", none: "No values for this selection yet.",
     },
