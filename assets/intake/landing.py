@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.intake.bundles import NotTakenApart, put_together, take_apart
-from assets.intake.connector import MANIFEST, Export
+from assets.intake.connector import MANIFEST, READ_SUFFIXES, Export
 from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
@@ -41,8 +41,6 @@ from assets.lake.lake import Lake
 BATCH_BYTES: Final = 32 * 2**20
 PATIENT_COLUMNS: Final = ("patient_id", "patientennummer")
 CASE_COLUMNS: Final = ("case_id", "kh-internes-kennzeichen")
-_LINES: Final = (".ndjson", ".jsonl", ".csv")
-_READ: Final = (*_LINES, ".json")
 _NAMING: Final = ("fall", "patient", "encounter", "consent", "practice")
 """How files begin whose lines name a patient, in every format; other lines may name a case only."""
 
@@ -327,7 +325,7 @@ def erase_patients(
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     paths = [path for r in roots for path in _files(r)]
-    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_READ)]
+    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
     with connect() as con:
@@ -384,15 +382,7 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
 
 def require_raw_files(exports: Iterable[Export]) -> None:
     """Raise `RawFilesErased` where a raw file of one of `exports` is gone."""
-    gone = set()
-    for export in exports:
-        manifest = export.folder / MANIFEST
-        entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
-        read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(_READ)]
-        present = {p.name for p in export.folder.iterdir()}
-        noted = any(about["lines"] == "all" for entry in read for about in entry.get("erased", []))
-        if noted or any(entry["name"] not in present for entry in read):
-            gone.add(f"{export.clinic.key} {export.arrival_day}")
+    gone = {f"{export.clinic.key} {export.arrival_day}" for export in exports if export.erased}
     if gone:
         raise RawFilesErased(
             f"raw files were erased, so these days cannot be read again: {', '.join(sorted(gone))}; leave them out of "
