@@ -89,7 +89,7 @@ named AS (
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)
   FROM (SELECT n, unnest(urls) AS u FROM read WHERE bundle))
-SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = named.kind AND ids.id = named.id"""
+SELECT n, kind, id FROM named"""
 
 _CSV: Final = f"""
 WITH read AS (
@@ -102,7 +102,7 @@ named AS (
     ELSE list_concat([{{'kind': 'patient', 'id': f}} FOR f IN fields], [{{'kind': 'case', 'id': f}} FOR f IN fields]) END)
     AS field
   FROM read)
-SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = field.kind AND ids.id = field.id"""
+SELECT n, field.kind AS kind, field.id AS id FROM named"""
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,11 @@ class _Line:
     content: bytes
 
 
-def _naming(
-    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form]
-) -> list[int]:
-    """Places of those of `text` that name one of `ids`, ascending; `file`: the place of each one's form in `about`."""
+def _named(
+    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form], query: str
+) -> pa.Table:
+    """What `query` asks of `named` (n, kind, id): whom and what each of `text` names, by its place; `file`: the place of each
+    one's form in `about`."""
     files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
              "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip
     load(
@@ -183,9 +184,17 @@ def _naming(
         lines=pa.table({"n": np.arange(len(text)), "file": pa.array(file), "line": pa.array(text, pa.string())}),
         files=pa.table({k: pa.array(v) for k, v in files.items()}),
     )
-    found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
+    found = [con.execute(f"WITH named AS ({of}) {query}").to_arrow_table() for of in (_NDJSON, _CSV)]
     con.execute("DROP TABLE lines; DROP TABLE files")
-    places: list[int] = np.sort(np.concatenate(found)).tolist()
+    return pa.concat_tables(found)
+
+
+def _naming(
+    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form]
+) -> list[int]:
+    """Places of those of `text` that name one of `ids`, ascending."""
+    found = _named(con, text, file, about, "SELECT DISTINCT n FROM named SEMI JOIN ids USING (kind, id)")
+    places: list[int] = np.sort(found.column("n").to_numpy()).tolist()
     return places
 
 
@@ -346,6 +355,23 @@ def erase_patients(
     for folder, files in changed.items():
         _note(folder, on, files)
     return Erased(sum(map(len, hits.values())), len(whole))
+
+
+def named_patients(export: Export) -> pa.Table:
+    """(clinic, patient_id) of whom the raw lines of an export name, as their erasure would find them.
+
+    Other strings too, where a line cannot be read. What cannot be unpacked names nobody.
+    """
+    found = [pa.table({"id": pa.array([], pa.string())})]
+    for path in (p for p in export.files() if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)):
+        with contextlib.suppress(OSError, EOFError, zlib.error, RejectedExport), connect() as con:
+            form = _form_of(path)
+            for content, _ in _batches(path):
+                text = content.replace(b"\0", b"").decode(form.encoding, "replace").split("\n")
+                query = "SELECT DISTINCT id FROM named WHERE kind = 'patient' AND id <> ''"
+                found.append(_named(con, text, [0] * len(text), [form], query))
+    ids = pa.concat_tables(found).column("id").unique()
+    return pa.table({"clinic": pa.repeat(export.clinic.key, len(ids)), "patient_id": ids})
 
 
 def _may_hold(path: Path, ids: set[str]) -> bool:

@@ -11,7 +11,14 @@ import pyarrow as pa
 import pytest
 
 from assets.contract.city import City
-from assets.contract.schemas import BOUNDING_DECISIONS, CASES, EVENTS, PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    CASES,
+    EVENTS,
+    FINDINGS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+)
 from assets.identity.pseudonymise import case_keys
 from assets.identity.record import verify_cases
 from assets.identity.superseded import with_superseded
@@ -121,6 +128,26 @@ def test_nobody_comes_in_by_what_changes_beside_a_case(run: Run, lake: Lake, del
     run(2)
     (left,) = lake.read("cases", PSEUDONYMISED_CASES).to_pylist()
     assert left["arrival_day"] == START
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_who_was_erased_leaves_no_raw_line_behind_that_no_table_holds(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, rejected: bool
+):
+    whole("GONE", "stays")
+    leaves = {"resourceType": "Consent", "id": "consent-GONE", "status": "inactive", "patient": {"reference": "Patient/GONE"}}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(1), changes(leaves))
+    run(0, 1)
+    mine, theirs = (condition(f"d{n}", "J18.0", n, subject={"reference": f"Patient/{n}"}) for n in ("GONE", "stays"))
+    alone = changes(mine, theirs)
+    if rejected:
+        people = [{"resourceType": "Patient", "id": n} for n in ("GONE", "stays")]
+        alone = {"Condition.ndjson": [mine, theirs], "Patient.ndjson": people, "Encounter.ndjson": b"\xff\n"}
+    deliver("klinik-nord", START + timedelta(2), alone)
+    run(2)
+    raw = b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*.ndjson"))
+    assert b"GONE" not in raw and b"Patient/stays" in raw
+    assert lake.read("findings", FINDINGS, [START + timedelta(2)]).column("severity").to_pylist() == ["rejected"] * rejected  # fmt: skip
 
 
 def test_of_a_superseded_case_the_newest_version_before_counts_no_more(lake: Lake):
