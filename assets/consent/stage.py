@@ -19,7 +19,9 @@ from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS, only
+from assets.intake.connector import landed
 from assets.intake.consent_csv import OF_CASE
+from assets.intake.landing import named_patients
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
@@ -135,14 +137,33 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
         return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
 
 
+def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Table) -> pa.Table:
+    """(clinic, patient_id) of whom raw lines of `days` name that no table may hold: those of an export that was rejected, and
+    of one of changes, which brings a diagnosis without its patient. Only who was erased before is looked for among them."""
+    if not lake.rows(TOMBSTONES):
+        return PATIENTS.empty_table()
+    rejected = findings.filter(pc.equal(findings.column("severity"), "rejected")).column("export_id").to_pylist()
+    exports = [e for e in landed(lake, city, days) if e.changes_only or e.export_id in rejected]
+    named = pa.concat_tables([PATIENTS.empty_table(), *map(named_patients, exports)])
+    _, erased_before = recognise(
+        lake.read(TOMBSTONES, CONSENT_PROVISIONS), CONSENT_PROVISIONS.empty_table(), named, lake.keys
+    )
+    return erased_before
+
+
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stages consented tables and the standing of every patient who is judged; returns counts by reason."""
-    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
+    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions", "findings"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days(REGISTER, days, provisions, "arrival_day", keep_empty=True)
     del provisions  # the register holds them: no second copy while it is judged
     day = evaluation_day(lake, days)
-    live = pa.concat_tables([tables[n].select(["clinic", "patient_id"]) for n in ("cases", "persons")])
+    live = pa.concat_tables(
+        [
+            *(tables[n].select(PATIENTS.names) for n in ("cases", "persons")),
+            _named_beside(lake, city, days, tables["findings"]),
+        ]
+    )
     if age := city.consent.guardian_consent_ends_at:
         delivered = coming_of_age(tables["persons"], tables["cases"], lake.read(REGISTER, PATIENTS), age)
         lake.write_days("majority", days, delivered, "arrival_day")

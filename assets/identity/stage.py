@@ -17,6 +17,7 @@ from assets.identity.kernel import pseudonymise
 from assets.identity.persons import links_with
 from assets.identity.pseudonymise import patient_keys
 from assets.identity.record import record_days
+from assets.identity.superseded import with_superseded
 from assets.identity.tombstones import restore_counters
 from assets.intake.stage import staged
 from assets.lake.distribute import LOCAL, Engine
@@ -48,6 +49,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     result = pseudonymise(engine, valid, decisions, known, city, lake.keys)
     del valid, decisions  # erasure needs the room
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
+    result["cases"] = with_superseded(lake, days, result["cases"])
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")

@@ -38,6 +38,8 @@ from assets.lake.lake import Lake
 
 MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 20 * 2**30
+READ_SUFFIXES: Final = (".ndjson", ".jsonl", ".csv", ".json")
+"""How names of files end that a reader may need, packed or not."""
 
 Outcome = Literal["taken", "known", "waiting", "rejected"]
 
@@ -73,6 +75,16 @@ class Export:
         except (OSError, ValueError):
             return False
         return isinstance(about, dict) and about.get("scope") == "incremental"
+
+    @property
+    def erased(self) -> bool:
+        """Whether a raw file that a reader needs is gone: its retention is over, or it went as a whole with a patient."""
+        manifest = self.folder / MANIFEST
+        entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
+        read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(READ_SUFFIXES)]
+        present = {p.name for p in self.folder.iterdir()}
+        noted = any(about["lines"] == "all" for entry in read for about in entry.get("erased", []))
+        return noted or any(entry["name"] not in present for entry in read)
 
 
 def delivered(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from assets.contract.codes import (
     until_sql,
 )
 from assets.contract.schemas import CANONICAL
+from assets.intake import fhir_changes
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.fhir_load import Loader, allowed_id, kind_of
@@ -128,12 +129,13 @@ FIELDS: Final = {
 
 _IS_CASE: Final = "coalesce(level = 'einrichtungskontakt', parent IS NULL)"
 CASES_SQL: Final = f"""
-CREATE TEMP TABLE contacts AS
-SELECT DISTINCT id, CASE WHEN level IS DISTINCT FROM 'einrichtungskontakt' THEN parent END AS parent FROM "Encounter";
 CREATE TEMP TABLE replaced AS
 SELECT id, arrival_day, lead(arrival_day) OVER (PARTITION BY id ORDER BY arrival_day) AS until
 FROM (SELECT DISTINCT id, arrival_day FROM "Encounter"
   SEMI JOIN (SELECT id FROM "Encounter" GROUP BY id HAVING min(arrival_day) < max(arrival_day)) USING (id));
+CREATE TEMP TABLE contacts AS
+SELECT DISTINCT id, CASE WHEN level IS DISTINCT FROM 'einrichtungskontakt' THEN parent END AS parent FROM "Encounter"
+ANTI JOIN (FROM replaced WHERE until IS NOT NULL) USING (id, arrival_day);
 CREATE TEMP TABLE named AS
 SELECT contact, until, ref_id(d.condition.reference, 'Condition') AS condition_id,
   CASE WHEN list_has_any(uses, ['hospital-main-diagnosis', 'principle-DRG']) THEN 0
@@ -213,8 +215,8 @@ FROM ranked JOIN icd i ON i.rowid = icd_row JOIN case_rows c ON c.rowid = case_r
 
 PROCEDURES_SQL: Final = """
 CREATE TEMP VIEW procedures AS
-SELECT p.clinic, p.arrival_day, p.export_id, p.source_file, p.source_line, o.case_id, p.patient_id, p.ops_code, p.performed_on
-FROM "Procedure" p JOIN case_of o ON o.contact = p.contact
+SELECT c.clinic, c.arrival_day, c.export_id, p.source_file, p.source_line, c.case_id, p.patient_id, p.ops_code, p.performed_on
+FROM "Procedure" p JOIN contact_cases o ON o.contact = p.contact JOIN case_rows c ON c.rowid = o.case_row
 WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
@@ -281,19 +283,6 @@ SELECT s.clinic, s.arrival_day, s.export_id, s.source_file, CAST(1 AS BIGINT) AS
 FROM deleted d JOIN sources s USING (file) WHERE {allowed_id("d.id")};
 """
 
-# The persons of the exports, and of an export of changes those whom its cases name: as they last came before.
-OWN_PERSONS_SQL: Final = """
-SELECT p.* FROM persons p SEMI JOIN own USING (export_id)
-UNION ALL BY NAME
-SELECT p.* REPLACE (c.arrival_day AS arrival_day, c.export_id AS export_id) FROM (
-  SELECT DISTINCT ON (c.arrival_day, c.patient_id) c.clinic, c.arrival_day, c.export_id, c.patient_id
-  FROM cases c SEMI JOIN (FROM own WHERE changes) o USING (export_id)
-  ANTI JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
-  ANTI JOIN replaced_since r ON r.patient_id = c.patient_id AND r.day <= c.arrival_day
-  ORDER BY c.export_id) c
-JOIN persons p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day < c.arrival_day
-QUALIFY row_number() OVER (PARTITION BY c.arrival_day, c.patient_id ORDER BY p.arrival_day DESC, p.export_id DESC) = 1"""
-
 
 def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) -> None:
     """Create `Consent`, and `owners` (file, source_line, owner) of those that name their patient by a number only.
@@ -317,6 +306,54 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     loader.note("consent_code_foreign", _MISPLACED)
 
 
+def _canonical(con: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table], name: str, sql: str) -> None:
+    """Put the view `name` that `sql` creates into `tables`."""
+    con.execute(sql)
+    schema = CANONICAL[name]
+    rows = f"{name} SEMI JOIN own USING (export_id)" if name in ("consent_provisions", "deletions") else name
+    tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {rows}").to_arrow_table().cast(schema)
+    con.execute(f"DROP VIEW {name}")
+
+
+def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str, pa.Table], changing: bool) -> None:
+    """Put cases and what belongs to them into `tables`; `changing`: also cases of which only something beside them changed.
+
+    Each type is dropped as soon as nothing needs it any more: together they would not fit into memory.
+    """
+
+    def touch(kind: str) -> None:
+        if changing:
+            fhir_changes.touch(con, kind, _IS_CASE)
+
+    loader.load("Patient", FIELDS["Patient"])
+    loader.note("patient_replaced", _REPLACED)
+    _canonical(con, tables, "persons", PERSONS_SQL)
+    touch("Patient")
+    loader.drop("Patient")
+    loader.load("Encounter", FIELDS["Encounter"])
+    _canonical(con, tables, "cases", CASES_SQL)
+    loader.note("rows_of_no_case", _OF_NO_CASE)
+    touch("Encounter")
+    loader.drop("Encounter")
+    if changing:
+        loader.load("Procedure", FIELDS["Procedure"])
+        touch("Procedure")
+        loader.drop("Procedure")
+    loader.load("Condition", FIELDS["Condition"])
+    loader.note("diagnosis_not_icd_10_gm", _OTHER_CODES)
+    touch("Condition")
+    tables["cases"], tables["persons"] = fhir_changes.of_own(con, tables["cases"], tables["persons"])
+    load(con, case_rows=tables["cases"].select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
+    loader.keep_newest("Condition")
+    con.execute(_ICD_SQL)
+    loader.drop("Condition")
+    _canonical(con, tables, "diagnoses", DIAGNOSES_SQL)
+    con.execute("DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE replaced")
+    loader.load("Procedure", FIELDS["Procedure"])
+    loader.keep_newest("Procedure")
+    _canonical(con, tables, "procedures", PROCEDURES_SQL)
+
+
 def read(
     con: duckdb.DuckDBPyConnection,
     exports: list[Export],
@@ -327,8 +364,8 @@ def read(
 ) -> dict[str, pa.Table]:
     """Canonical tables of all `exports`, which are of one clinic and have passed `check`.
 
-    `earlier`: exports that those of changes build upon. Nothing of them is in the tables but what a changed case
-    refers to: its patient and its diagnoses, which a server does not send again while they stay the same.
+    `earlier`: exports that those of changes build upon. Nothing of them is in the tables but a case of which something
+    changed, and what a changed case refers to: a server does not send again what stays the same.
 
     `con` must be allowed to read their folders. With `consent_only`, only Consent files are read: the side
     file of another format.
@@ -339,44 +376,17 @@ def read(
         "own", pa.table({"export_id": [e.export_id for e in exports], "changes": [e.changes_only for e in exports]})
     )
     tables = empty_canonical()
-
-    def canonical(name: str, sql: str) -> None:
-        con.execute(sql)
-        schema = CANONICAL[name]
-        rows = f"{name} SEMI JOIN own USING (export_id)" if earlier and name not in ("persons", "diagnoses") else name
-        tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {rows}").to_arrow_table().cast(schema)
-        con.execute(f"DROP VIEW {name}")
-
-    # Each type is dropped as soon as nothing needs it any more: together they would not fit into memory.
     _load_consents(con, loader, alone=consent_only)
-    canonical("consent_provisions", CONSENT_SQL)
+    _canonical(con, tables, "consent_provisions", CONSENT_SQL)
     loader.drop("Consent")
-    canonical("deletions", DELETIONS_SQL)
+    _canonical(con, tables, "deletions", DELETIONS_SQL)
     if not consent_only:
-        loader.load("Patient", FIELDS["Patient"])
-        loader.note("patient_replaced", _REPLACED)
-        canonical("persons", PERSONS_SQL)
-        loader.drop("Patient")
-        loader.load("Encounter", FIELDS["Encounter"])
-        canonical("cases", CASES_SQL)
-        loader.note("rows_of_no_case", _OF_NO_CASE)
-        loader.drop("Encounter")
-        if any(e.changes_only for e in exports):
-            con.register("cases", tables["cases"])
-            con.register("persons", tables["persons"])
-            tables["persons"] = con.execute(OWN_PERSONS_SQL).to_arrow_table().cast(CANONICAL["persons"])
-        load(con, case_rows=tables["cases"].select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
-        loader.load("Condition", FIELDS["Condition"])
-        loader.note("diagnosis_not_icd_10_gm", _OTHER_CODES)
-        loader.keep_newest("Condition")
-        con.execute(_ICD_SQL)
-        loader.drop("Condition")
-        canonical("diagnoses", DIAGNOSES_SQL)
-        con.execute(
-            "DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE replaced; DROP TABLE contact_cases; DROP TABLE case_rows"
-        )
-        loader.drop("Condition")
-        loader.load("Procedure", FIELDS["Procedure"])
-        canonical("procedures", PROCEDURES_SQL)
+        changing = [e for e in exports if e.changes_only]
+        # Put together from half of what it was made of, a stored case would lose what it has.
+        erased = any(e.erased for e in earlier or ())
+        for export in changing if erased else ():
+            findings.add(export, "base_erased", "info", SCOPE_FILE)
+        fhir_changes.begin(con)
+        _read_cases(con, loader, tables, bool(changing) and not erased)
     loader.report(findings)
     return tables

@@ -127,7 +127,7 @@ class Loader:
         self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
     ) -> None:
         kinds = {"Consent", DELETED} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
-        linked = {"Patient", "Encounter", "Condition", DELETED, BUNDLE}
+        linked = {"Patient", "Encounter", "Condition", "Procedure", DELETED, BUNDLE}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
         self._own = len(self._files)
@@ -207,7 +207,8 @@ class Loader:
 
         `fields`: SQL over the parsed resource `r`, which itself is never stored: what is nested costs more to keep
         than to read. Of versions of one resource that arrived on one day the newest by `meta` counts, else the first by
-        `rank` (SQL over `fields`), else the last line; a resource that was deleted on its day of arrival or later is left out.
+        `rank` (SQL over `fields`), else the last line; a resource that was deleted on its day of arrival or later is left out
+        and stands in `<kind>_deleted`.
         """
         structure, columns = {"structure": STRUCTURES[kind]}, _columns(kind, fields)
         self._con.execute(
@@ -227,10 +228,10 @@ class Loader:
         self._con.execute(
             f"""INSERT INTO bad_lines SELECT file, source_line, problem FROM "{kind}_rows" WHERE problem IS NOT NULL;
             DELETE FROM "{kind}_rows" WHERE problem IS NOT NULL;
-            DELETE FROM "{kind}_rows" WHERE rowid IN (
-              SELECT r.rowid FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
-                SELECT clinic, id, max(arrival_day) AS until FROM deleted JOIN sources USING (file)
-                WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until);
+            CREATE TEMP TABLE "{kind}_deleted" AS SELECT r.rowid AS place, r.* FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
+              SELECT clinic, id, max(arrival_day) AS until FROM deleted JOIN sources USING (file)
+              WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until;
+            DELETE FROM "{kind}_rows" WHERE rowid IN (SELECT place FROM "{kind}_deleted");
             CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file,
               r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
@@ -256,7 +257,7 @@ class Loader:
         )
 
     def drop(self, kind: str) -> None:
-        self._con.execute(f'DROP VIEW IF EXISTS "{kind}"; DROP TABLE IF EXISTS "{kind}_rows"')
+        self._con.execute(f'DROP VIEW "{kind}"; DROP TABLE "{kind}_rows"; DROP TABLE "{kind}_deleted"')
 
     def _load_bundles(self) -> None:
         for number, (_, path, kind) in enumerate(self._files):

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.intake.bundles import NotTakenApart, put_together, take_apart
-from assets.intake.connector import MANIFEST, Export
+from assets.intake.connector import MANIFEST, READ_SUFFIXES, Export
 from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
@@ -41,8 +41,6 @@ from assets.lake.lake import Lake
 BATCH_BYTES: Final = 32 * 2**20
 PATIENT_COLUMNS: Final = ("patient_id", "patientennummer")
 CASE_COLUMNS: Final = ("case_id", "kh-internes-kennzeichen")
-_LINES: Final = (".ndjson", ".jsonl", ".csv")
-_READ: Final = (*_LINES, ".json")
 _NAMING: Final = ("fall", "patient", "encounter", "consent", "practice")
 """How files begin whose lines name a patient, in every format; other lines may name a case only."""
 
@@ -91,7 +89,7 @@ named AS (
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)
   FROM (SELECT n, unnest(urls) AS u FROM read WHERE bundle))
-SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = named.kind AND ids.id = named.id"""
+SELECT n, kind, id FROM named"""
 
 _CSV: Final = f"""
 WITH read AS (
@@ -104,7 +102,7 @@ named AS (
     ELSE list_concat([{{'kind': 'patient', 'id': f}} FOR f IN fields], [{{'kind': 'case', 'id': f}} FOR f IN fields]) END)
     AS field
   FROM read)
-SELECT DISTINCT n FROM named SEMI JOIN ids ON ids.kind = field.kind AND ids.id = field.id"""
+SELECT n, field.kind AS kind, field.id AS id FROM named"""
 
 
 @dataclass(frozen=True)
@@ -174,10 +172,11 @@ class _Line:
     content: bytes
 
 
-def _naming(
-    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form]
-) -> list[int]:
-    """Places of those of `text` that name one of `ids`, ascending; `file`: the place of each one's form in `about`."""
+def _named(
+    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form], query: str
+) -> pa.Table:
+    """What `query` asks of `named` (n, kind, id): whom and what each of `text` names, by its place; `file`: the place of each
+    one's form in `about`."""
     files = {"file": range(len(about)), "kind": [f.kind for f in about], "width": [f.width for f in about],
              "patient": [f.patient for f in about], "chart": [f.case for f in about]}  # fmt: skip
     load(
@@ -185,9 +184,17 @@ def _naming(
         lines=pa.table({"n": np.arange(len(text)), "file": pa.array(file), "line": pa.array(text, pa.string())}),
         files=pa.table({k: pa.array(v) for k, v in files.items()}),
     )
-    found = [con.execute(query).to_arrow_table().column("n").to_numpy() for query in (_NDJSON, _CSV)]
+    found = [con.execute(f"WITH named AS ({of}) {query}").to_arrow_table() for of in (_NDJSON, _CSV)]
     con.execute("DROP TABLE lines; DROP TABLE files")
-    places: list[int] = np.sort(np.concatenate(found)).tolist()
+    return pa.concat_tables(found)
+
+
+def _naming(
+    con: duckdb.DuckDBPyConnection, text: Sequence[str], file: Sequence[int], about: Sequence[_Form]
+) -> list[int]:
+    """Places of those of `text` that name one of `ids`, ascending."""
+    found = _named(con, text, file, about, "SELECT DISTINCT n FROM named SEMI JOIN ids USING (kind, id)")
+    places: list[int] = np.sort(found.column("n").to_numpy()).tolist()
     return places
 
 
@@ -327,7 +334,7 @@ def erase_patients(
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     paths = [path for r in roots for path in _files(r)]
-    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(_READ)]
+    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
     with connect() as con:
@@ -348,6 +355,23 @@ def erase_patients(
     for folder, files in changed.items():
         _note(folder, on, files)
     return Erased(sum(map(len, hits.values())), len(whole))
+
+
+def named_patients(export: Export) -> pa.Table:
+    """(clinic, patient_id) of whom the raw lines of an export name, as their erasure would find them.
+
+    Other strings too, where a line cannot be read. What cannot be unpacked names nobody.
+    """
+    found = [pa.table({"id": pa.array([], pa.string())})]
+    for path in (p for p in export.files() if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)):
+        with contextlib.suppress(OSError, EOFError, zlib.error, RejectedExport), connect() as con:
+            form = _form_of(path)
+            for content, _ in _batches(path):
+                text = content.replace(b"\0", b"").decode(form.encoding, "replace").split("\n")
+                query = "SELECT DISTINCT id FROM named WHERE kind = 'patient' AND id <> ''"
+                found.append(_named(con, text, [0] * len(text), [form], query))
+    ids = pa.concat_tables(found).column("id").unique()
+    return pa.table({"clinic": pa.repeat(export.clinic.key, len(ids)), "patient_id": ids})
 
 
 def _may_hold(path: Path, ids: set[str]) -> bool:
@@ -384,15 +408,7 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
 
 def require_raw_files(exports: Iterable[Export]) -> None:
     """Raise `RawFilesErased` where a raw file of one of `exports` is gone."""
-    gone = set()
-    for export in exports:
-        manifest = export.folder / MANIFEST
-        entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
-        read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(_READ)]
-        present = {p.name for p in export.folder.iterdir()}
-        noted = any(about["lines"] == "all" for entry in read for about in entry.get("erased", []))
-        if noted or any(entry["name"] not in present for entry in read):
-            gone.add(f"{export.clinic.key} {export.arrival_day}")
+    gone = {f"{export.clinic.key} {export.arrival_day}" for export in exports if export.erased}
     if gone:
         raise RawFilesErased(
             f"raw files were erased, so these days cannot be read again: {', '.join(sorted(gone))}; leave them out of "

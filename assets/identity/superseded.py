@@ -1,0 +1,56 @@
+"""Stored cases whose clinic delivered a new version that lies in quarantine: they count no more until a valid one comes.
+
+The clinic said that the version before is not how things are, and what it said instead cannot be used. To go on
+counting the older one would be a guess, and would differ from a city that never saw it. To erase it would be more than
+anybody asked for: the consent stands, and a delivery that is mended brings the case back. So the version before
+arrives again as one that does not count. What is frozen by then stays, as with every version. Not here: cases
+that a clinic deleted (`deleted`), patients who withdrew (`erasure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.contract.codes import CARE_UNCOUNTED
+from assets.contract.schemas import CASES, PSEUDONYMISED_CASES, only
+from assets.identity.pseudonymise import case_keys
+from assets.lake.distribute import in_order
+from assets.lake.engine import connect, load
+from assets.lake.lake import Lake
+
+_QUARANTINED: Final = only(CASES, "clinic", "arrival_day", "case_id")
+_CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
+# Every column takes part, so that of versions of one day always the same is taken.
+_SQL: Final = f"""
+WITH due AS (
+  SELECT DISTINCT k.key AS case_key, q.arrival_day FROM quarantined q JOIN keys k ON k.clinic = q.clinic AND k.id = q.case_id),
+before AS (
+  SELECT v.* REPLACE (d.arrival_day AS arrival_day)
+  FROM (FROM due ANTI JOIN fresh USING (case_key, arrival_day)) d
+  JOIN versions v ON v.case_key = d.case_key AND v.arrival_day < d.arrival_day
+  QUALIFY row_number() OVER (PARTITION BY d.case_key, d.arrival_day
+    ORDER BY v.arrival_day DESC, {", ".join(f"v.{n}" for n in PSEUDONYMISED_CASES.names if n != "arrival_day")}) = 1)
+SELECT * REPLACE ('{CARE_UNCOUNTED}' AS care) FROM before WHERE care <> '{CARE_UNCOUNTED}'"""
+
+
+def with_superseded(lake: Lake, days: Sequence[date], cases: pa.Table) -> pa.Table:
+    """`cases` (`PSEUDONYMISED_CASES` of this run of `days`) with an uncounted version of each case that was known before
+    and of which one of these days brought nothing but a version in quarantine."""
+    quarantined = lake.read("quarantine/cases", _QUARANTINED, days)
+    if not quarantined.num_rows:
+        return cases
+    keys = case_keys(quarantined, lake.keys)
+    stored = lake.read("cases", _CASE_KEY).column("case_key")
+    theirs = pc.is_in(stored, value_set=keys.column("key").combine_chunks())
+    known = lake.read("cases", PSEUDONYMISED_CASES, where=theirs.to_numpy())
+    known = known.filter(pc.invert(pc.is_in(known.column("arrival_day"), pa.array(days, pa.date32()))))
+    now = cases.filter(pc.is_in(cases.column("case_key"), value_set=keys.column("key").combine_chunks()))
+    with connect() as con:
+        load(con, quarantined=quarantined, keys=keys, versions=pa.concat_tables([known, now]), fresh=now)
+        superseded = con.execute(_SQL).to_arrow_table().cast(PSEUDONYMISED_CASES)
+    return in_order(pa.concat_tables([cases, superseded]), ("arrival_day", "case_key"))
