@@ -116,14 +116,19 @@ def _judge(
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
     """`provisions` in which one that names no patient has its own: of the deleted document's earlier versions, or of
     the case that a row of a side file names and an earlier delivery held. One of no known case belongs to nobody and goes."""
-    if not provisions.column("patient_id").null_count:
+    nameless = provisions.filter(pc.is_null(provisions.column("patient_id"))).column("consent_id").unique()
+    if not len(nameless):
         return provisions
+    register = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "arrival_day", "consent_id"))
+    held = lake.read("consent_decisions", only(CONSENT_DECISIONS, *PATIENTS.names, "arrival_day", "case_id"))
+    # Both grow with the years: of them only what these name.
+    cases = pc.utf8_slice_codeunits(nameless.filter(pc.starts_with(nameless, OF_CASE)), len(OF_CASE))
     with connect() as con:
         load(
             con,
             provisions=provisions,
-            register=lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "arrival_day", "consent_id")),
-            held=lake.read("consent_decisions", only(CONSENT_DECISIONS, *PATIENTS.names, "arrival_day", "case_id")),
+            register=register.filter(pc.is_in(register.column("consent_id"), value_set=nameless)),
+            held=held.filter(pc.is_in(held.column("case_id"), value_set=cases)),
         )
         rows = con.execute(
             f"""SELECT p.* REPLACE (coalesce(p.patient_id, o.owner, c.owner) AS patient_id) FROM provisions p LEFT JOIN (

@@ -88,12 +88,12 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, gone: Mask)
         if not erased.any():
             continue
         rows = lake.read(table, schema, held)
-        days = rows.column(column).filter(pa.array(erased)).unique()
-        kept = rows.filter(pc.and_(pc.is_in(rows.column(column), days), pa.array(~erased)))
-        days = days.to_pylist()
+        kept = rows.filter(pa.array(~erased))
         if table in RECORDED:
-            announce_erasure(lake, table, days, kept)
-        lake.write_days(table, days, kept, column, keep_empty=table in (*_FROZEN, REGISTER))
+            days = rows.column(column).filter(pa.array(erased)).unique()
+            announce_erasure(lake, table, days.to_pylist(), kept.filter(pc.is_in(kept.column(column), days)))
+        # The whole month: its other days are at hand, and would else be read again.
+        lake.write_days(table, held, kept, column, keep_empty=table in (*_FROZEN, REGISTER))
         if table in RECORDED:
             conclude_erasure(lake)
     return int(gone.sum())

@@ -50,17 +50,17 @@ def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Tabl
 
     `as_of`: a column of days; a link counts where it had arrived by then.
     """
-    if not known.num_rows:
+    theirs = known.filter(pc.is_in(known.column("patient_key"), value_set=rows.column("person_key").unique()))
+    if not theirs.num_rows:
         return rows
-    in_time = f'AND l.arrival_day <= r."{as_of}"' if as_of else ""
-    with connect() as con:
-        load(con, rows_asked=rows, known=known)
-        found = con.execute(
-            f"""WITH counting AS (FROM known {THAT_COUNTS})
-            SELECT r.* REPLACE (coalesce(l.person_key, r.person_key) AS person_key)
-            FROM rows_asked r LEFT JOIN counting l ON l.patient_key = r.person_key {in_time}"""
-        )
-        return found.to_arrow_table().cast(rows.schema)
+    first = theirs.sort_by([("arrival_day", "ascending"), ("person_key", "ascending")])
+    # Of several links of a patient the place of the first.
+    place = pc.index_in(rows.column("person_key"), value_set=first.column("patient_key").combine_chunks())
+    if as_of:
+        in_time = pc.less_equal(first.column("arrival_day").take(place), rows.column(as_of))
+        place = pc.if_else(in_time, place, pa.scalar(None, place.type))
+    person = pc.coalesce(first.column("person_key").take(place), rows.column("person_key"))
+    return rows.set_column(rows.column_names.index("person_key"), "person_key", person)
 
 
 def pseudonyms_of_person(lake: Lake, patient: pa.Array) -> pa.Array:

@@ -71,7 +71,6 @@ def _httpfs() -> Path:
 def _open(folders: Iterable[Path], spill: Path | None, memory: str) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     settings: list[tuple[str, Any]] = [
-        ("enable_progress_bar", False),
         ("TimeZone", "UTC"),
         ("memory_limit", memory),
         ("temp_directory", str(make_directory(spill)) if spill else ""),
@@ -84,7 +83,7 @@ def _open(folders: Iterable[Path], spill: Path | None, memory: str) -> duckdb.Du
     if spill:
         con.execute(f"LOAD '{_httpfs()}'")
     for name, value in settings:
-        con.execute(f"SET {name} = ?", [value])
+        con.execute(f"SET GLOBAL {name} = ?", [value])  # of every connection to this database, not of this one only
     return con
 
 
@@ -95,7 +94,7 @@ def _shared(_process: int, spill: Path | None, memory: str) -> duckdb.DuckDBPyCo
 
 
 def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
-    """A connection with its own temporary tables that may read `folders` only.
+    """A connection with its own temporary tables that may read `folders` only; its `cursor` is another such one.
 
     It never sees the encrypted zone: `Lake.read` does.
     """

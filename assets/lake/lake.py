@@ -45,7 +45,7 @@ def default_data_root() -> Path:
 def _places(file: pq.ParquetFile) -> dict[date, tuple[int, int]]:
     """Where the rows of each day lie: first row and number."""
     places, first = {}, 0
-    for day, number in json.loads((file.schema_arrow.metadata or {})[_PLACES]).items():
+    for day, number in json.loads((file.metadata.metadata or {})[_PLACES]).items():
         places[date.fromisoformat(day)] = (first, number)
         first += number
     return places

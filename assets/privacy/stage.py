@@ -199,7 +199,7 @@ def as_decided(cases: pa.Table, decisions: pa.Table, links: pa.Table) -> pa.Tabl
     # Only of pseudonyms that differ is asked whether they are one person: they are few, and versions need no copy.
     differ = pa.array(np.flatnonzero(pc.not_equal(versions.column("person_key"), decided_for).to_numpy()))
     one, other = (
-        linked(pa.table({"n": differ, "person_key": who.take(differ)}), links).sort_by("n")
+        linked(pa.table({"n": differ, "person_key": who.take(differ)}), links)
         for who in (versions.column("person_key"), decided_for)
     )
     moved = np.zeros(versions.num_rows, dtype=bool)

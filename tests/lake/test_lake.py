@@ -156,6 +156,14 @@ def test_the_connection_is_sealed(lake: Lake, tmp_path: Path):
             con.execute("INSTALL spatial")
 
 
+def test_a_cursor_of_a_connection_is_sealed_too_and_tells_time_alike_on_every_machine(lake: Lake) -> None:
+    with connect([lake.landing]) as con, con.cursor() as cursor, connect() as shared:
+        with pytest.raises(duckdb.PermissionException):
+            cursor.execute("SELECT * FROM read_text('/etc/hostname')")
+        zones = [c.execute("SELECT current_setting('TimeZone')").fetchone() for c in (con, cursor, shared)]
+    assert zones == [("UTC",)] * 3
+
+
 @pytest.mark.parametrize(
     "escape",
     [
