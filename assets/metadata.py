@@ -77,6 +77,6 @@ def rules_text(counts: Mapping[str, int], of: int) -> str:
     return f"{total:,} of {of:,} ({total / max(of, 1):.2%}){rules}"
 
 
-def picture(svg: bytes, alt: str) -> dg.MarkdownMetadataValue:
+def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
     """A picture of published numbers, inside the page: the UI loads nothing from elsewhere."""
-    return dg.MetadataValue.md(f"![{alt}](data:image/svg+xml;base64,{base64.b64encode(svg).decode()})")
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")

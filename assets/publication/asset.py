@@ -8,7 +8,7 @@ from assets.metadata import Lineage, column_schema, counts_table, described, pic
 from assets.partitions import BACKFILL, days_of
 from assets.publication import stage
 from assets.publication.catalogue import SCHEMA
-from assets.publication.plots import latest_series, preview_table, trend_svg
+from assets.publication.plots import latest_series, preview_table, trend_png
 from assets.resources import Site
 
 DESCRIPTION = described(
@@ -64,7 +64,7 @@ def build(partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
             series = latest_series(frames)
             if len(series):
                 shown = {"preview": dg.MetadataValue.md(preview_table(series))}
-                shown["trend"] = picture(trend_svg(series, "Inpatient cases / Stationäre Fälle"), "trend")
+                shown["trend"] = picture(trend_png(series, "Inpatient cases / Stationäre Fälle"), "trend")
                 # Every day of the run has an event of its own: with the picture in each, a year's take 90 MB.
                 context.add_asset_metadata(shown, partition_key=days_of(context)[-1].isoformat())
         return dg.MaterializeResult(metadata=metadata)
