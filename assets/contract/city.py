@@ -118,7 +118,10 @@ class Clinic(Model):
     connector: Connector = FolderConnector()
     consent_source: Literal["fhir", "csv"] = "fhir"
     consent_delivery: Literal["incremental", "full"] = "incremental"
-    """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn."""
+    """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn.
+
+    The default of the connector `fhir_bulk`, whose whole exports do: few servers report a deleted consent otherwise.
+    """
     linkable: bool = True
     """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
     delivers_from: date | None = None
@@ -131,6 +134,13 @@ class Clinic(Model):
     def delivers_on(self, day: date) -> bool:
         member = (self.delivers_from or day) <= day <= (self.delivers_until or day)
         return member and not any(p.first <= day <= p.last for p in self.pauses)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_exports_hold_all_consents(cls, value: Any) -> Any:
+        connector = value.get("connector") if isinstance(value, dict) else None
+        kind = connector.get("kind") if isinstance(connector, dict) else getattr(connector, "kind", None)
+        return {"consent_delivery": "full"} | value if kind == "fhir_bulk" else value
 
     @model_validator(mode="after")
     def _channel_fits(self) -> Clinic:

@@ -48,6 +48,7 @@ def test_each_channel_is_chosen_by_its_kind(tmp_path: Path, connector: str, kind
         (BULK.replace("https", "http"), "https"),
         (BULK.replace("fhir.", "user:pass@fhir."), "no user"),
         (BULK + ", level: group", "group"),
+        (BULK + ", type_filters: ['Encounter?status=finished,planned']", "one filter for each value"),
     ],
 )
 def test_what_is_unsafe_or_incomplete_is_refused_with_its_line(tmp_path: Path, connector: str, reason: str):
@@ -60,3 +61,21 @@ def test_what_is_unsafe_or_incomplete_is_refused_with_its_line(tmp_path: Path, c
 def test_a_bulk_export_delivers_fhir_only(tmp_path: Path):
     with pytest.raises(CityFileError, match="format fhir only"):
         write(tmp_path, BULK, clinic="hospital-sued")
+
+
+@pytest.mark.parametrize(("said", "delivery"), [("", "full"), ("\n    consent_delivery: incremental", "incremental")])
+def test_a_whole_bulk_export_holds_all_consents_unless_the_city_file_says_otherwise(
+    tmp_path: Path, said: str, delivery: str
+):
+    write(tmp_path, BULK)
+    text = (tmp_path / "city.yaml").read_text()
+    (tmp_path / "city.yaml").write_text(text.replace("  - key: klinik-nord", f"  - key: klinik-nord{said}"))
+    found = {c.key: c.consent_delivery for c in load_city(tmp_path / "city.yaml").clinics}
+    assert found == {"klinik-nord": delivery, "hospital-sued": "incremental", "praxisnetz": "incremental"}
+
+
+def test_the_documented_entry_of_a_fhir_server_is_one(tmp_path: Path):
+    docs = (Path(__file__).parents[2] / "docs" / "onboarding.md").read_text()
+    block = next(b for b in docs.split("```") if b.startswith("yaml\nconnector: "))
+    found = write(tmp_path, " ".join(block.removeprefix("yaml\nconnector: {").split()).removesuffix("}"))
+    assert (found.kind, found.auth.algorithm) == ("fhir_bulk", "ES384")

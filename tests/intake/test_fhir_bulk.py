@@ -9,7 +9,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,6 +56,8 @@ class Server:
         self.counts = True
         self.headers: dict[str, str] = {}
         self.redirected: set[str] = set()
+        self.moved: dict[str, int] = {}
+        self.reuses = False
         self.token_type: dict[str, str] = {"token_type": "bearer"}
         self.status_path = ""
         self.faults: dict[str, list[str]] = defaultdict(list)
@@ -143,7 +145,10 @@ class Handler(BaseHTTPRequestHandler):
             claims = jwt.decode(
                 form["client_assertion"], state.public_key, [state.algorithm], audience=f"{state.base}/token"
             )
-            assert claims["iss"] == claims["sub"] == "city" and claims["exp"] - time.time() <= 300 and claims["jti"]
+            assert claims["iss"] == claims["sub"] == "city" and claims["jti"]
+            # By a clock up to a minute slower than ours, and no longer than five minutes in any case.
+            assert claims["iat"] <= time.time() - 60 and claims["exp"] - time.time() <= 240
+            assert claims["exp"] - claims["iat"] <= 300
             assert jwt.get_unverified_header(form["client_assertion"])["kid"] == "k1"
             assert form["client_assertion_type"].endswith("jwt-bearer") and form["grant_type"] == "client_credentials"
         except (jwt.PyJWTError, AssertionError):
@@ -172,8 +177,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         if parts.path in state.redirected:
             return self.answer(307, Location=f"{state.store}{parts.path}?signature=x")
+        if parts.path in state.moved:
+            return self.answer(state.moved[parts.path], Location=f"/moved{self.path}")
+        parts = parts._replace(path=parts.path.removeprefix("/moved"))
         if parts.path.endswith("$export"):
-            state.exports += 1
+            asked_before = [s for s in state.seen[:-1] if s[1] == self.path]
+            if not (state.reuses and asked_before and self.headers.get("Cache-Control") != "no-cache"):
+                state.exports += 1
             return self.answer(202, Content_Location=f"{state.status_path or state.base}/status/{state.exports}")
         if parts.path.startswith("/status/"):
             if fault == "gone":
@@ -387,6 +397,49 @@ def test_an_export_the_server_forgot_or_failed_is_started_anew(
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 3
 
 
+def asked_from(server: Server) -> list[str | None]:
+    """`_since` of every export that was asked for."""
+    return [parse_qs(urlsplit(s[1]).query).get("_since", [None])[0] for s in server.seen if "$export" in s[1]]
+
+
+def test_what_changed_while_the_server_was_at_work_is_asked_for_again(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    # Medplum, Pathling, HAPI before 8: the export is dated when it was done, not when it began to read.
+    server.moment = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    city, before = remote_city(**settings()), datetime.now(UTC)
+    for day in (DAY, DAY + timedelta(days=1)):
+        assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"]
+    first, second = asked_from(server)
+    assert first is None and second is not None
+    assert before - timedelta(seconds=1) <= datetime.fromisoformat(second) <= datetime.now(UTC)
+
+
+def test_an_export_like_an_earlier_one_is_not_answered_with_the_old_files(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    # HAPI: the same request gets the same job again, unless the client wants it fresh.
+    server.reuses, server.output = True, [("Patient", lines([PATIENT]))]
+    city = remote_city(**settings(incremental=False))
+    for day in (DAY, DAY + timedelta(days=1)):
+        assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"]
+    assert server.exports == 2
+
+
+def test_everything_is_asked_for_now_and_then_and_of_a_group_always(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    days = [DAY + timedelta(days=i) for i in range(8)]
+    for day in days:
+        pull(lake, remote_city(**settings(whole_every_days=3)), [day], day)
+    assert [i for i, since in enumerate(asked_from(server)) if since is None] == [0, 3, 6]
+    server.seen.clear()
+    later = [days[-1] + timedelta(days=i) for i in range(1, 4)]
+    for day in later:
+        pull(lake, remote_city(**settings(level="group", group="consented")), [day], day)
+    assert asked_from(server) == [None] * 3, "who joined a group comes with what was there before"
+
+
 def test_the_next_day_asks_only_for_what_changed(lake: Lake, server: Server, settings: Callable, remote_city: Callable):
     city, moments = remote_city(**settings()), []
     for i in range(3):
@@ -497,6 +550,8 @@ def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
             or setattr(s, "counts", False)),
         ("called zipped and is not", lambda s, m: s.headers.update({"Content-Encoding": "gzip"})),
         ("plain JSON as content type", lambda s, m: s.headers.update({"Content-Type": "application/fhir+json"})),
+        # Pathling, and proxies: what is asked for has moved, with the token inside one server.
+        ("moved", lambda s, m: s.moved.update({"/r4/Patient/$export": 307, "/status/1": 303})),
         ("a date as Retry-After", lambda s, m: s.faults["/status/1"].append("dated")),
         ("too many polls", lambda s, m: s.faults["/status/1"].extend(["429", "503"])),
         ("a finished export cannot be deleted", lambda s, m: s.faults["DELETE /status/1"].extend(["400"] * 9)),

@@ -114,10 +114,11 @@ class BulkClient:
             yield answer
 
     def ask(self, method: str, url: str, headers: dict[str, str]) -> tuple[httpx.Response, Any]:
-        """A short answer and its JSON, with retries."""
+        """A short answer and its JSON, with retries. What is only asked for may have moved."""
+        redirects = MAX_REDIRECTS if method == "GET" else 0
 
         def once() -> tuple[httpx.Response, Any]:
-            with self.stream(method, url, headers) as answer:
+            with self.stream(method, url, headers, redirects=redirects) as answer:
                 body = b""
                 for chunk in answer.iter_bytes():
                     body += chunk

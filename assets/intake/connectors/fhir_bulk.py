@@ -19,7 +19,8 @@ import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
@@ -76,8 +77,30 @@ class _Item:
     count: int | None
 
 
-def _kick_off(client: BulkClient, since: str | None) -> str:
-    """Start an export; returns the address of its status."""
+def _since(settings: FhirBulkConnector, done: State, asked: str, day: date) -> str | None:
+    """From when on changes are asked for, by the exports that are `done`; None: everything is asked for."""
+    # Of a group no server says who joined it, with all that is known of them, or left it.
+    if not settings.incremental or settings.level == "group" or done.get("asked") != asked or not done.get("whole"):
+        return None
+    due = date.fromisoformat(done["whole"]) + timedelta(settings.whole_every_days)
+    return done.get("transaction_time") if day < due else None
+
+
+def _known_until(moment: str, asked_at: str) -> str:
+    """Until when an export holds every change: its `moment`, but never later than it was asked for (HTTP date).
+
+    Some servers (Medplum, Pathling, older HAPI) give as `transactionTime` when they were done; what changed while they
+    were at work would be in no export at all. What is in two of them does no harm.
+    """
+    try:
+        asked = parsedate_to_datetime(asked_at)
+        return asked.isoformat() if asked < datetime.fromisoformat(moment) else moment
+    except (TypeError, ValueError):
+        return moment
+
+
+def _kick_off(client: BulkClient, since: str | None) -> State:
+    """Start an export; returns the address of its `status`, and when it was `asked_at` by the server's clock."""
     s = client.settings
     import httpx
 
@@ -88,13 +111,14 @@ def _kick_off(client: BulkClient, since: str | None) -> str:
     if s.type_filters:
         parameters["_typeFilter"] = ",".join(s.type_filters)
     url = str(httpx.URL(f"{s.base_url}/{_PATHS[s.level].format(group=s.group)}", params=parameters))
-    answer, _ = client.ask("GET", url, {"Accept": "application/fhir+json", "Prefer": "respond-async"})
+    # HAPI answers a request like an earlier one with that one's files, however old, unless it is told not to.
+    headers = {"Accept": "application/fhir+json", "Prefer": "respond-async", "Cache-Control": "no-cache"}
+    answer, _ = client.ask("GET", url, headers)
     status = str(answer.headers.get("Content-Location", ""))
     if answer.status_code != 202 or not status:
-        raise FetchProblem(
-            f"the FHIR server does not start an export ({answer.status_code}); check base_url, level and types"
-        )
-    return urljoin(f"{s.base_url}/", status)
+        refused = f"the FHIR server does not start an export ({answer.status_code})"
+        raise FetchProblem(f"{refused}; check base_url, level, types and type_filters")
+    return {"status": urljoin(f"{s.base_url}/", status), "asked_at": answer.headers.get("Date", "")}
 
 
 def _poll(client: BulkClient, status_url: str) -> State | None:
@@ -314,19 +338,17 @@ def _started(client: BulkClient, record: Path, day: date) -> tuple[State, State]
     state = load_state(record)
     done = {k: v for k, v in state.items() if k != "pending"}
     asked = _asked(client.settings)
-    pending = state.get("pending")
+    pending: State | None = state.get("pending")
     if pending and date.fromisoformat(pending.get("day", day.isoformat())) < day - PATIENCE:
         _dismiss(client, pending)
         pending = None
     try:
         manifest = _poll(client, pending["status"]) if pending and pending.get("asked") == asked else None
         if manifest is None:
-            known = client.settings.incremental and done.get("asked") == asked
-            since = done.get("transaction_time") if known else None
-            status = _kick_off(client, since)
-            pending = {"since": since, "asked": asked, "status": status, "day": day.isoformat()}
+            since = _since(client.settings, done, asked, day)
+            pending = _kick_off(client, since) | {"since": since, "asked": asked, "day": day.isoformat()}
             save_state(record, done | {"pending": pending})
-            manifest = _poll(client, status)
+            manifest = _poll(client, pending["status"])
     except Transient as problem:
         if problem.status >= 500:  # by the standard, the export itself has failed
             save_state(record, done)
@@ -369,5 +391,10 @@ def _fetch_export(client: BulkClient, inbox: Path, day: date) -> None:
     _download_all(client, manifest, pending["status"], building)
     if not final.exists():
         publish(building, final)
-    save_state(inbox / STATE, {"day": day.isoformat(), "transaction_time": moment, "asked": pending["asked"]})
+    whole = load_state(inbox / STATE).get("whole") if since else pending.get("day", day.isoformat())
+    until = _known_until(moment, pending.get("asked_at", ""))
+    save_state(
+        inbox / STATE,
+        {"day": day.isoformat(), "transaction_time": until, "asked": pending["asked"], "whole": whole},
+    )
     _dismiss(client, pending)
