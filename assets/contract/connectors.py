@@ -139,8 +139,11 @@ class FhirBulkConnector(_Remote):
     type_filters: tuple[str, ...] = ()
     incremental: bool = True
     """Ask for what changed since the last export; false: everything every time, as always of a group."""
-    whole_every_days: Annotated[int, Field(ge=1, le=366)] = 7
-    """Ask for everything at least this often: few servers report what was deleted, and nobody else would say it."""
+    whole_every_days: Annotated[int, Field(ge=1, le=366)] = 28
+    """Ask for everything at least this often: few servers report what was deleted, and nobody else would say it.
+
+    Below the month that Art. 12 (3) GDPR allows for what a person asks for; each whole export is stored anew.
+    """
     parallel: Annotated[int, Field(ge=1, le=4)] = 3
     poll_seconds: Annotated[float, Field(ge=0, le=3600)] = 10
     """Pause between polls where the server names none."""
