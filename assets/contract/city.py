@@ -258,6 +258,14 @@ class City(Model):
         codes = [code for area in self.areas for code in area.postal_codes]
         if len(set(codes)) != len(codes):
             raise ValueError("a postal code belongs to two areas")
+        for c in self.clinics:
+            if (
+                self.retention_days
+                and c.connector.kind == "fhir_bulk"
+                and self.retention_days < c.connector.whole_every_days
+            ):
+                what = f"{c.key}: whole_every_days must not be longer than retention_days ({self.retention_days})"
+                raise ValueError(f"{what}; an export of changes takes what stayed the same from raw files")
         if AREA_ELSEWHERE not in {a.key for a in self.areas}:
             raise ValueError(f"an area with the key {AREA_ELSEWHERE!r} is needed for all other postal codes")
         if self.start < self.budget.epoch:

@@ -74,6 +74,16 @@ def test_a_whole_bulk_export_holds_all_consents_unless_the_city_file_says_otherw
     assert found == {"klinik-nord": delivery, "hospital-sued": "incremental", "praxisnetz": "incremental"}
 
 
+def test_what_changes_build_upon_is_kept_until_the_next_whole_export(tmp_path: Path):
+    write(tmp_path, BULK)
+    text = (tmp_path / "city.yaml").read_text().replace("freeze_lag_days:", "retention_days: 14\nfreeze_lag_days:")
+    (tmp_path / "city.yaml").write_text(text)
+    with pytest.raises(CityFileError, match=r"klinik-nord: whole_every_days .* retention_days \(14\)"):
+        load_city(tmp_path / "city.yaml")
+    (tmp_path / "city.yaml").write_text(text.replace(BULK, f"{BULK}, whole_every_days: 14"))
+    assert load_city(tmp_path / "city.yaml").retention_days == 14
+
+
 def test_the_documented_entry_of_a_fhir_server_is_one(tmp_path: Path):
     docs = (Path(__file__).parents[2] / "docs" / "onboarding.md").read_text()
     block = next(b for b in docs.split("```") if b.startswith("yaml\nconnector: "))
