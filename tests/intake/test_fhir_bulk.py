@@ -26,7 +26,8 @@ from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connector import landed, pull
 from assets.intake.connectors import fhir_bulk
 from assets.intake.connectors.bulk_client import BulkClient
-from assets.intake.connectors.fhir_bulk import _items, count_resources
+from assets.intake.connectors.bulk_manifest import items_of
+from assets.intake.connectors.fhir_bulk import count_resources
 from assets.intake.connectors.smart import grants
 from assets.intake.connectors.transfer import FetchProblem
 from assets.intake.read import read_exports
@@ -531,6 +532,21 @@ def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "manifest", lambda: pages["page=2" in server.seen[-1][1]])
 
 
+def as_parameters(server: Server) -> Callable[[], dict[str, Any]]:
+    """The manifest as a `Parameters` resource."""
+    whole, kinds = server.manifest, {"type": "valueCode", "url": "valueUri", "count": "valueInteger"}
+
+    def manifest() -> dict[str, Any]:
+        said = whole()
+        files = [{"name": section, "part": [{"name": k, kinds[k]: v} for k, v in entry.items()]}
+                 for section in ("output", "error", "deleted") for entry in said[section]]  # fmt: skip
+        return {"resourceType": "Parameters", "parameter": [
+            {"name": "transactionTime", "valueInstant": said["transactionTime"]},
+            {"name": "requiresAccessToken", "valueBoolean": said["requiresAccessToken"]}, *files]}  # fmt: skip
+
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("name", "prepare"),
     [
@@ -552,6 +568,7 @@ def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         ("plain JSON as content type", lambda s, m: s.headers.update({"Content-Type": "application/fhir+json"})),
         # Pathling, and proxies: what is asked for has moved, with the token inside one server.
         ("moved", lambda s, m: s.moved.update({"/r4/Patient/$export": 307, "/status/1": 303})),
+        ("a manifest as Parameters (Pathling)", lambda s, m: m.setattr(s, "manifest", as_parameters(s))),
         ("a date as Retry-After", lambda s, m: s.faults["/status/1"].append("dated")),
         ("too many polls", lambda s, m: s.faults["/status/1"].extend(["429", "503"])),
         ("a finished export cannot be deleted", lambda s, m: s.faults["DELETE /status/1"].extend(["400"] * 9)),
@@ -648,7 +665,7 @@ def test_a_yearly_export_of_many_files_is_taken_and_one_without_end_refused_with
     def manifest(files: int) -> dict[str, Any]:
         return {"output": [{"type": "Patient", "url": f"/file/{i}", "count": 1000} for i in range(files)]}
 
-    items = _items(manifest(50_000), ["Patient"], "http://127.0.0.1/status")
+    items = items_of(manifest(50_000), ["Patient"], "http://127.0.0.1/status")
     assert len({item.name for item in items}) == len({item.url for item in items}) == 50_000
     with pytest.raises(FetchProblem, match="larger than 100000 files; let the server write larger ones"):
-        _items(manifest(100_001), ["Patient"], "http://127.0.0.1/status")
+        items_of(manifest(100_001), ["Patient"], "http://127.0.0.1/status")

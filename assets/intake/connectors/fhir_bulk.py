@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -27,8 +26,8 @@ from urllib.parse import urljoin
 
 from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connectors.bulk_client import MAX_REDIRECTS, BulkClient, retry_after, same_origin
+from assets.intake.connectors.bulk_manifest import SECTIONS, Item, entries, items_of, plain
 from assets.intake.connectors.transfer import (
-    MAX_FILES,
     SCOPE_FILE,
     FetchProblem,
     Later,
@@ -53,8 +52,6 @@ PATIENCE: Final = timedelta(days=3)
 """An export that is not ready after this long is cancelled, and another one asked for."""
 UNPACKED_FACTOR: Final = 4
 """An export may unpack to this many times `max_gigabytes`; FHIR text shrinks to a tenth at most when it is real."""
-_TYPE: Final = re.compile(r"^[A-Za-z]{1,64}$")
-_SECTIONS: Final = ("output", "error", "deleted")
 _NOT_NDJSON: Final = re.compile(r"html|xml|multipart|image/|pdf", re.IGNORECASE)
 _GZIP: Final = b"\x1f\x8b"
 _PATHS: Final = {"system": "$export", "patient": "Patient/$export", "group": "Group/{group}/$export"}
@@ -66,15 +63,6 @@ class _Preparing(Later):
 
 class _Miscounted(Transient):
     """A whole file with another number of resources than announced: worth another try, not another run."""
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One file of the manifest and the name it lands under."""
-
-    name: str
-    url: str
-    count: int | None
 
 
 def _since(settings: FhirBulkConnector, done: State, asked: str, day: date) -> str | None:
@@ -116,8 +104,10 @@ def _kick_off(client: BulkClient, since: str | None) -> State:
     answer, _ = client.ask("GET", url, headers)
     status = str(answer.headers.get("Content-Location", ""))
     if answer.status_code != 202 or not status:
-        refused = f"the FHIR server does not start an export ({answer.status_code})"
-        raise FetchProblem(f"{refused}; check base_url, level, types and type_filters")
+        raise FetchProblem(
+            f"the FHIR server does not start an export ({answer.status_code}); "
+            "check base_url, level, types and type_filters"
+        )
     return {"status": urljoin(f"{s.base_url}/", status), "asked_at": answer.headers.get("Date", "")}
 
 
@@ -128,7 +118,7 @@ def _poll(client: BulkClient, status_url: str) -> State | None:
     while True:
         answer, body = client.ask("GET", status_url, {"Accept": "application/json"})
         if answer.status_code == 200 and isinstance(body, dict):
-            return body
+            return plain(body)
         if answer.status_code in (404, 410):
             return None
         if answer.status_code != 202:
@@ -140,47 +130,20 @@ def _poll(client: BulkClient, status_url: str) -> State | None:
         time.sleep(pause)
 
 
-def _entries(manifest: State, section: str) -> list[State]:
-    entries = manifest.get(section) or []
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
-    return entries
-
-
 def _all_pages(client: BulkClient, manifest: State, status_url: str) -> State:
     """The manifest with the entries of the pages that it links to."""
-    whole = manifest | {section: _entries(manifest, section) for section in _SECTIONS}
+    whole = manifest | {section: entries(manifest, section) for section in SECTIONS}
     for _ in range(MAX_PAGES):
-        links = [e.get("url") for e in _entries(manifest, "link") if e.get("relation") == "next"]
+        links = [e.get("url") for e in entries(manifest, "link") if e.get("relation") == "next"]
         if not links:
             return whole
         following = _poll(client, urljoin(status_url, str(links[0])))
         if following is None:
             raise Later("the FHIR server forgot a part of its manifest; the next run starts another export")
         manifest = following
-        for section in _SECTIONS:
-            whole[section] = [*whole[section], *_entries(manifest, section)]
+        for section in SECTIONS:
+            whole[section] = [*whole[section], *entries(manifest, section)]
     raise FetchProblem(f"the FHIR server's manifest has more than {MAX_PAGES} pages")
-
-
-def _items(manifest: State, types: Collection[str], status_url: str) -> list[_Item]:
-    """The files to fetch, in manifest order, under names of ours. Types that we did not ask for are left."""
-    numbers: dict[str, int] = {}
-    items = []
-    for section in _SECTIONS:
-        for entry in _entries(manifest, section):
-            kind, url, count = entry.get("type"), entry.get("url"), entry.get("count")
-            if not isinstance(url, str) or not isinstance(kind, str) or not _TYPE.match(kind):
-                raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
-            url = urljoin(status_url, url)
-            if section == "output" and kind not in types:
-                continue
-            stem = {"output": kind, "error": "OperationOutcome", "deleted": "deleted"}[section]
-            number = numbers[stem] = numbers.get(stem, -1) + 1
-            items.append(_Item(f"{stem}.{number:03d}.ndjson", url, count if isinstance(count, int) else None))
-    if len(items) > MAX_FILES:
-        raise FetchProblem(f"the export is larger than {MAX_FILES} files; let the server write larger ones")
-    return items
 
 
 class _Allowance:
@@ -237,7 +200,7 @@ def _version(answer: httpx.Response) -> State:
     return {"etag": "" if etag.startswith("W/") else etag, "encoding": encoding}
 
 
-def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, allowance: _Allowance) -> None:
+def _download(client: BulkClient, item: Item, folder: Path, with_token: bool, allowance: _Allowance) -> None:
     """One file: resumed where the server lets us, restarted where it changed, verified by length and count."""
     part = folder / f"{item.name}.part"
     if any((folder / f"{item.name}{end}").exists() for end in ("", ".gz")):
@@ -290,10 +253,10 @@ def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, a
 def _download_all(client: BulkClient, manifest: State, status_url: str, folder: Path) -> None:
     allowance = _Allowance(client.settings.max_gigabytes * 2**30)
     asked = manifest.get("requiresAccessToken")
-    items = _items(manifest, client.settings.types, status_url)
+    items = items_of(manifest, client.settings.types, status_url)
     stop = threading.Event()
 
-    def one(item: _Item) -> None:
+    def one(item: Item) -> None:
         if stop.is_set():
             return
         # Where the manifest does not say, other hosts see no token.

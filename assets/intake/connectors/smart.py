@@ -92,8 +92,9 @@ class TokenSource:
                 raise Transient(f"the token server answered {answer.status_code}")
             if answer.status_code != 200:
                 code = body.get("error") if body.get("error") in _ERRORS else answer.status_code
-                reason = f"the token server refused us ({code})"
-                raise FetchProblem(f"{reason}; check client_id, key_id, key, scopes and both clocks")
+                raise FetchProblem(
+                    f"the token server refused us ({code}); check client_id, key_id, key, scopes and both clocks"
+                )
             if (
                 not isinstance(body.get("access_token"), str)
                 or str(body.get("token_type", "bearer")).lower() != "bearer"
