@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connector import landed, pull
 from assets.intake.connectors import fhir_bulk
-from assets.intake.connectors.bulk_client import BulkClient
+from assets.intake.connectors.bulk_client import BulkClient, same_origin
 from assets.intake.connectors.bulk_manifest import items_of
 from assets.intake.connectors.fhir_bulk import count_resources
 from assets.intake.connectors.smart import grants
@@ -652,6 +652,21 @@ def test_an_export_that_is_never_ready_is_given_up_after_three_days(
     server.polls, day = 0, DAY + timedelta(days=4)
     assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"] and server.exports == 2
     assert ("DELETE", "/status/1", {}) in server.seen
+
+
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [
+        ("https://FHIR.example.org:443/file", True),
+        ("https://fhir.example.org:8443/file", False),
+        ("http://fhir.example.org/file", False),
+        ("https://fhir.example.org.example.net/file", False),
+        ("https://fhir.example.org@example.net/file", False),
+        ("https://fhir.example.org:none/file", False),
+    ],
+)
+def test_a_token_stays_with_its_server_whether_the_usual_port_is_named_or_not(address: str, same: bool):
+    assert same_origin("https://fhir.example.org/r4", address) is same
 
 
 def test_a_secure_server_does_not_send_us_to_a_plain_address():
