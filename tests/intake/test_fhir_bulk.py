@@ -398,6 +398,16 @@ def test_an_export_the_server_forgot_or_failed_is_started_anew(
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 3
 
 
+@pytest.mark.parametrize("status", ["502", "503", "504"])
+def test_a_proxy_whose_server_is_away_does_not_end_the_export(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable, status: str
+):
+    server.output, server.faults["/status/1"] = [("Patient", lines([PATIENT]))], [status] * 4
+    city = remote_city(**settings())
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["waiting"]
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 1
+
+
 def asked_from(server: Server) -> list[str | None]:
     """`_since` of every export that was asked for."""
     return [parse_qs(urlsplit(s[1]).query).get("_since", [None])[0] for s in server.seen if "$export" in s[1]]

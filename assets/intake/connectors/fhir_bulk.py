@@ -52,6 +52,8 @@ PATIENCE: Final = timedelta(days=3)
 """An export that is not ready after this long is cancelled, and another one asked for."""
 UNPACKED_FACTOR: Final = 4
 """An export may unpack to this many times `max_gigabytes`; FHIR text shrinks to a tenth at most when it is real."""
+_GATEWAY: Final = (502, 503, 504)
+"""Told by a proxy while the server restarts; the export may be at work, and a server may refuse another beside it."""
 _NOT_NDJSON: Final = re.compile(r"html|xml|multipart|image/|pdf", re.IGNORECASE)
 _GZIP: Final = b"\x1f\x8b"
 _PATHS: Final = {"system": "$export", "patient": "Patient/$export", "group": "Group/{group}/$export"}
@@ -313,7 +315,8 @@ def _started(client: BulkClient, record: Path, day: date) -> tuple[State, State]
             save_state(record, done | {"pending": pending})
             manifest = _poll(client, pending["status"])
     except Transient as problem:
-        if problem.status >= 500:  # by the standard, the export itself has failed
+        # By the standard the export itself has failed, unless that was said by what stands before the server.
+        if problem.status >= 500 and problem.status not in _GATEWAY:
             save_state(record, done)
         raise
     if manifest is None or pending is None:
