@@ -159,6 +159,18 @@ class FhirBulkConnector(_Remote):
         return self
 
     @model_validator(mode="after")
+    def _scopes_cover_types(self) -> FhirBulkConnector:
+        # Of what the token does not cover a server leaves out the types, without a word.
+        scopes = [s.removeprefix("system/") for s in self.auth.scopes] if self.auth else []
+        smart = self.auth is not None and all(s.startswith("system/") for s in self.auth.scopes)
+        missing = [t for t in self.types if not any(s.startswith((f"{t}.", "*.")) for s in scopes)]
+        if smart and missing:
+            raise ValueError(
+                f"auth: no scope covers {missing[0]}; name system/{missing[0]}.rs too, or leave it out of types"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_value_a_filter(self) -> FhirBulkConnector:
         # A comma stands between filters: a server would take what follows for another one, or leave it out.
         if any("," in f for f in self.type_filters):

@@ -11,6 +11,7 @@ from assets.contract.city import DEFAULT_CITY, CityFileError, load_city
 
 S3 = "kind: s3, bucket: b, access_key: {env: A}, secret_key: {env: B}"
 BULK = "kind: fhir_bulk, base_url: 'https://fhir.example.org/r4'"
+AUTH = "auth: {{token_url: 'https://fhir.example.org/token', client_id: c, key_file: k, key_id: k, scopes: [{}]}}"
 
 
 def write(tmp_path: Path, connector: str, clinic: str = "klinik-nord") -> Any:
@@ -29,6 +30,9 @@ def write(tmp_path: Path, connector: str, clinic: str = "klinik-nord") -> Any:
         ("kind: sftp, host: h, user: u, known_hosts: k, private_key: p", "sftp"),
         (S3, "s3"),
         (BULK, "fhir_bulk"),
+        (f"{BULK}, {AUTH.format('system/*.read')}", "fhir_bulk"),
+        (f"{BULK}, {AUTH.format('https://fhir.example.org/.default')}", "fhir_bulk"),
+        (f"{BULK}, types: [Consent], {AUTH.format('system/Consent.rs')}", "fhir_bulk"),
     ],
 )
 def test_each_channel_is_chosen_by_its_kind(tmp_path: Path, connector: str, kind: str):
@@ -48,6 +52,7 @@ def test_each_channel_is_chosen_by_its_kind(tmp_path: Path, connector: str, kind
         (BULK.replace("https", "http"), "https"),
         (BULK.replace("fhir.", "user:pass@fhir."), "no user"),
         (BULK + ", level: group", "group"),
+        (f"{BULK}, {AUTH.format('system/Patient.rs, system/Encounter.rs')}", "no scope covers Condition"),
         (BULK + ", type_filters: ['Encounter?status=finished,planned']", "one filter for each value"),
     ],
 )
