@@ -118,7 +118,10 @@ class Clinic(Model):
     connector: Connector = FolderConnector()
     consent_source: Literal["fhir", "csv"] = "fhir"
     consent_delivery: Literal["incremental", "full"] = "incremental"
-    """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn."""
+    """`full`: every delivery of consents holds all of them, so that one which is missing counts as withdrawn.
+
+    The default of the connector `fhir_bulk`, whose whole exports do: few servers report a deleted consent otherwise.
+    """
     linkable: bool = True
     """Whether it delivers insured numbers, so that its patients are linked to other clinics."""
     delivers_from: date | None = None
@@ -131,6 +134,13 @@ class Clinic(Model):
     def delivers_on(self, day: date) -> bool:
         member = (self.delivers_from or day) <= day <= (self.delivers_until or day)
         return member and not any(p.first <= day <= p.last for p in self.pauses)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_exports_hold_all_consents(cls, value: Any) -> Any:
+        connector = value.get("connector") if isinstance(value, dict) else None
+        kind = connector.get("kind") if isinstance(connector, dict) else getattr(connector, "kind", None)
+        return {"consent_delivery": "full"} | value if kind == "fhir_bulk" else value
 
     @model_validator(mode="after")
     def _channel_fits(self) -> Clinic:
@@ -248,6 +258,14 @@ class City(Model):
         codes = [code for area in self.areas for code in area.postal_codes]
         if len(set(codes)) != len(codes):
             raise ValueError("a postal code belongs to two areas")
+        for c in self.clinics:
+            if (
+                self.retention_days
+                and c.connector.kind == "fhir_bulk"
+                and self.retention_days < c.connector.whole_every_days
+            ):
+                what = f"{c.key}: whole_every_days must not be longer than retention_days ({self.retention_days})"
+                raise ValueError(f"{what}; an export of changes takes what stayed the same from raw files")
         if AREA_ELSEWHERE not in {a.key for a in self.areas}:
             raise ValueError(f"an area with the key {AREA_ELSEWHERE!r} is needed for all other postal codes")
         if self.start < self.budget.epoch:

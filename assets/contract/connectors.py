@@ -138,7 +138,12 @@ class FhirBulkConnector(_Remote):
     types: tuple[Annotated[str, Field(pattern=r"^[A-Za-z]{1,64}$")], ...] = BULK_TYPES
     type_filters: tuple[str, ...] = ()
     incremental: bool = True
-    """Ask for what changed since the last export; false: everything every time."""
+    """Ask for what changed since the last export; false: everything every time, as always of a group."""
+    whole_every_days: Annotated[int, Field(ge=1, le=366)] = 28
+    """Ask for everything at least this often: few servers report what was deleted, and nobody else would say it.
+
+    Below the month that Art. 12 (3) GDPR allows for what a person asks for; each whole export is stored anew.
+    """
     parallel: Annotated[int, Field(ge=1, le=4)] = 3
     poll_seconds: Annotated[float, Field(ge=0, le=3600)] = 10
     """Pause between polls where the server names none."""
@@ -151,6 +156,25 @@ class FhirBulkConnector(_Remote):
     def _group_named(self) -> FhirBulkConnector:
         if (self.level == "group") != (self.group is not None):
             raise ValueError("level group needs a group, and only level group has one")
+        return self
+
+    @model_validator(mode="after")
+    def _scopes_cover_types(self) -> FhirBulkConnector:
+        # Of what the token does not cover a server leaves out the types, without a word.
+        scopes = [s.removeprefix("system/") for s in self.auth.scopes] if self.auth else []
+        smart = self.auth is not None and all(s.startswith("system/") for s in self.auth.scopes)
+        missing = [t for t in self.types if not any(s.startswith((f"{t}.", "*.")) for s in scopes)]
+        if smart and missing:
+            raise ValueError(
+                f"auth: no scope covers {missing[0]}; name system/{missing[0]}.rs too, or leave it out of types"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_value_a_filter(self) -> FhirBulkConnector:
+        # A comma stands between filters: a server would take what follows for another one, or leave it out.
+        if any("," in f for f in self.type_filters):
+            raise ValueError("type_filters: a filter holds no comma; give one filter for each value")
         return self
 
 

@@ -80,6 +80,9 @@ resolved AS (
   FROM pieces LEFT JOIN renamed ON uuid = split_part(piece, '"', 1) GROUP BY place)
 SELECT $file, l.place, l.kind, coalesce(l.own, l.uuid), coalesce(r.resource, l.resource) FROM listed l LEFT JOIN resolved r USING (place)
 """
+# What an entry `e` deletes, one version or all of it alike; empty where it is something else, as a search for what to delete.
+_GONE: Final = r"""regexp_extract(CASE WHEN e.request.method = 'DELETE' AND NOT contains(e.request.url, '?') THEN e.request.url END,
+    '([A-Za-z]+)/([^/]+?)(/_history/[^/]*)?/?$', ['kind', 'id', 'version'])"""
 _NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
 TOLD_ONLY: Final = ("rows_of_no_case", "diagnosis_not_icd_10_gm")
 """Rules of lines that may be right: what is in them may count with another delivery."""
@@ -283,11 +286,8 @@ class Loader:
                 "wrong_resource_type",
                 f"SELECT file, source_line FROM entries WHERE file = {number} AND kind = '{BUNDLE}'",
             )
-            self._con.execute(
-                """INSERT INTO deleted SELECT $file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
-                FROM parts WHERE e.request.method = 'DELETE'""",
-                {"file": number},
-            )
+            gone = f"SELECT {number} AS file, place AS source_line, {_GONE} AS g FROM parts WHERE e.request.method = 'DELETE'"
+            self._delete(gone)
 
     def _load_deletions(self) -> None:
         """Deletions of a bulk export: a Bundle of `DELETE` requests on each line."""
@@ -300,13 +300,17 @@ class Loader:
             {"structure": _BUNDLE},
         )
         self._con.execute(
-            """INSERT INTO bad_lines SELECT file, source_line, CASE WHEN b.resourceType IS NULL THEN 'json_unreadable'
+            f"""INSERT INTO bad_lines SELECT file, source_line, CASE WHEN b.resourceType IS NULL THEN 'json_unreadable'
               ELSE 'wrong_resource_type' END FROM deleted_bundles WHERE b.resourceType IS DISTINCT FROM 'Bundle';
-            INSERT INTO deleted
-            SELECT file, split_part(e.request.url, '/', -2), split_part(e.request.url, '/', -1)
-            FROM (SELECT file, unnest(b.entry) AS e FROM deleted_bundles WHERE b.resourceType = 'Bundle')
-            WHERE e.request.method = 'DELETE'"""
+            CREATE TEMP TABLE gone AS SELECT file, source_line, {_GONE} AS g FROM (
+              SELECT file, source_line, unnest(b.entry) AS e FROM deleted_bundles WHERE b.resourceType = 'Bundle')"""
         )
+        self._delete("FROM gone")
+
+    def _delete(self, gone: str) -> None:
+        """Note what `gone` (file, source_line, `g` as `_GONE` has it) tells of, and where it cannot be told what that is."""
+        self._con.execute(f"INSERT INTO deleted SELECT file, g.kind, g.id FROM ({gone}) WHERE g.kind <> ''")
+        self.note("deletion_unreadable", f"SELECT file, source_line FROM ({gone}) WHERE coalesce(g.kind, '') = ''")
 
     def note(self, rule: str, query: str) -> None:
         """Have the lines (file, source_line) of `query` reported by `rule`: of what is in them something does not count."""

@@ -81,9 +81,7 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
     newest = {(str(e.arrival_day), e.clinic.key): e.export_id for e in exports}
     reasons = {key: rejected[export] for key, export in newest.items() if export in rejected}
     _note_refused(lake, days, refused_exports(lake) | reasons)
-    lake.write_days(
-        "consent_deliveries", days, _consent_deliveries(usable, tables["consent_provisions"]), "arrival_day"
-    )
+    lake.write_days("consent_deliveries", days, _consent_deliveries(usable, tables), "arrival_day")
     missing = {c.key: sum((str(d), c.key) not in accepted and c.delivers_on(d) for d in days) for c in city.clinics}
     return {
         "exports": len(exports),
@@ -142,13 +140,18 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
     return shares
 
 
-def _consent_deliveries(exports: Sequence[Export], provisions: pa.Table) -> pa.Table:
+def _consent_deliveries(exports: Sequence[Export], tables: dict[str, pa.Table]) -> pa.Table:
     # Those of a Bundle are told from what it holds; a deleted one names no patient and is no delivery of the others.
+    provisions, findings = tables["consent_provisions"], tables["findings"]
     of_somebody = (
         provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
     )
+    # Who is missing where the server could not export everything may be missing for that reason alone.
+    partial = (
+        findings.filter(pc.equal(findings.column("rule"), "server_reported_error")).column("export_id").to_pylist()
+    )
     rows = [{"clinic": e.clinic.key, "arrival_day": e.arrival_day, "export_id": e.export_id} for e in exports
-            if not e.changes_only
+            if not e.changes_only and e.export_id not in partial
             and (e.export_id in of_somebody or any("consent" in f.name.lower() for f in e.files()))]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=CONSENT_DELIVERIES)
 

@@ -38,6 +38,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
     "line_too_long": ("The line is longer than any resource.", "Leave documents and images out of the export."),
     "bundle_too_large": ("The Bundle is too large to be read as one.", "Export NDJSON, one resource a line."),
+    "deletion_unreadable": ("The entry does not delete one resource by type and id, so nothing was removed.", "Let the server list `DELETE` requests with addresses like `Encounter/1`."),
     "server_reported_error": ("The FHIR server could not export something.", "Look into the OperationOutcome and the server's log."),
     "server_reported_problem": ("The FHIR server reports a problem of its export.", "Look into the OperationOutcome."),
     "gzip_unreadable": ("The packed file is damaged, cut short or not packed at all.", "Pack and send it again, or unpacked without .gz."),

@@ -484,6 +484,25 @@ def test_a_consent_gone_from_a_full_delivery_counts_as_withdrawn(run: Run, lake:
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1 and places(lake, ["GONE"]) == set()
 
 
+def test_a_consent_that_the_server_could_not_export_does_not_count_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path]):  # fmt: skip
+    full = city.model_copy(
+        update={"clinics": tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)}
+    )
+    deliver("klinik-nord", START, {
+        "Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p"), fhir_consent("q")],
+    })  # fmt: skip
+    run(0, within=full)
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "timeout"}]}
+    rest = {"Consent.ndjson": [fhir_consent("q")]}
+    deliver("klinik-nord", START + timedelta(1), rest | {"OperationOutcome.000.ndjson": [outcome]})
+    run(1, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    outcome["issue"][0]["severity"] = "warning"
+    deliver("klinik-nord", START + timedelta(2), rest | {"OperationOutcome.000.ndjson": [outcome]})
+    run(2, within=full)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
 @pytest.mark.parametrize("bundled", [False, True])
 def test_a_consent_gone_from_the_second_full_delivery_of_a_day_counts_as_withdrawn(run: Run, lake: Lake, city: City, deliver: Callable[..., Path], bundled: bool):  # fmt: skip
     clinics = tuple(c.model_copy(update={"consent_delivery": "full"}) for c in city.clinics)

@@ -9,7 +9,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,8 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connector import landed, pull
 from assets.intake.connectors import fhir_bulk
-from assets.intake.connectors.bulk_client import BulkClient
-from assets.intake.connectors.fhir_bulk import _items, count_resources
+from assets.intake.connectors.bulk_client import BulkClient, same_origin
+from assets.intake.connectors.bulk_manifest import items_of
+from assets.intake.connectors.fhir_bulk import count_resources
 from assets.intake.connectors.smart import grants
 from assets.intake.connectors.transfer import FetchProblem
 from assets.intake.read import read_exports
@@ -56,6 +57,8 @@ class Server:
         self.counts = True
         self.headers: dict[str, str] = {}
         self.redirected: set[str] = set()
+        self.moved: dict[str, int] = {}
+        self.reuses = False
         self.token_type: dict[str, str] = {"token_type": "bearer"}
         self.status_path = ""
         self.faults: dict[str, list[str]] = defaultdict(list)
@@ -143,7 +146,10 @@ class Handler(BaseHTTPRequestHandler):
             claims = jwt.decode(
                 form["client_assertion"], state.public_key, [state.algorithm], audience=f"{state.base}/token"
             )
-            assert claims["iss"] == claims["sub"] == "city" and claims["exp"] - time.time() <= 300 and claims["jti"]
+            assert claims["iss"] == claims["sub"] == "city" and claims["jti"]
+            # By a clock up to a minute slower than ours, and no longer than five minutes in any case.
+            assert claims["iat"] <= time.time() - 60 and claims["exp"] - time.time() <= 240
+            assert claims["exp"] - claims["iat"] <= 300
             assert jwt.get_unverified_header(form["client_assertion"])["kid"] == "k1"
             assert form["client_assertion_type"].endswith("jwt-bearer") and form["grant_type"] == "client_credentials"
         except (jwt.PyJWTError, AssertionError):
@@ -172,8 +178,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         if parts.path in state.redirected:
             return self.answer(307, Location=f"{state.store}{parts.path}?signature=x")
+        if parts.path in state.moved:
+            return self.answer(state.moved[parts.path], Location=f"/moved{self.path}")
+        parts = parts._replace(path=parts.path.removeprefix("/moved"))
         if parts.path.endswith("$export"):
-            state.exports += 1
+            asked_before = [s for s in state.seen[:-1] if s[1] == self.path]
+            if not (state.reuses and asked_before and self.headers.get("Cache-Control") != "no-cache"):
+                state.exports += 1
             return self.answer(202, Content_Location=f"{state.status_path or state.base}/status/{state.exports}")
         if parts.path.startswith("/status/"):
             if fault == "gone":
@@ -387,6 +398,59 @@ def test_an_export_the_server_forgot_or_failed_is_started_anew(
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 3
 
 
+@pytest.mark.parametrize("status", ["502", "503", "504"])
+def test_a_proxy_whose_server_is_away_does_not_end_the_export(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable, status: str
+):
+    server.output, server.faults["/status/1"] = [("Patient", lines([PATIENT]))], [status] * 4
+    city = remote_city(**settings())
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["waiting"]
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and server.exports == 1
+
+
+def asked_from(server: Server) -> list[str | None]:
+    """`_since` of every export that was asked for."""
+    return [parse_qs(urlsplit(s[1]).query).get("_since", [None])[0] for s in server.seen if "$export" in s[1]]
+
+
+def test_what_changed_while_the_server_was_at_work_is_asked_for_again(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    # Medplum, Pathling, HAPI before 8: the export is dated when it was done, not when it began to read.
+    server.moment = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    city, before = remote_city(**settings()), datetime.now(UTC)
+    for day in (DAY, DAY + timedelta(days=1)):
+        assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"]
+    first, second = asked_from(server)
+    assert first is None and second is not None
+    assert before - timedelta(seconds=1) <= datetime.fromisoformat(second) <= datetime.now(UTC)
+
+
+def test_an_export_like_an_earlier_one_is_not_answered_with_the_old_files(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    # HAPI: the same request gets the same job again, unless the client wants it fresh.
+    server.reuses, server.output = True, [("Patient", lines([PATIENT]))]
+    city = remote_city(**settings(incremental=False))
+    for day in (DAY, DAY + timedelta(days=1)):
+        assert [d.outcome for d in pull(lake, city, [day], day)] == ["taken"]
+    assert server.exports == 2
+
+
+def test_everything_is_asked_for_now_and_then_and_of_a_group_always(
+    lake: Lake, server: Server, settings: Callable, remote_city: Callable
+):
+    days = [DAY + timedelta(days=i) for i in range(8)]
+    for day in days:
+        pull(lake, remote_city(**settings(whole_every_days=3)), [day], day)
+    assert [i for i, since in enumerate(asked_from(server)) if since is None] == [0, 3, 6]
+    server.seen.clear()
+    later = [days[-1] + timedelta(days=i) for i in range(1, 4)]
+    for day in later:
+        pull(lake, remote_city(**settings(level="group", group="consented")), [day], day)
+    assert asked_from(server) == [None] * 3, "who joined a group comes with what was there before"
+
+
 def test_the_next_day_asks_only_for_what_changed(lake: Lake, server: Server, settings: Callable, remote_city: Callable):
     city, moments = remote_city(**settings()), []
     for i in range(3):
@@ -478,6 +542,21 @@ def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "manifest", lambda: pages["page=2" in server.seen[-1][1]])
 
 
+def as_parameters(server: Server) -> Callable[[], dict[str, Any]]:
+    """The manifest as a `Parameters` resource."""
+    whole, kinds = server.manifest, {"type": "valueCode", "url": "valueUri", "count": "valueInteger"}
+
+    def manifest() -> dict[str, Any]:
+        said = whole()
+        files = [{"name": section, "part": [{"name": k, kinds[k]: v} for k, v in entry.items()]}
+                 for section in ("output", "error", "deleted") for entry in said[section]]  # fmt: skip
+        return {"resourceType": "Parameters", "parameter": [
+            {"name": "transactionTime", "valueInstant": said["transactionTime"]},
+            {"name": "requiresAccessToken", "valueBoolean": said["requiresAccessToken"]}, *files]}  # fmt: skip
+
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("name", "prepare"),
     [
@@ -497,6 +576,9 @@ def in_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
             or setattr(s, "counts", False)),
         ("called zipped and is not", lambda s, m: s.headers.update({"Content-Encoding": "gzip"})),
         ("plain JSON as content type", lambda s, m: s.headers.update({"Content-Type": "application/fhir+json"})),
+        # Pathling, and proxies: what is asked for has moved, with the token inside one server.
+        ("moved", lambda s, m: s.moved.update({"/r4/Patient/$export": 307, "/status/1": 303})),
+        ("a manifest as Parameters (Pathling)", lambda s, m: m.setattr(s, "manifest", as_parameters(s))),
         ("a date as Retry-After", lambda s, m: s.faults["/status/1"].append("dated")),
         ("too many polls", lambda s, m: s.faults["/status/1"].extend(["429", "503"])),
         ("a finished export cannot be deleted", lambda s, m: s.faults["DELETE /status/1"].extend(["400"] * 9)),
@@ -582,6 +664,21 @@ def test_an_export_that_is_never_ready_is_given_up_after_three_days(
     assert ("DELETE", "/status/1", {}) in server.seen
 
 
+@pytest.mark.parametrize(
+    ("address", "same"),
+    [
+        ("https://FHIR.example.org:443/file", True),
+        ("https://fhir.example.org:8443/file", False),
+        ("http://fhir.example.org/file", False),
+        ("https://fhir.example.org.example.net/file", False),
+        ("https://fhir.example.org@example.net/file", False),
+        ("https://fhir.example.org:none/file", False),
+    ],
+)
+def test_a_token_stays_with_its_server_whether_the_usual_port_is_named_or_not(address: str, same: bool):
+    assert same_origin("https://fhir.example.org/r4", address) is same
+
+
 def test_a_secure_server_does_not_send_us_to_a_plain_address():
     settings = FhirBulkConnector(kind="fhir_bulk", base_url="https://fhir.example.org/r4")
     with BulkClient(settings) as client, pytest.raises(FetchProblem, match="not https"):
@@ -593,7 +690,7 @@ def test_a_yearly_export_of_many_files_is_taken_and_one_without_end_refused_with
     def manifest(files: int) -> dict[str, Any]:
         return {"output": [{"type": "Patient", "url": f"/file/{i}", "count": 1000} for i in range(files)]}
 
-    items = _items(manifest(50_000), ["Patient"], "http://127.0.0.1/status")
+    items = items_of(manifest(50_000), ["Patient"], "http://127.0.0.1/status")
     assert len({item.name for item in items}) == len({item.url for item in items}) == 50_000
     with pytest.raises(FetchProblem, match="larger than 100000 files; let the server write larger ones"):
-        _items(manifest(100_001), ["Patient"], "http://127.0.0.1/status")
+        items_of(manifest(100_001), ["Patient"], "http://127.0.0.1/status")

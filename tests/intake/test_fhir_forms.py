@@ -170,7 +170,7 @@ def test_without_times_the_number_of_the_version_decides_then_the_last_line(read
     assert [c["status"] for c in got["cases"]] == ["finished"] and [p["birth_year"] for p in got["persons"]] == [1971]
 
 
-def deleted(*references: str) -> bytes:
+def deleted(*references: str | None) -> bytes:
     entries = [{"request": {"method": "DELETE", "url": r}} for r in references]
     return json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries}).encode() + b"\n"
 
@@ -186,6 +186,30 @@ def test_what_is_deleted_later_is_gone(read: Callable):
 def test_a_resource_that_comes_back_after_its_deletion_is_there(read: Callable):
     got = read({"deleted.000.ndjson": deleted("Encounter/e")}, by_type(ALL))
     assert [c["case_id"] for c in got["cases"]] == ["e"]
+
+
+@pytest.mark.parametrize("name", ["deleted.000.ndjson", "bundle.json"])
+@pytest.mark.parametrize(
+    ("url", "understood"),
+    [
+        ("https://fhir.example.org/r4/Encounter/e", True),
+        ("Encounter/e/_history/2", True),
+        ("Encounter?_id=e", False),
+        ("Encounter?identifier=http://x.example/Encounter/e", False),
+        (None, False),
+    ],
+)
+def test_a_deletion_is_understood_or_said_not_to_be(read: Callable, name: str, url: str | None, understood: bool):
+    got = read(by_type(ALL), {name: deleted(url)})
+    assert [(d["kind"], d["id"]) for d in got["deletions"]] == ([("Encounter", "e")] if understood else [])
+    assert [c["case_id"] for c in got["cases"]] == ([] if understood else ["e"])
+    assert [f["rule"] for f in got["findings"]] == ([] if understood else ["deletion_unreadable"])
+
+
+def test_what_is_listed_as_deleted_without_being_so_is_said(read: Callable):
+    listed = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": ENCOUNTER}]}
+    got = read({"deleted.000.ndjson": [listed]})
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [("deletion_unreadable", 1)]
 
 
 def test_a_deleted_consent_grants_nothing_any_more(read: Callable, city: City):

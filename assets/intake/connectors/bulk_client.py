@@ -26,9 +26,17 @@ MAX_REDIRECTS: Final = 5
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Whether both addresses are of one server: scheme, host and port."""
+    """Whether both addresses are of one server: scheme, host and port, which proxies like to name where it is the usual."""
     a, b = urlsplit(one), urlsplit(other)
-    return (a.scheme, a.netloc.lower()) == (b.scheme, b.netloc.lower())
+    usual = {"https": 443, "http": 80}
+    try:
+        return (a.scheme, a.hostname, a.port or usual.get(a.scheme)) == (
+            b.scheme,
+            b.hostname,
+            b.port or usual.get(b.scheme),
+        )
+    except ValueError:  # a port that is none
+        return False
 
 
 def retry_after(answer: httpx.Response, otherwise: float) -> float:
@@ -114,10 +122,11 @@ class BulkClient:
             yield answer
 
     def ask(self, method: str, url: str, headers: dict[str, str]) -> tuple[httpx.Response, Any]:
-        """A short answer and its JSON, with retries."""
+        """A short answer and its JSON, with retries. What is only asked for may have moved."""
+        redirects = MAX_REDIRECTS if method == "GET" else 0
 
         def once() -> tuple[httpx.Response, Any]:
-            with self.stream(method, url, headers) as answer:
+            with self.stream(method, url, headers, redirects=redirects) as answer:
                 body = b""
                 for chunk in answer.iter_bytes():
                     body += chunk

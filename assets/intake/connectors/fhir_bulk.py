@@ -18,16 +18,16 @@ import time
 import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 from assets.contract.connectors import FhirBulkConnector
 from assets.intake.connectors.bulk_client import MAX_REDIRECTS, BulkClient, retry_after, same_origin
+from assets.intake.connectors.bulk_manifest import SECTIONS, Item, entries, items_of, plain
 from assets.intake.connectors.transfer import (
-    MAX_FILES,
     SCOPE_FILE,
     FetchProblem,
     Later,
@@ -52,8 +52,8 @@ PATIENCE: Final = timedelta(days=3)
 """An export that is not ready after this long is cancelled, and another one asked for."""
 UNPACKED_FACTOR: Final = 4
 """An export may unpack to this many times `max_gigabytes`; FHIR text shrinks to a tenth at most when it is real."""
-_TYPE: Final = re.compile(r"^[A-Za-z]{1,64}$")
-_SECTIONS: Final = ("output", "error", "deleted")
+_GATEWAY: Final = (502, 503, 504)
+"""Told by a proxy while the server restarts; the export may be at work, and a server may refuse another beside it."""
 _NOT_NDJSON: Final = re.compile(r"html|xml|multipart|image/|pdf", re.IGNORECASE)
 _GZIP: Final = b"\x1f\x8b"
 _PATHS: Final = {"system": "$export", "patient": "Patient/$export", "group": "Group/{group}/$export"}
@@ -67,17 +67,30 @@ class _Miscounted(Transient):
     """A whole file with another number of resources than announced: worth another try, not another run."""
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One file of the manifest and the name it lands under."""
+def _since(settings: FhirBulkConnector, done: State, asked: str, day: date) -> str | None:
+    """From when on changes are asked for, by the exports that are `done`; None: everything is asked for."""
+    # Of a group no server says who joined it, with all that is known of them, or left it.
+    if not settings.incremental or settings.level == "group" or done.get("asked") != asked or not done.get("whole"):
+        return None
+    due = date.fromisoformat(done["whole"]) + timedelta(settings.whole_every_days)
+    return done.get("transaction_time") if day < due else None
 
-    name: str
-    url: str
-    count: int | None
+
+def _known_until(moment: str, asked_at: str) -> str:
+    """Until when an export holds every change: its `moment`, but never later than it was asked for (HTTP date).
+
+    Some servers (Medplum, Pathling, older HAPI) give as `transactionTime` when they were done; what changed while they
+    were at work would be in no export at all. What is in two of them does no harm.
+    """
+    try:
+        asked = parsedate_to_datetime(asked_at)
+        return asked.isoformat() if asked < datetime.fromisoformat(moment) else moment
+    except (TypeError, ValueError):
+        return moment
 
 
-def _kick_off(client: BulkClient, since: str | None) -> str:
-    """Start an export; returns the address of its status."""
+def _kick_off(client: BulkClient, since: str | None) -> State:
+    """Start an export; returns the address of its `status`, and when it was `asked_at` by the server's clock."""
     s = client.settings
     import httpx
 
@@ -88,13 +101,16 @@ def _kick_off(client: BulkClient, since: str | None) -> str:
     if s.type_filters:
         parameters["_typeFilter"] = ",".join(s.type_filters)
     url = str(httpx.URL(f"{s.base_url}/{_PATHS[s.level].format(group=s.group)}", params=parameters))
-    answer, _ = client.ask("GET", url, {"Accept": "application/fhir+json", "Prefer": "respond-async"})
+    # HAPI answers a request like an earlier one with that one's files, however old, unless it is told not to.
+    headers = {"Accept": "application/fhir+json", "Prefer": "respond-async", "Cache-Control": "no-cache"}
+    answer, _ = client.ask("GET", url, headers)
     status = str(answer.headers.get("Content-Location", ""))
     if answer.status_code != 202 or not status:
         raise FetchProblem(
-            f"the FHIR server does not start an export ({answer.status_code}); check base_url, level and types"
+            f"the FHIR server does not start an export ({answer.status_code}); "
+            "check base_url, level, types and type_filters"
         )
-    return urljoin(f"{s.base_url}/", status)
+    return {"status": urljoin(f"{s.base_url}/", status), "asked_at": answer.headers.get("Date", "")}
 
 
 def _poll(client: BulkClient, status_url: str) -> State | None:
@@ -104,7 +120,7 @@ def _poll(client: BulkClient, status_url: str) -> State | None:
     while True:
         answer, body = client.ask("GET", status_url, {"Accept": "application/json"})
         if answer.status_code == 200 and isinstance(body, dict):
-            return body
+            return plain(body)
         if answer.status_code in (404, 410):
             return None
         if answer.status_code != 202:
@@ -116,47 +132,20 @@ def _poll(client: BulkClient, status_url: str) -> State | None:
         time.sleep(pause)
 
 
-def _entries(manifest: State, section: str) -> list[State]:
-    entries = manifest.get(section) or []
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
-    return entries
-
-
 def _all_pages(client: BulkClient, manifest: State, status_url: str) -> State:
     """The manifest with the entries of the pages that it links to."""
-    whole = manifest | {section: _entries(manifest, section) for section in _SECTIONS}
+    whole = manifest | {section: entries(manifest, section) for section in SECTIONS}
     for _ in range(MAX_PAGES):
-        links = [e.get("url") for e in _entries(manifest, "link") if e.get("relation") == "next"]
+        links = [e.get("url") for e in entries(manifest, "link") if e.get("relation") == "next"]
         if not links:
             return whole
         following = _poll(client, urljoin(status_url, str(links[0])))
         if following is None:
             raise Later("the FHIR server forgot a part of its manifest; the next run starts another export")
         manifest = following
-        for section in _SECTIONS:
-            whole[section] = [*whole[section], *_entries(manifest, section)]
+        for section in SECTIONS:
+            whole[section] = [*whole[section], *entries(manifest, section)]
     raise FetchProblem(f"the FHIR server's manifest has more than {MAX_PAGES} pages")
-
-
-def _items(manifest: State, types: Collection[str], status_url: str) -> list[_Item]:
-    """The files to fetch, in manifest order, under names of ours. Types that we did not ask for are left."""
-    numbers: dict[str, int] = {}
-    items = []
-    for section in _SECTIONS:
-        for entry in _entries(manifest, section):
-            kind, url, count = entry.get("type"), entry.get("url"), entry.get("count")
-            if not isinstance(url, str) or not isinstance(kind, str) or not _TYPE.match(kind):
-                raise FetchProblem("the FHIR server's manifest holds an entry without type or url")
-            url = urljoin(status_url, url)
-            if section == "output" and kind not in types:
-                continue
-            stem = {"output": kind, "error": "OperationOutcome", "deleted": "deleted"}[section]
-            number = numbers[stem] = numbers.get(stem, -1) + 1
-            items.append(_Item(f"{stem}.{number:03d}.ndjson", url, count if isinstance(count, int) else None))
-    if len(items) > MAX_FILES:
-        raise FetchProblem(f"the export is larger than {MAX_FILES} files; let the server write larger ones")
-    return items
 
 
 class _Allowance:
@@ -213,7 +202,7 @@ def _version(answer: httpx.Response) -> State:
     return {"etag": "" if etag.startswith("W/") else etag, "encoding": encoding}
 
 
-def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, allowance: _Allowance) -> None:
+def _download(client: BulkClient, item: Item, folder: Path, with_token: bool, allowance: _Allowance) -> None:
     """One file: resumed where the server lets us, restarted where it changed, verified by length and count."""
     part = folder / f"{item.name}.part"
     if any((folder / f"{item.name}{end}").exists() for end in ("", ".gz")):
@@ -266,10 +255,10 @@ def _download(client: BulkClient, item: _Item, folder: Path, with_token: bool, a
 def _download_all(client: BulkClient, manifest: State, status_url: str, folder: Path) -> None:
     allowance = _Allowance(client.settings.max_gigabytes * 2**30)
     asked = manifest.get("requiresAccessToken")
-    items = _items(manifest, client.settings.types, status_url)
+    items = items_of(manifest, client.settings.types, status_url)
     stop = threading.Event()
 
-    def one(item: _Item) -> None:
+    def one(item: Item) -> None:
         if stop.is_set():
             return
         # Where the manifest does not say, other hosts see no token.
@@ -314,21 +303,20 @@ def _started(client: BulkClient, record: Path, day: date) -> tuple[State, State]
     state = load_state(record)
     done = {k: v for k, v in state.items() if k != "pending"}
     asked = _asked(client.settings)
-    pending = state.get("pending")
+    pending: State | None = state.get("pending")
     if pending and date.fromisoformat(pending.get("day", day.isoformat())) < day - PATIENCE:
         _dismiss(client, pending)
         pending = None
     try:
         manifest = _poll(client, pending["status"]) if pending and pending.get("asked") == asked else None
         if manifest is None:
-            known = client.settings.incremental and done.get("asked") == asked
-            since = done.get("transaction_time") if known else None
-            status = _kick_off(client, since)
-            pending = {"since": since, "asked": asked, "status": status, "day": day.isoformat()}
+            since = _since(client.settings, done, asked, day)
+            pending = _kick_off(client, since) | {"since": since, "asked": asked, "day": day.isoformat()}
             save_state(record, done | {"pending": pending})
-            manifest = _poll(client, status)
+            manifest = _poll(client, pending["status"])
     except Transient as problem:
-        if problem.status >= 500:  # by the standard, the export itself has failed
+        # By the standard the export itself has failed, unless that was said by what stands before the server.
+        if problem.status >= 500 and problem.status not in _GATEWAY:
             save_state(record, done)
         raise
     if manifest is None or pending is None:
@@ -369,5 +357,10 @@ def _fetch_export(client: BulkClient, inbox: Path, day: date) -> None:
     _download_all(client, manifest, pending["status"], building)
     if not final.exists():
         publish(building, final)
-    save_state(inbox / STATE, {"day": day.isoformat(), "transaction_time": moment, "asked": pending["asked"]})
+    whole = load_state(inbox / STATE).get("whole") if since else pending.get("day", day.isoformat())
+    until = _known_until(moment, pending.get("asked_at", ""))
+    save_state(
+        inbox / STATE,
+        {"day": day.isoformat(), "transaction_time": until, "asked": pending["asked"], "whole": whole},
+    )
     _dismiss(client, pending)

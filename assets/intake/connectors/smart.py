@@ -21,6 +21,8 @@ ASSERTION_SECONDS: Final = 240
 """The standard allows at most five minutes."""
 EARLY_SECONDS: Final = 30
 """A token is renewed this long before it expires."""
+SLOW_SECONDS: Final = 60
+"""How far the token server's clock may be behind ours: what was issued later than now is refused."""
 _ERRORS: Final = {"invalid_client", "invalid_grant", "invalid_request", "invalid_scope", "unauthorized_client"}
 
 
@@ -59,7 +61,7 @@ class TokenSource:
         now = int(time.time())
         claims = {
             "iss": s.client_id, "sub": s.client_id, "aud": s.token_url,
-            "iat": now, "exp": now + ASSERTION_SECONDS, "jti": uuid.uuid4().hex,
+            "iat": now - SLOW_SECONDS, "exp": now + ASSERTION_SECONDS, "jti": uuid.uuid4().hex,
         }  # fmt: skip
         # JWA registers RSASSA-PKCS1 with SHA-384 as RS384, ECDSA P-384 as ES384.
         try:
@@ -68,7 +70,8 @@ class TokenSource:
         except OSError:
             raise FetchProblem("the key_file of the FHIR client cannot be read") from None
         except (ValueError, TypeError, jwt.PyJWTError):
-            raise FetchProblem(f"the key_file of the FHIR client holds no private key for {s.algorithm}") from None
+            wanted = f"private key for {s.algorithm} in PEM without passphrase"
+            raise FetchProblem(f"the key_file of the FHIR client holds no {wanted}") from None
 
     def token(self, refused: str = "") -> str:
         """A valid token; `refused`: the one a server has just answered 401 to."""
@@ -89,7 +92,9 @@ class TokenSource:
                 raise Transient(f"the token server answered {answer.status_code}")
             if answer.status_code != 200:
                 code = body.get("error") if body.get("error") in _ERRORS else answer.status_code
-                raise FetchProblem(f"the token server refused us ({code}); check client_id, key_id, key and scopes")
+                raise FetchProblem(
+                    f"the token server refused us ({code}); check client_id, key_id, key, scopes and both clocks"
+                )
             if (
                 not isinstance(body.get("access_token"), str)
                 or str(body.get("token_type", "bearer")).lower() != "bearer"
