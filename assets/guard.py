@@ -17,7 +17,7 @@ import dagster as dg
 
 RUNBOOK: Final = "docs/runbook.md"
 REMEDIES: Final[dict[str, str]] = {
-    "CityFileError": "Correct the city file at the line that is named, then run the same days again.",
+    "CityFileError": "Correct the city file as the message says, then run the same days again.",
     "KeyFileError": "Where the message names a rotation, finish it with `digitalstadt keys rotate`; else put the key file back from "
     "its backup with mode 600. Never create a new one over old data.",
     "NotStaged": "Run the whole job `daily_run` for these days: the stages hand their tables over within one run.",

@@ -22,7 +22,7 @@ import dagster as dg
 from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
 from assets.guard import kind_of
-from assets.intake.stage import refused_exports
+from assets.intake.stage import refused_exports, require_clinics
 from assets.lake import audit, witness
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import DamagedTable, Lake
@@ -186,6 +186,7 @@ def problems(
         lake = Lake.open(environment.data_root, key_folder(environment, city.key))
         if lake.root.exists():  # keys of another data root, or a witness that cannot be read, are to be told too
             witness.seen(lake.keys.witness, open_zone(lake).id, audit.LOG)
+            require_clinics(lake, city)
         return [*_found(lake, city, now or local_now(city)), *(daemons(instance) if instance else ())]
     except (CityFileError, KeyFileError, ZoneError, WitnessError, DamagedTable) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]

@@ -43,7 +43,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     valid = staged(lake, "valid", days)
     deletions = lake.read("staging/canonical/deletions", CANONICAL["deletions"], [days[-1]])
     cert = certified(lake, days)
-    verify_certificate(cert, valid)
+    verify_certificate(cert, valid, lake.keys)
     decisions = lake.read("consent_decisions", only(CONSENT_DECISIONS, *_DECIDED), days)
     known = links_with(lake, partial(_patients_of, valid["cases"], lake.keys))
     result = pseudonymise(engine, valid, decisions, known, city, lake.keys)

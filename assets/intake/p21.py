@@ -122,9 +122,8 @@ WHERE upper(kind) NOT IN ('HD', 'ND', 'SD') AND code IS NOT NULL GROUP BY ALL OR
 
 
 def check(export: Export) -> None:
-    """Raise `RejectedExport` where the set has no FALL.csv; a set of consents alone is fine."""
-    names = {f.name.lower() for f in export.files()}
-    if FILES[0] not in names and (names & {*FILES} or consent_csv.FILE not in names):
+    """Raise `RejectedExport` where the set has no FALL.csv."""
+    if FILES[0] not in {f.name.lower() for f in export.files()}:
         raise RejectedExport("fall_csv_missing")
 
 

@@ -73,8 +73,8 @@ FROM parted WHERE code <> '';
 
 
 def check(export: Export) -> None:
-    """Raise `RejectedExport` where neither the template nor a consent file is there."""
-    if not {f.name.lower() for f in export.files()} & {FILE, consent_csv.FILE}:
+    """Raise `RejectedExport` where the template is not there."""
+    if FILE not in {f.name.lower() for f in export.files()}:
         raise RejectedExport("practice_csv_missing")
 
 

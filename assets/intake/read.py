@@ -23,14 +23,25 @@ _TABLES: Final[dict[str, tuple[str, ...]]] = {"fhir": (SCOPE_FILE,), "p21": p21.
 
 def is_read(path: Path, clinic: Clinic) -> bool:
     """Whether anything is read from a file of that name in an export of `clinic`."""
-    name, kind = path.name.lower(), kind_of(path)
-    if clinic.format == "fhir" or (clinic.consent_source == "fhir" and kind in ("Consent", DELETED)):
-        return (
-            kind is not None
-            or name in _TABLES[clinic.format]
-            or (clinic.consent_source, name) == ("csv", consent_csv.FILE)
-        )
-    return name in _TABLES[clinic.format] or name == consent_csv.FILE
+    name = path.name.lower()
+    if clinic.format == "fhir" and kind_of(path) is not None:
+        return True
+    return name in _TABLES[clinic.format] or _brings_consents(path, clinic)
+
+
+def _brings_consents(path: Path, clinic: Clinic) -> bool:
+    """Whether consents are read from a file of that name beside tables."""
+    if clinic.consent_source == "fhir":
+        return kind_of(path) in ("Consent", DELETED)
+    return path.name.lower() == consent_csv.FILE
+
+
+def _check(export: Export) -> None:
+    """Raise `RejectedExport` where the export as a whole cannot be read. Consents alone are fine: who withdraws is not asked for cases."""
+    files, clinic = export.files(), export.clinic
+    tables = any(f.name.lower() in _TABLES[clinic.format] for f in files)
+    if tables or not any(_brings_consents(f, clinic) for f in files):
+        CHECKS[clinic.format](export)
 
 
 def _read_together(exports: list[Export], city: City, findings: Findings, earlier: list[Export]) -> dict[str, pa.Table]:
@@ -71,7 +82,7 @@ def read_exports(
         good = []
         for export in (e for e in exports if e.clinic.key == clinic.key):
             try:
-                CHECKS[clinic.format](export)
+                _check(export)
                 good.append(export)
             except RejectedExport as error:
                 reject(export, error)

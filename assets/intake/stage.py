@@ -16,8 +16,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.contract.city import City
-from assets.contract.schemas import CANONICAL
+from assets.contract.city import City, CityFileError
+from assets.contract.schemas import CANONICAL, only
 from assets.intake import connector, kernel
 from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.fhir_load import STRUCTURES, kind_of
@@ -45,8 +45,26 @@ REFUSED: Final = "refused_exports"
 _KEPT_DAYS: Final = 400
 
 
+def require_clinics(lake: Lake, city: City) -> None:
+    """Raise `CityFileError` where the city file lacks a clinic that data are stored of.
+
+    Under another key its patients would be other persons, with a budget of their own, and without an entry nothing
+    that it delivers is read, withdrawals least of all. So an entry is kept for good, with `delivers_until`.
+    """
+    raw = (p.name for p in lake.landing.glob("[a-z0-9]*") if p.is_dir())
+    delivered = (
+        lake.read("consent_deliveries", only(CONSENT_DELIVERIES, "clinic")).column("clinic").unique().to_pylist()
+    )
+    if gone := sorted({*raw, *delivered} - {c.key for c in city.clinics}):
+        raise CityFileError(
+            f"the city file lists no clinic {', '.join(gone)} (any more), and the data root holds data of it: put the "
+            "entry back under that key, with `delivers_until` where the clinic left. Its patients can still withdraw then"
+        )
+
+
 def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Delivery]:
     """Erase half-written files and raw files whose retention is over, then pull what arrived for `days`."""
+    require_clinics(lake, city)
     remove_leftovers([lake.confidential, lake.landing, lake.open_data])
     shutil.rmtree(lake.root / backup.UNPACKED, ignore_errors=True)
     expired = expire(lake, city.retention_days, today, days)

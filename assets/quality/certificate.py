@@ -1,13 +1,14 @@
 """The certificate: which rules the valid tables passed, bound to the tables' content.
 
 Here: hashes over content, independent of the order of rows, and their verification. Not here: where the
-certificate is stored (`stage`). It holds hashes and counts, no values, and is not signed: it shows that data
-and certificate belong together, not who made them.
+certificate is stored (`stage`). It holds counts and keyed hashes: it is stored in the clear and named to the engineers, and a
+day of a practice may hold one person, whose row a plain hash would let be guessed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.lake.distribute import in_order
+from assets.lake.keys import Keyring, derive
 from assets.quality.rules import PREPARED, Rule, rules
 from assets.quality.validate import RuleResult
 
@@ -117,15 +119,19 @@ def _seal(cert: dict[str, Any]) -> str:
     return _json_sha256({k: v for k, v in cert.items() if k != "sha256"})
 
 
+def _hash_of(table: pa.Table, keys: Keyring) -> str:
+    return hmac.digest(derive(keys.pseudonym, "certificate"), table_sha256(table).encode(), hashlib.sha256).hex()
+
+
 def certificate(
-    valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], city: City, days: Sequence[date] = ()
+    valid: dict[str, pa.Table], rule_results: Sequence[RuleResult], city: City, keys: Keyring, days: Sequence[date] = ()
 ) -> dict[str, Any]:
     """JSON-able; `days`: the arrival days it speaks for; `sha256` is over everything else in it."""
     cert: dict[str, Any] = {
         "version": VERSION,
         "city": city.key,
         "days": [day.isoformat() for day in days],
-        "tables": {n: {"rows": t.num_rows, "sha256": table_sha256(t)} for n, t in sorted(valid.items())},
+        "tables": {n: {"rows": t.num_rows, "sha256": _hash_of(t, keys)} for n, t in sorted(valid.items())},
         "rules_sha256": rules_sha256(rules(city)),
         "rules": {
             r.rule: {"table": r.table, "severity": r.severity, "checked": r.checked, "failed": r.failed}
@@ -141,11 +147,11 @@ def verify_seal(cert: dict[str, Any]) -> None:
         raise CertificateMismatch("the certificate was altered or is of another version")
 
 
-def verify_certificate(cert: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+def verify_certificate(cert: dict[str, Any], tables: dict[str, pa.Table], keys: Keyring) -> None:
     """Raises `CertificateMismatch` unless `tables` are those that were certified and the certificate is whole."""
     verify_seal(cert)
     if missing := sorted(set(cert["tables"]) ^ (set(tables) & set(cert["tables"]))):
         raise CertificateMismatch(f"certified but not given: {', '.join(missing)}")
-    altered = [name for name, about in cert["tables"].items() if table_sha256(tables[name]) != about["sha256"]]
+    altered = [name for name, about in cert["tables"].items() if _hash_of(tables[name], keys) != about["sha256"]]
     if altered:
         raise CertificateMismatch(f"not the data that was certified: {', '.join(altered)}")

@@ -38,7 +38,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     for name, table in result.quarantined.items():
         lake.write_days(f"quarantine/{name}", days, table, "arrival_day")
     lake.write_days("quality_findings", days, result.findings.cast(tables["findings"].schema), "arrival_day")
-    cert = certificate(result.valid, result.rule_results, city, days)
+    cert = certificate(result.valid, result.rule_results, city, lake.keys, days)
     lake.write_record(CERTIFICATE, cert)
     lake.write_record(f"{CERTIFICATE}s/{cert['sha256']}", cert)
     failed: dict[str, dict[str, int]] = defaultdict(dict)

@@ -1,12 +1,11 @@
-"""The files of `deploy/` before the tools of their own field: hadolint, the Compose schema, nginx.
+"""The files of `deploy/` before the tools of their own field: hadolint, the Compose schema.
 
 A tool is taken from the PATH or from `.venv-linters` (`make .venv-linters/bin/.installed`); where it is missing the
-test is skipped and says so. The systemd units are checked in `test_processes`.
+test is skipped and says so. The systemd units are checked in `test_processes`, the proxy in `test_proxy`.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,27 +43,3 @@ def test_the_compose_file_fits_the_compose_specification(tmp_path: Path):
     broken = (DEPLOY / "compose.yaml").read_text().replace("read_only: true", "read_only: [yes]")
     (tmp_path / "compose.yaml").write_text(broken)
     assert said(*check, tmp_path / "compose.yaml")[0] == 1, "it sees what is wrong"
-
-
-def test_nginx_takes_the_proxy_s_configuration(tmp_path: Path):
-    nginx, openssl = tool("nginx"), tool("openssl")
-    new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test")
-    made, text = said(openssl, *new, "-keyout", tmp_path / "tls_key", "-out", tmp_path / "tls_certificate")
-    assert made == 0, text
-    temporary = " ".join(
-        f"{kind}_temp_path {tmp_path / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    main = tmp_path / "nginx.conf"
-
-    def tried(configuration: str) -> tuple[int, str]:
-        (tmp_path / "default.conf").write_text(configuration)
-        main.write_text(
-            f"pid {tmp_path / 'pid'}; error_log stderr; events {{}}\n"
-            f"http {{ access_log off; {temporary} include {tmp_path / 'default.conf'}; }}\n"
-        )
-        return said(nginx, "-t", "-c", main, "-p", tmp_path)
-
-    ours = re.sub(r"/run/secrets/", f"{tmp_path}/", (DEPLOY / "proxy.conf").read_text())
-    code, text = tried(ours)
-    assert code == 0 and "test is successful" in text, text
-    assert tried(ours.replace("auth_request ", "auth_requested "))[0] == 1, "it sees what is wrong"

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from assets.contract.city import City, load_city
 from assets.contract.schemas import CANONICAL, FINDINGS
+from assets.lake.keys import Keyring
+from assets.lake.lake import Lake
 from assets.quality import certificate as hashing
 from assets.quality import validate as module
 from assets.quality.certificate import (
@@ -298,25 +300,36 @@ def test_an_expectation_without_predicate_is_refused():
         predicate("expect_column_values_to_be_unique", {"column": "a"})
 
 
-def test_certificate_holds_for_the_data_in_any_order_and_breaks_when_a_row_is_altered(city: City):
+def test_certificate_holds_for_the_data_in_any_order_and_breaks_when_a_row_is_altered(city: City, lake: Lake):
     result = validate(tables(cases=[{"care": CANARY}]), city)
-    cert = json.loads(json.dumps(certificate(result.valid, result.rule_results, city)))
+    cert = json.loads(json.dumps(certificate(result.valid, result.rule_results, city, lake.keys)))
     assert cert["rules"]["cases.care_unlisted"]["failed"] == 1 and CANARY not in json.dumps(cert)
-    verify_certificate(cert, result.valid)
+    verify_certificate(cert, result.valid, lake.keys)
     shuffled = {n: pa.concat_tables([t.slice(1), t.slice(0, 1)]) for n, t in result.valid.items()}
-    verify_certificate(cert, shuffled)
+    verify_certificate(cert, shuffled, lake.keys)
     persons = result.valid["persons"].to_pylist()
     persons[0]["sex"] = "m"
     altered = {**result.valid, "persons": pa.Table.from_pylist(persons, schema=CANONICAL["persons"])}
     with pytest.raises(CertificateMismatch, match=r"certified: persons$"):
-        verify_certificate(cert, altered)
+        verify_certificate(cert, altered, lake.keys)
     with pytest.raises(CertificateMismatch, match="persons"):
-        verify_certificate(cert, {**result.valid, "persons": result.valid["persons"].slice(1)})
+        verify_certificate(cert, {**result.valid, "persons": result.valid["persons"].slice(1)}, lake.keys)
     with pytest.raises(CertificateMismatch, match="not given: cases"):
-        verify_certificate(cert, {n: t for n, t in result.valid.items() if n != "cases"})
+        verify_certificate(cert, {n: t for n, t in result.valid.items() if n != "cases"}, lake.keys)
     cert["rules"]["cases.care_unlisted"]["failed"] = 0
     with pytest.raises(CertificateMismatch, match="altered"):
-        verify_certificate(cert, result.valid)
+        verify_certificate(cert, result.valid, lake.keys)
+
+
+def test_whoever_guesses_the_one_row_of_a_day_cannot_try_it_on_the_certificate(city: City, lake: Lake):
+    """It stands in the clear, and its own hash in Dagster and among file names."""
+    valid = validate(tables(), city).valid
+    cert = certificate(valid, [], city, lake.keys)
+    assert not {about["sha256"] for about in cert["tables"].values()} & {table_sha256(t) for t in valid.values()}
+    stranger = Keyring(bytes(range(32)), lake.keys.encryption)
+    assert certificate(valid, [], city, stranger)["sha256"] != cert["sha256"]
+    with pytest.raises(CertificateMismatch, match="not the data"):
+        verify_certificate(cert, valid, stranger)
 
 
 def test_the_hash_tells_null_from_empty_and_ignores_what_lies_under_a_null():
