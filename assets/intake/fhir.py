@@ -348,7 +348,8 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     con.execute(_ICD_SQL)
     loader.drop("Condition")
     _canonical(con, tables, "diagnoses", DIAGNOSES_SQL)
-    con.execute("DROP TABLE icd; DROP TABLE links; DROP TABLE named; DROP TABLE replaced")
+    for name in ("icd", "links", "named", "replaced", "contacts", "case_of"):
+        con.execute(f"DROP TABLE {name}")
     loader.load("Procedure", FIELDS["Procedure"])
     loader.keep_newest("Procedure")
     _canonical(con, tables, "procedures", PROCEDURES_SQL)
