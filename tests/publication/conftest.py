@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 from calendar import monthrange
@@ -27,6 +28,14 @@ CHROMIUM = (
     "--disable-component-update --disable-sync"
 ).split()
 LOS_WEIGHTS = np.array([4, 14, 14, 12, 10, 8, 11, 10, 7, 6, 2, 2]) / 100
+
+
+@pytest.fixture(scope="module")
+def umask_of_a_service() -> Iterator[None]:
+    """Its units run under 0077: what is public is open to others all the same."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
 
 
 def _months(days: pd.DataFrame, late: pd.DataFrame) -> pd.DataFrame:

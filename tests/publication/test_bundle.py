@@ -23,6 +23,7 @@ from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
 from assets.publication.guarantee import Guarantee
 from assets.publication.plots import latest_series, preview_table, trend_png
 
+pytestmark = pytest.mark.usefixtures("umask_of_a_service")
 FILES = set(bundle.FILES)
 Frames = dict[str, pd.DataFrame]
 

@@ -21,6 +21,8 @@ from assets.publication.catalogue import DATASETS
 from assets.publication.database import build_database, install
 from assets.publication.guarantee import Guarantee
 
+pytestmark = pytest.mark.usefixtures("umask_of_a_service")
+
 Frames = dict[str, pd.DataFrame]
 
 
