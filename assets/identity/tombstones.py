@@ -1,9 +1,8 @@
 """Contribution counters of erased patients, under keyed hashes.
 
 So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
-window ends, though nothing says any more whose it was. Whoever is delivered again gets them back under the pseudonyms
-of before, so nothing but this module ever meets a hash that could be told. Not here: consents (`consent.tombstones`),
-links (`persons`).
+window ends, though nothing says any more whose it was. Whoever is delivered again gets them back under their pseudonym,
+so that to everybody else a hash is somebody who is not here. Not here: consents (`consent.tombstones`), links (`persons`).
 """
 
 from __future__ import annotations
