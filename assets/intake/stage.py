@@ -51,7 +51,7 @@ def require_clinics(lake: Lake, city: City) -> None:
     Under another key its patients would be other persons, with a budget of their own, and without an entry nothing
     that it delivers is read, withdrawals least of all. So an entry is kept for good, with `delivers_until`.
     """
-    raw = (p.name for p in lake.landing.glob("[a-z0-9]*") if p.is_dir())
+    raw = {p.parent.name for p in lake.landing.glob("[a-z0-9]*/[0-9]*-[0-9]*-[0-9]*")}  # a disk has lost+found, too
     delivered = (
         lake.read("consent_deliveries", only(CONSENT_DELIVERIES, "clinic")).column("clinic").unique().to_pylist()
     )
