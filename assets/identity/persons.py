@@ -24,7 +24,7 @@ SEALED_LINKS: Final = pa.schema(
     [("arrival_day", pa.date32()), ("patient_hash", pa.string()), ("sealed_person", pa.string())]
 )
 """`sealed_person`: the person's pseudonym, readable only with the patient's pseudonym and the key."""
-_SEALED_TABLE: Final = "link_tombstones"
+SEALED_TABLE: Final = "link_tombstones"
 
 THAT_COUNTS: Final = "QUALIFY row_number() OVER (PARTITION BY patient_key ORDER BY arrival_day, person_key) = 1"
 """SQL behind a query of links: of each patient the one that counts."""
@@ -40,7 +40,7 @@ def links_with(lake: Lake, back: Callable[[], pa.Array | pa.ChunkedArray]) -> pa
 
     `back` is asked only where a link was sealed at all: pseudonyms cost a hash each.
     """
-    sealed = lake.read(_SEALED_TABLE, SEALED_LINKS)
+    sealed = lake.read(SEALED_TABLE, SEALED_LINKS)
     known = known_links(lake)
     return pa.concat_tables([known, _opened(sealed, back(), lake.keys)]) if sealed.num_rows else known
 
@@ -84,8 +84,8 @@ def seal(lake: Lake, ended: pa.Table) -> None:
     persons = lake.keys.cover(_xor(lake.keys.uncover(persons), pads))
     sealed = pa.table([ended.column("arrival_day"), hashes, persons], schema=SEALED_LINKS)
     days = set(sealed.column("arrival_day").to_pylist())
-    whole = pa.concat_tables([lake.read(_SEALED_TABLE, SEALED_LINKS), sealed])
-    lake.write_days(_SEALED_TABLE, days, whole, "arrival_day")
+    whole = pa.concat_tables([lake.read(SEALED_TABLE, SEALED_LINKS), sealed])
+    lake.write_days(SEALED_TABLE, days, whole, "arrival_day")
 
 
 def _opened(sealed: pa.Table, patients: pa.Array | pa.ChunkedArray, keys: Keyring) -> pa.Table:

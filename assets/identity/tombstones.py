@@ -2,11 +2,14 @@
 
 So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
 window ends, though nothing says any more whose it was. Whoever is delivered again gets them back under their pseudonym,
-so that to everybody else a hash is somebody who is not here. Not here: consents (`consent.tombstones`), links (`persons`).
+so that to everybody else a hash is somebody who is not here. A copy of them, and of sealed links, lies in landing beside
+that of consents: a backup of before knows of neither. Not here: consents (`consent.tombstones`), what a sealed link is
+(`persons`).
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import Any, Final
@@ -14,8 +17,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent.tombstones import beside_raw
 from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_CASES, only
 from assets.contract.terms import WINDOW_DAYS
+from assets.identity.persons import SEALED_LINKS, SEALED_TABLE
 from assets.lake.keys import Keyring, derive, keyed_hashes
 from assets.lake.lake import Lake
 
@@ -94,6 +99,43 @@ def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -
     """Distinct pseudonyms in `columns` of `cases`, and before them their hashes as `retire` stores them."""
     found = pa.chunked_array([chunk for n in columns for chunk in cases.column(n).chunks], pa.string()).unique()
     return _hashes(found, keys, kind), found
+
+
+def copy_counters(lake: Lake) -> None:
+    """Let the copy in landing hold all retired counters and sealed links of `lake`, and nothing else."""
+    months = (lake.read("bounding", BOUNDING_DECISIONS, held) for held, _ in lake.months("bounding"))
+    retired = [rows.filter(pc.starts_with(rows.column("case_key"), MARK)) for rows in months]
+    tables = (
+        ("bounding", "decided_on", pa.concat_tables([BOUNDING_DECISIONS.empty_table(), *retired])),
+        (SEALED_TABLE, "arrival_day", lake.read(SEALED_TABLE, SEALED_LINKS)),
+    )
+    copy = beside_raw(lake)
+    for name, column, rows in tables:
+        shutil.rmtree(copy.confidential / name, ignore_errors=True)  # not read: it may lie there under former keys
+        copy.write_days(name, rows.column(column).unique().to_pylist(), rows, column)
+
+
+def has_copy(lake: Lake) -> bool:
+    """Whether there is a copy: not before somebody was erased."""
+    return (beside_raw(lake).confidential / "bounding").exists()
+
+
+def bring_back_counters(lake: Lake, restored: Lake) -> None:
+    """Let `restored` know the copy in the landing of `lake`. Raises `DamagedTable`.
+
+    What is counted there still under pseudonyms is retired by the next run, so it is left out here.
+    """
+    copy, counted = beside_raw(lake), restored.read("bounding", BOUNDING_DECISIONS)
+    names = counted.column("case_key")
+    living = _hashes(names.filter(pc.invert(pc.starts_with(names, MARK))), restored.keys, "case_key")
+    known = pa.chunked_array([*names.chunks, living], pa.string())
+    retired = copy.read("bounding", BOUNDING_DECISIONS)
+    retired = retired.filter(pc.invert(pc.is_in(retired.column("case_key"), value_set=known)))
+    days = retired.column("decided_on").unique().to_pylist()
+    restored.write_days("bounding", days, pa.concat_tables([counted, retired]), "decided_on")
+    sealed = pa.concat_tables([one.read(SEALED_TABLE, SEALED_LINKS) for one in (restored, copy)])
+    sealed = sealed.group_by(SEALED_LINKS.names).aggregate([]).cast(SEALED_LINKS)
+    restored.write_days(SEALED_TABLE, sealed.column("arrival_day").unique().to_pylist(), sealed, "arrival_day")
 
 
 def person_rows(bounding: pa.Table, person_keys: pa.Array, keys: Keyring) -> list[dict[str, Any]]:

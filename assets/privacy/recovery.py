@@ -14,6 +14,7 @@ from typing import Any
 from assets.consent.changes import RECORD as JUDGED
 from assets.consent.tombstones import beside_raw, bring_back
 from assets.contract.city import City
+from assets.identity.tombstones import bring_back_counters
 from assets.lake import audit, backup, witness
 from assets.lake.backup import BackupError
 from assets.lake.keys import Keyring
@@ -103,6 +104,7 @@ def _withdrawn_since(lake: Lake, restored: Lake) -> None:
     """Let the next run erase from `restored` who withdrew after the backup: the raw lines that said so are gone."""
     try:
         bring_back(lake, restored)
+        bring_back_counters(lake, restored)
     except DamagedTable:
         raise BackupError(
             f"{beside_raw(lake).root}: who withdrew since the backup cannot be read there; nothing was changed. Move that "

@@ -33,7 +33,7 @@ from assets.consent.tombstones import copy_beside_raw
 from assets.contract.city import City
 from assets.contract.schemas import PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
 from assets.identity.record import record_again, verify_cases
-from assets.identity.tombstones import MARK
+from assets.identity.tombstones import MARK, copy_counters
 from assets.lake import audit
 from assets.lake.backup import LEFT_OUT
 from assets.lake.files import atomic_write, fsync_directory
@@ -166,6 +166,7 @@ def rotate_keys(root: Path, city: City, folder: Path) -> dict[str, int]:
             files = _tables(lake, old, new)
             _erasure_records(lake, old, new)
             copy_beside_raw(lake)
+            copy_counters(lake)
             schemas = (PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES)
             names = ("cases", "diagnoses", "procedures")
             record_again(lake, {n: lake.read(n, s) for n, s in zip(names, schemas, strict=True)})

@@ -133,12 +133,13 @@ def test_who_withdrew_after_the_backup_is_erased_by_the_next_run(
     assert len(cases.filter(pc.equal(cases.column("arrival_day"), START))) == len(left)
 
 
+@pytest.mark.parametrize("table", [TOMBSTONES, "bounding"])
 def test_withdrawals_that_cannot_be_read_stop_a_restore(
-    site: Lake, prompt_city: City, second_day: Callable[[], None], tmp_path: Path
+    site: Lake, prompt_city: City, second_day: Callable[[], None], tmp_path: Path, table: str
 ):
     recovery.make(site, prompt_city, tmp_path / "city.backup")
     second_day()
-    kept, (copy,) = state(site), beside_raw(site).root.rglob("*.parquet")
+    kept, (copy,) = state(site), (beside_raw(site).confidential / table).glob("*.parquet")
     copy.write_bytes(b"damaged")
     with pytest.raises(BackupError, match="deliver all of its consents"):
         recovery.restore(site, prompt_city, tmp_path / "city.backup", ledger_lost=True)
@@ -168,6 +169,34 @@ def test_a_ledger_in_a_database_outlives_a_lost_zone_and_goes_on_from_the_backup
     run_days(Lake.open(lake.root, lake.root.parent / "keys"), apart, [SECOND])
     assert open_ledger(lake, apart).committed() == spent, "nothing is spent twice"
     assert open_ledger(lake, apart).verify() == [] and lake.read("cases", PSEUDONYMISED_CASES).equals(cases)
+
+
+def test_who_was_counted_and_left_after_the_backup_has_no_second_budget(
+    lake: Lake, apart: City, deliver: Any, small_export: Any, run_days: Any, tmp_path: Path
+):
+    """The ledger in its database holds what they cost; the zone that is restored has never heard of them."""
+    days = [START + timedelta(n) for n in range(4)]
+    deliver("klinik-nord", days[0], small_export(days[0], ["CANARY-anna", "CANARY-bert"]))
+    run_days(lake, apart, days[:1])
+    recovery.make(lake, apart, tmp_path / "city.backup")
+    deliver("klinik-nord", days[1], small_export(days[1], ["CANARY-cora"]))
+    run_days(lake, apart, days[1:2])
+    deliver("klinik-nord", days[2], small_export(days[2], [], withdrawn=("CANARY-cora", "CANARY-bert")))
+    run_days(lake, apart, days[2:3])
+    retired = lake.read("bounding", BOUNDING_DECISIONS)
+    recovery.restore(lake, apart, tmp_path / "city.backup")
+    run_days(lake, apart, days[1:3])
+    assert lake.read("bounding", BOUNDING_DECISIONS) == retired
+    again = small_export(days[3], ["CANARY-cora"])
+    again["Consent.ndjson"] = [
+        c | {"id": "anew", "dateTime": f"{days[2]}T10:00:00+01:00"} for c in again["Consent.ndjson"]
+    ]
+    deliver("klinik-nord", days[3], again)
+    run_days(lake, apart, days[3:])
+    assert lake.read("cases", PSEUDONYMISED_CASES, days[3:]).num_rows == 1
+    decided = lake.read("bounding", BOUNDING_DECISIONS, days[3:])
+    assert decided.column("kept").to_pylist() == [False], "it lies in the ISO week of what was counted before"
+    assert open_ledger(lake, apart).verify() == []
 
 
 def test_a_lost_database_comes_back_from_a_new_backup_and_never_from_an_older_or_foreign_one(
@@ -258,6 +287,9 @@ def test_after_a_rotation_nothing_links_to_the_former_copy_and_everything_goes_o
     assert all(p.read_bytes() != content for p, content in files.items())
     tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
     assert tombstones.num_rows and beside_raw(lake).read(TOMBSTONES, CONSENT_PROVISIONS) == tombstones
+    counters = lake.read("bounding", BOUNDING_DECISIONS)
+    retired = counters.filter(pc.starts_with(counters.column("case_key"), MARK))
+    assert retired.num_rows and beside_raw(lake).read("bounding", BOUNDING_DECISIONS) == retired
     every = b"".join(p.read_bytes() for p in lake.confidential.rglob("*") if p.is_file())
     assert not [name for name in former if name.encode() in every]
     with pytest.raises(DamagedTable, match="under another key"):
