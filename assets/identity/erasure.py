@@ -199,7 +199,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
-        retired = retire(linked(bounding, links.filter(ended)), counted, living, on, lake.keys)
+        retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
     seal(lake, links.filter(ended))

@@ -838,6 +838,23 @@ def test_a_case_that_was_moved_counts_neither_for_the_former_patient_nor_beside_
     assert lake.read("events", EVENTS).column("age_group").to_pylist() == ["75-84"], "one case of a person in a week"
 
 
+def test_a_case_that_was_moved_counts_for_nobody_when_the_former_patient_is_gone_either(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    both = [fhir_consent("p"), fhir_consent("q")]
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": both})  # fmt: skip
+    run(0)
+    (case,) = lake.read("bounding", BOUNDING_DECISIONS).column("case_key").to_pylist()
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("c1", "q")]))
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[fhir_consent("p", "inactive")]))
+    run(2)
+    deliver("klinik-nord", START + timedelta(3), changes(Encounter=[stay("c1", "q", **{"class": {"code": "EMER"}})]))
+    run(3)
+    assert set(lake.read("cases", PSEUDONYMISED_CASES).column("case_key").to_pylist()) == {case}
+    (decision,) = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
+    assert decision["case_key"] == case and decision["person_key"].startswith(MARK) and decision["kept"]
+    assert not lake.read("events", EVENTS).num_rows, "it was decided for somebody else"
+
+
 def insured_ids(number: int) -> list[str]:
     """Different valid ones."""
     every = (f"A1234{n:05}" for n in range(10**5))
