@@ -868,6 +868,25 @@ def test_a_consent_that_becomes_somebody_elses_who_once_withdrew_permits_the_for
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
 
 
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_case_of_who_withdrew_does_not_come_back_as_the_former_patients(run: Run, lake: Lake, deliver: Callable[..., Path], bundled: bool):  # fmt: skip
+    """The clinic moved it to `q`. Once the lines of `q` are gone, the newest that is left names `p`."""
+    before = [person("p"), person("q"), stay("MOVED", "p"), stay("own1", "p"), fhir_consent("p"), fhir_consent("q")]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [{"fullUrl": f"https://kis/{r['resourceType']}/{r['id']}", "resource": r} for r in before]}  # fmt: skip
+    lines = {f"{kind}.ndjson": [r for r in before if r["resourceType"] == kind] for kind in ("Patient", "Encounter", "Consent")}  # fmt: skip
+    deliver("klinik-nord", START, {"all.json": json.dumps(bundle)} if bundled else lines)
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("MOVED", "q")]))
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[fhir_consent("q", "inactive")]))
+    run(2)
+    deliver("klinik-nord", START + timedelta(3), changes(Patient=[person("p", birthDate="1940-01-01")]))
+    run(3)
+    newest = lake.read("cases", PSEUDONYMISED_CASES, [START + timedelta(3)])
+    assert newest.column("age_group").to_pylist() == ["75-84"], "the other case of `p`"
+    assert places(lake, ["MOVED"]) == set()
+
+
 def insured_ids(number: int) -> list[str]:
     """Different valid ones."""
     every = (f"A1234{n:05}" for n in range(10**5))
