@@ -228,12 +228,16 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
     """Whose raw lines can lie in deliveries of before this run: all but who was erased and did not come back since.
 
-    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day.
+    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day. So was a case that
+    became theirs only now, in versions of somebody else.
     """
-    rows = pa.concat_tables([t.select([*PATIENTS.names, "arrival_day"]) for t in (documents, decisions)])
-    rows = rows.filter(among(rows, gone.select(PATIENTS.names)))
-    earlier = pc.invert(pc.is_in(rows.column("arrival_day"), pa.array(days, pa.date32())))
-    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, rows.filter(earlier).select(PATIENTS.names)))
+    now = pa.array(days, pa.date32())
+    kept, decided = (
+        rows.filter(pc.invert(pc.is_in(rows.column("arrival_day"), now))) for rows in (documents, decisions)
+    )
+    of_kept_cases = decisions.filter(among(decisions, decided.select(["clinic", "case_id"])))
+    whose = pa.concat_tables([kept.select(PATIENTS.names), of_kept_cases.select(PATIENTS.names)])
+    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, whose))
 
 
 def _erase_original(

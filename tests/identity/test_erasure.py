@@ -885,6 +885,9 @@ def test_a_case_of_who_withdrew_does_not_come_back_as_the_former_patients(run: R
     newest = lake.read("cases", PSEUDONYMISED_CASES, [START + timedelta(3)])
     assert newest.column("age_group").to_pylist() == ["75-84"], "the other case of `p`"
     assert places(lake, ["MOVED"]) == set()
+    deliver("klinik-nord", START + timedelta(4), changes(Encounter=[stay("own1", "q")]))  # to who is gone already
+    run(4)
+    assert places(lake, ["own1"]) == set()
 
 
 def insured_ids(number: int) -> list[str]:
