@@ -14,10 +14,10 @@ import shutil
 from datetime import date
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.consent.numbers import among
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
@@ -99,8 +99,9 @@ def bring_back(lake: Lake, restored: Lake) -> None:
 def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Keyring) -> tuple[pa.Table, pa.Table]:
     """`register` with the tombstones of patients that are delivered again, and these patients.
 
-    `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. The patients' own ids
-    stand in the result in memory only. Second: (clinic, patient_id) of those who had a tombstone.
+    `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. What is remembered of a document that
+    is delivered again stands under its own id, in memory only: it may be somebody else's by now, who is judged by the same one.
+    Second: (clinic, patient_id) of those who had a tombstone.
     """
     names = ["clinic", "patient_id"]
     if not tombstones.num_rows:
@@ -110,20 +111,13 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     known = known.rename_columns({"id": "patient_id"}).sort_by([("clinic", "ascending"), ("patient_id", "ascending")])
     if not known.num_rows:
         return register, known.select(names)
+    documents = _document_hashes(register.filter(among(register, known.select(names))), keys)
     with connect() as con:
-        load(con, known=known, tombstones=tombstones,
-             ids=register.select(names).append_column("n", pa.array(np.arange(register.num_rows))))  # fmt: skip
-        theirs = con.execute("SELECT n FROM ids SEMI JOIN known USING (clinic, patient_id) ORDER BY n").to_arrow_table()
-        mine = register.take(theirs.column("n"))
-        others = np.ones(register.num_rows, dtype=bool)
-        others[theirs.column("n").to_numpy()] = False
-        load(con, mine=mine, documents=_document_hashes(mine, keys))
+        load(con, known=known, tombstones=tombstones, documents=documents)
         rows = con.execute(
-            """SELECT m.* REPLACE (coalesce(d.key, m.consent_id) AS consent_id) FROM mine m
-            LEFT JOIN documents d ON d.clinic = m.clinic AND d.id = m.consent_id
-            UNION ALL BY NAME
-            SELECT t.* REPLACE (k.patient_id AS patient_id) FROM tombstones t
-            JOIN known k ON k.clinic = t.clinic AND k.key = t.patient_id ORDER BY ALL"""
+            """SELECT t.* REPLACE (k.patient_id AS patient_id, coalesce(d.id, t.consent_id) AS consent_id) FROM tombstones t
+            JOIN known k ON k.clinic = t.clinic AND k.key = t.patient_id
+            LEFT JOIN documents d ON d.clinic = t.clinic AND d.key = t.consent_id ORDER BY ALL"""
         ).to_arrow_table()
-    rows = rows.select(CONSENT_PROVISIONS.names).cast(CONSENT_PROVISIONS)
-    return pa.concat_tables([register.filter(pa.array(others)), rows]), known.select(names)
+    remembered = rows.select(CONSENT_PROVISIONS.names).cast(CONSENT_PROVISIONS)
+    return pa.concat_tables([register, remembered]), known.select(names)

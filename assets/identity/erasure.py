@@ -200,7 +200,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
-        retired = retire(linked(bounding, links.filter(ended)), counted, living, on, lake.keys)
+        retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
             changed = True
@@ -232,12 +232,16 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
     """Whose raw lines can lie in deliveries of before this run: all but who was erased and did not come back since.
 
-    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day.
+    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day. So was a case that
+    became theirs only now, in versions of somebody else.
     """
-    rows = pa.concat_tables([t.select([*PATIENTS.names, "arrival_day"]) for t in (documents, decisions)])
-    rows = rows.filter(among(rows, gone.select(PATIENTS.names)))
-    earlier = pc.invert(pc.is_in(rows.column("arrival_day"), pa.array(days, pa.date32())))
-    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, rows.filter(earlier).select(PATIENTS.names)))
+    now = pa.array(days, pa.date32())
+    kept, decided = (
+        rows.filter(pc.invert(pc.is_in(rows.column("arrival_day"), now))) for rows in (documents, decisions)
+    )
+    of_kept_cases = decisions.filter(among(decisions, decided.select(["clinic", "case_id"])))
+    whose = pa.concat_tables([kept.select(PATIENTS.names), of_kept_cases.select(PATIENTS.names)])
+    return pc.or_(pc.invert(gone.column("erased_before")), among(gone, whose))
 
 
 def _erase_original(

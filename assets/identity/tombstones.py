@@ -39,25 +39,33 @@ def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.
 
 
 def retire(
-    bounding: pa.Table, case_keys: pa.Array, living: Callable[[pa.Array], pa.Array], on: date, keys: Keyring
+    bounding: pa.Table,
+    case_keys: pa.Array,
+    moved: pa.Array,
+    living: Callable[[pa.Array], pa.Array],
+    on: date,
+    keys: Keyring,
 ) -> pa.Table:
     """`BOUNDING_DECISIONS` with the pseudonyms of erased cases as hashes, and of persons without any case.
 
-    `case_keys`: erased cases; `living`: which of the persons given still have one, under their own or a patient's
-    pseudonym. Tombstones whose window is over on `on` are dropped.
+    `case_keys`: erased cases; `moved`: cases of erased patients that are somebody else's by now. These keep their
+    pseudonym: decided for the former patient, they count for nobody, and nothing else says that they were. `living`: which of
+    the persons given still have a case, under their own or a patient's pseudonym. Tombstones whose window is over on `on` are
+    dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
     now = pc.and_(pc.invert(before), pc.is_in(cases, case_keys))
-    erased = pc.or_(before, now)
-    if not pc.any(erased).as_py():
+    erased = pc.or_(pc.or_(before, now), pc.starts_with(persons, MARK))
+    leaving = pc.or_(erased, pc.is_in(cases, moved))
+    if not pc.any(leaving).as_py():
         return bounding
-    named = pc.and_(erased, pc.invert(pc.starts_with(persons, MARK)))
+    named = pc.and_(leaving, pc.invert(pc.starts_with(persons, MARK)))
     asked = persons.filter(named).unique()
     lost = pc.and_(named, pc.invert(pc.is_in(persons, value_set=living(asked) if len(asked) else asked)))
     table = _replaced(_replaced(bounding, "case_key", now, keys), "person_key", lost, keys)
     over = pc.less(table.column("event_day"), pa.scalar(on - timedelta(_KEPT_DAYS)))
-    return table.filter(pc.invert(pc.and_(erased, over))).cast(BOUNDING_DECISIONS)
+    return table.filter(pc.invert(pc.and_(pc.or_(erased, lost), over))).cast(BOUNDING_DECISIONS)
 
 
 def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> pa.Table:
@@ -142,4 +150,4 @@ def person_rows(bounding: pa.Table, person_keys: pa.Array, keys: Keyring) -> lis
     """Rows of `bounding` of one person, by all pseudonyms it was counted under, erased ones included, with `erased`."""
     names = pa.concat_arrays([person_keys, _hashes(person_keys, keys, "person_key")])
     rows = bounding.filter(pc.is_in(bounding.column("person_key"), names)).to_pylist()
-    return [row | {"erased": row["case_key"].startswith(MARK)} for row in rows]
+    return [row | {"erased": any(row[n].startswith(MARK) for n in ("case_key", "person_key"))} for row in rows]

@@ -80,11 +80,9 @@ named AS (
       FOR t IN regexp_extract_all(line, '"((?:[^"\\]|\\.)*)', 1)] END) AS id
   FROM read
   UNION ALL
-  SELECT n, 'consent', json_extract_string(line, '$.id') FROM read
-  WHERE valid AND json_extract_string(line, '$.resourceType') = 'Consent'
-  UNION ALL
-  SELECT n, lower(json_extract_string(r, '$.resourceType')), json_extract_string(r, '$.id')
-  FROM (SELECT n, unnest(json_extract(line, '$.entry[*].resource')) AS r FROM read WHERE bundle)
+  SELECT n, CASE json_extract_string(r, '$.resourceType') WHEN 'Patient' THEN 'patient' WHEN 'Encounter' THEN 'case' WHEN 'Consent' THEN 'consent' END,
+    json_extract_string(r, '$.id')
+  FROM (SELECT n, unnest(CASE WHEN bundle THEN json_extract(line, '$.entry[*].resource') WHEN valid THEN [CAST(line AS JSON)] END) AS r FROM read)
   UNION ALL
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)

@@ -731,7 +731,7 @@ def test_a_deleted_consent_is_remembered_as_revoked(lake: Lake, city: City):
     assert back.num_rows == 1 and (row["patient_id"], row["reason"], row["erase"]) == ("p", "document_not_active", True)
 
 
-def test_of_a_register_only_the_rows_of_who_comes_back_change(lake: Lake):
+def test_to_a_register_only_what_is_remembered_of_who_comes_back_is_added(lake: Lake):
     row = {"arrival_day": START, "export_id": "e", "source_file": "f", "source_line": 1, "status": "active", "code": f"{OID}.8",
            "decision": "permit", "valid_from": START, "period_readable": True}  # fmt: skip
     people = [("k", "p"), ("k", "other"), ("elsewhere", "p"), ("k", None)]
@@ -742,11 +742,10 @@ def test_of_a_register_only_the_rows_of_who_comes_back_change(lake: Lake):
     buried = bury(denied, denied.select(["clinic", "patient_id"]), START, lake.keys)
     found, back = recognise_consents(buried, register, nobody, lake.keys)
     assert back.to_pylist() == [{"clinic": "k", "patient_id": "p"}]
-    of = [r for r in found.to_pylist() if (r["clinic"], r["patient_id"]) == ("k", "p")]
-    assert {r["decision"] for r in of} == {"permit", "deny", "none"} and "same" not in {r["consent_id"] for r in of}
-    assert len({r["consent_id"] for r in of if r["decision"] != "none"}) == 1, "old and new version are one document"
-    others = [r for r in found.to_pylist() if r not in of]
-    assert others == register.slice(1).to_pylist() and found.num_rows == 3 + len(of)
+    assert found.slice(0, 4).equals(register)
+    added = {(r["clinic"], r["patient_id"], r["decision"]): r["consent_id"] for r in found.slice(4).to_pylist()}
+    assert set(added) == {("k", "p", "deny"), ("k", "p", "none")} and found.num_rows == 6
+    assert added["k", "p", "deny"] == "same", "old and new version are one document"
     untouched, back = recognise_consents(buried, register.slice(1), nobody, lake.keys)
     assert untouched.equals(register.slice(1)) and not back.num_rows
 
@@ -836,6 +835,59 @@ def test_a_case_that_was_moved_counts_neither_for_the_former_patient_nor_beside_
     run(1, 3)
     assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 3
     assert lake.read("events", EVENTS).column("age_group").to_pylist() == ["75-84"], "one case of a person in a week"
+
+
+def test_a_case_that_was_moved_counts_for_nobody_when_the_former_patient_is_gone_either(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    both = [fhir_consent("p"), fhir_consent("q")]
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q")], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": both})  # fmt: skip
+    run(0)
+    (case,) = lake.read("bounding", BOUNDING_DECISIONS).column("case_key").to_pylist()
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("c1", "q")]))
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[fhir_consent("p", "inactive")]))
+    run(2)
+    deliver("klinik-nord", START + timedelta(3), changes(Encounter=[stay("c1", "q", **{"class": {"code": "EMER"}})]))
+    run(3)
+    assert set(lake.read("cases", PSEUDONYMISED_CASES).column("case_key").to_pylist()) == {case}
+    (decision,) = lake.read("bounding", BOUNDING_DECISIONS).to_pylist()
+    assert decision["case_key"] == case and decision["person_key"].startswith(MARK) and decision["kept"]
+    assert not lake.read("events", EVENTS).num_rows, "it was decided for somebody else"
+
+
+def test_a_consent_that_becomes_somebody_elses_who_once_withdrew_permits_the_former_patient_nothing(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    signed = [fhir_consent("p", ident="k"), fhir_consent("q")]
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("q")], "Encounter.ndjson": [stay("c1", "p"), stay("d1", "q")], "Consent.ndjson": signed})  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Consent=[fhir_consent("q", "inactive")]))
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[fhir_consent("q", on="2024-12-31", ident="new")]))
+    run(2)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START + timedelta(3), changes(Consent=[fhir_consent("q", ident="k")]))
+    run(3)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_case_of_who_withdrew_does_not_come_back_as_the_former_patients(run: Run, lake: Lake, deliver: Callable[..., Path], bundled: bool):  # fmt: skip
+    """The clinic moved it to `q`. Once the lines of `q` are gone, the newest that is left names `p`."""
+    before = [person("p"), person("q"), stay("MOVED", "p"), stay("own1", "p"), fhir_consent("p"), fhir_consent("q")]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [{"fullUrl": f"https://kis/{r['resourceType']}/{r['id']}", "resource": r} for r in before]}  # fmt: skip
+    lines = {f"{kind}.ndjson": [r for r in before if r["resourceType"] == kind] for kind in ("Patient", "Encounter", "Consent")}  # fmt: skip
+    deliver("klinik-nord", START, {"all.json": json.dumps(bundle)} if bundled else lines)
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Encounter=[stay("MOVED", "q")]))
+    run(1)
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[fhir_consent("q", "inactive")]))
+    run(2)
+    deliver("klinik-nord", START + timedelta(3), changes(Patient=[person("p", birthDate="1940-01-01")]))
+    run(3)
+    newest = lake.read("cases", PSEUDONYMISED_CASES, [START + timedelta(3)])
+    assert newest.column("age_group").to_pylist() == ["75-84"], "the other case of `p`"
+    assert places(lake, ["MOVED"]) == set()
+    deliver("klinik-nord", START + timedelta(4), changes(Encounter=[stay("own1", "q")]))  # to who is gone already
+    run(4)
+    assert places(lake, ["own1"]) == set()
 
 
 def insured_ids(number: int) -> list[str]:

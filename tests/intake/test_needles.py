@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.intake.needles import Sieve
@@ -14,6 +14,7 @@ IDS = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]) | st.
 FILLER = st.binary(max_size=60)
 
 
+@settings(deadline=None)
 @given(ids=IDS | st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=3),
        lines=st.lists(st.tuples(FILLER, st.integers(0, 9), FILLER), max_size=12), end=st.booleans())  # fmt: skip
 def test_every_line_that_holds_an_id_passes(ids: list[str], lines: list[tuple[bytes, int, bytes]], end: bool):
@@ -37,6 +38,7 @@ def json_character(character: str, way: int) -> str:
     return ways[way % len(ways)]
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0x7F), min_size=1, max_size=20), st.data())
 def test_a_line_passes_however_json_writes_an_id(ident: str, data: st.DataObject):
     written = "".join(json_character(c, data.draw(st.integers(0, 3))) for c in ident)
