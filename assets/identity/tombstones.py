@@ -112,7 +112,10 @@ def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -
 def copy_counters(lake: Lake) -> None:
     """Let the copy in landing hold all retired counters and sealed links of `lake`, and nothing else."""
     months = (lake.read("bounding", BOUNDING_DECISIONS, held) for held, _ in lake.months("bounding"))
-    retired = [rows.filter(pc.starts_with(rows.column("case_key"), MARK)) for rows in months]
+    retired = [
+        rows.filter(pc.or_(*(pc.starts_with(rows.column(n), MARK) for n in ("case_key", "person_key"))))
+        for rows in months
+    ]
     tables = (
         ("bounding", "decided_on", pa.concat_tables([BOUNDING_DECISIONS.empty_table(), *retired])),
         (SEALED_TABLE, "arrival_day", lake.read(SEALED_TABLE, SEALED_LINKS)),
