@@ -51,7 +51,7 @@ from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.persons import LINKS, known_links, linked, seal
 from assets.identity.pseudonymise import case_keys, patient_keys
 from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
-from assets.identity.tombstones import copy_counters, has_copy, retire
+from assets.identity.tombstones import copy_counters, only_retired, retire
 from assets.intake.landing import Erased, erase_patients
 from assets.lake import audit
 from assets.lake.engine import connect, load
@@ -196,17 +196,16 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
         left = [name.filter(pc.and_(pc.is_in(name, value_set=persons), pa.array(~erased))) for name in names]
         return pa.chunked_array([chunk for found in left for chunk in found.chunks], pa.string()).unique()
 
-    changed = not has_copy(lake)
+    counters = [BOUNDING_DECISIONS.empty_table()]
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
         retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
-            changed = True
+        counters.append(only_retired(retired))
     seal(lake, links.filter(ended))
-    if changed:
-        copy_counters(lake)
+    copy_counters(lake, pa.concat_tables(counters))
     counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", _mask(ended))
     # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
     counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", erased)

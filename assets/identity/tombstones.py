@@ -22,7 +22,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_CASES, onl
 from assets.contract.terms import WINDOW_DAYS
 from assets.identity.persons import SEALED_LINKS, SEALED_TABLE
 from assets.lake.keys import Keyring, derive, keyed_hashes
-from assets.lake.lake import Lake
+from assets.lake.lake import DamagedTable, Lake
 
 MARK: Final = "tombstone:"
 # Cases are admitted up to 60 days (the largest freeze lag) before the day on which they are decided.
@@ -100,7 +100,8 @@ def restore_counters(lake: Lake, cases: pa.Table) -> None:
             restored = restored.set_column(restored.column_names.index(column), column, known)
         if not restored.equals(bounding):
             lake.write_days("bounding", held, restored.cast(BOUNDING_DECISIONS), "decided_on")
-    lake.write_record(_RETURNED, {"all": True})
+    if named is not cases:
+        lake.write_record(_RETURNED, {"all": True})
 
 
 def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
@@ -109,26 +110,27 @@ def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -
     return _hashes(found, keys, kind), found
 
 
-def copy_counters(lake: Lake) -> None:
-    """Let the copy in landing hold all retired counters and sealed links of `lake`, and nothing else."""
-    months = (lake.read("bounding", BOUNDING_DECISIONS, held) for held, _ in lake.months("bounding"))
-    retired = [
-        rows.filter(pc.or_(*(pc.starts_with(rows.column(n), MARK) for n in ("case_key", "person_key"))))
-        for rows in months
-    ]
-    tables = (
-        ("bounding", "decided_on", pa.concat_tables([BOUNDING_DECISIONS.empty_table(), *retired])),
-        (SEALED_TABLE, "arrival_day", lake.read(SEALED_TABLE, SEALED_LINKS)),
-    )
+def only_retired(bounding: pa.Table) -> pa.Table:
+    """The rows of `bounding` that hold a hash."""
+    return bounding.filter(pc.or_(*(pc.starts_with(bounding.column(n), MARK) for n in ("case_key", "person_key"))))
+
+
+def copy_counters(lake: Lake, retired: pa.Table) -> None:
+    """Let the copy in landing hold the counters `retired`, all of `lake`, and its sealed links, and nothing else."""
     copy = beside_raw(lake)
-    for name, column, rows in tables:
-        shutil.rmtree(copy.confidential / name, ignore_errors=True)  # not read: it may lie there under former keys
-        copy.write_days(name, rows.column(column).unique().to_pylist(), rows, column)
-
-
-def has_copy(lake: Lake) -> bool:
-    """Whether there is a copy: not before somebody was erased."""
-    return (beside_raw(lake).confidential / "bounding").exists()
+    for name, column, rows in (
+        ("bounding", "decided_on", retired),
+        (SEALED_TABLE, "arrival_day", lake.read(SEALED_TABLE, SEALED_LINKS)),
+    ):
+        try:
+            known = copy.read(name, rows.schema)
+        except DamagedTable:  # or under former keys
+            shutil.rmtree(copy.confidential / name)
+            known = rows.schema.empty_table()
+        # Asked of the copy itself: a run that died before it came here has changed nothing for the next one.
+        if not known.equals(rows.sort_by(column)):
+            days = {*known.column(column).to_pylist(), *rows.column(column).to_pylist()}
+            copy.write_days(name, days, rows.sort_by(column), column)
 
 
 def bring_back_counters(lake: Lake, restored: Lake) -> None:

@@ -31,9 +31,14 @@ from assets.consent.changes import BEGUN
 from assets.consent.tombstones import TABLE as CONSENT_TOMBSTONES
 from assets.consent.tombstones import copy_beside_raw
 from assets.contract.city import City
-from assets.contract.schemas import PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+    PSEUDONYMISED_PROCEDURES,
+)
 from assets.identity.record import record_again, verify_cases
-from assets.identity.tombstones import MARK, copy_counters
+from assets.identity.tombstones import MARK, copy_counters, only_retired
 from assets.lake import audit
 from assets.lake.backup import LEFT_OUT
 from assets.lake.files import atomic_write, fsync_directory
@@ -166,7 +171,7 @@ def rotate_keys(root: Path, city: City, folder: Path) -> dict[str, int]:
             files = _tables(lake, old, new)
             _erasure_records(lake, old, new)
             copy_beside_raw(lake)
-            copy_counters(lake)
+            copy_counters(lake, only_retired(lake.read("bounding", BOUNDING_DECISIONS)))
             schemas = (PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES)
             names = ("cases", "diagnoses", "procedures")
             record_again(lake, {n: lake.read(n, s) for n, s in zip(names, schemas, strict=True)})
