@@ -6,6 +6,7 @@ plan costs (`privacy.plan`), how exports reach us (`contract.connectors`).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from datetime import date, timedelta
@@ -258,13 +259,10 @@ class City(Model):
         codes = [code for area in self.areas for code in area.postal_codes]
         if len(set(codes)) != len(codes):
             raise ValueError("a postal code belongs to two areas")
+        kept = self.retention_days or math.inf
         for c in self.clinics:
-            if (
-                self.retention_days
-                and c.connector.kind == "fhir_bulk"
-                and self.retention_days < c.connector.whole_every_days
-            ):
-                what = f"{c.key}: whole_every_days must not be longer than retention_days ({self.retention_days})"
+            if c.connector.kind == "fhir_bulk" and c.connector.whole_every_days > kept:
+                what = f"{c.key}: whole_every_days must not be longer than retention_days ({kept})"
                 raise ValueError(f"{what}; an export of changes takes what stayed the same from raw files")
         if AREA_ELSEWHERE not in {a.key for a in self.areas}:
             raise ValueError(f"an area with the key {AREA_ELSEWHERE!r} is needed for all other postal codes")

@@ -38,8 +38,7 @@ from assets.lake.lake import Lake
 
 MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 20 * 2**30
-READ_SUFFIXES: Final = (".ndjson", ".jsonl", ".csv", ".json")
-"""How names of files end that a reader may need, packed or not."""
+_READ_SUFFIXES: Final = (".ndjson", ".jsonl", ".csv", ".json")
 
 Outcome = Literal["taken", "known", "waiting", "rejected"]
 
@@ -81,10 +80,15 @@ class Export:
         """Whether a raw file that a reader needs is gone: its retention is over, or it went as a whole with a patient."""
         manifest = self.folder / MANIFEST
         entries = json.loads(manifest.read_bytes()).get("files", []) if manifest.exists() else []
-        read = [e for e in entries if e["name"].lower().removesuffix(".gz").endswith(READ_SUFFIXES)]
+        read = [e for e in entries if may_be_read(e["name"])]
         present = {p.name for p in self.folder.iterdir()}
         noted = any(about["lines"] == "all" for entry in read for about in entry.get("erased", []))
         return noted or any(entry["name"] not in present for entry in read)
+
+
+def may_be_read(name: str) -> bool:
+    """Whether a reader may need a file of that name, packed or not."""
+    return name.lower().removesuffix(".gz").endswith(_READ_SUFFIXES)
 
 
 def delivered(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.intake.bundles import NotTakenApart, put_together, take_apart
-from assets.intake.connector import MANIFEST, READ_SUFFIXES, Export
+from assets.intake.connector import MANIFEST, Export, may_be_read
 from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
 from assets.intake.findings import RejectedExport
@@ -332,7 +332,7 @@ def erase_patients(
     root = lake.landing / clinic
     roots = [root] if days is None else [root / day.isoformat() for day in days]
     paths = [path for r in roots for path in _files(r)]
-    by_line = [p for p in paths if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)]
+    by_line = [p for p in paths if may_be_read(p.name)]
     kinds = ["patient"] * len(ids) + ["case"] * len(cases) + ["consent"] * len(consents)
     names = [*ids, *cases, *consents]
     with connect() as con:
@@ -361,7 +361,7 @@ def named_patients(export: Export) -> pa.Table:
     Other strings too, where a line cannot be read. What cannot be unpacked names nobody.
     """
     found = [pa.table({"id": pa.array([], pa.string())})]
-    for path in (p for p in export.files() if p.name.lower().removesuffix(".gz").endswith(READ_SUFFIXES)):
+    for path in (p for p in export.files() if may_be_read(p.name)):
         with contextlib.suppress(OSError, EOFError, zlib.error, RejectedExport), connect() as con:
             form = _form_of(path)
             for content, _ in _batches(path):
