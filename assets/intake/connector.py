@@ -29,6 +29,7 @@ from assets.intake.connectors.transfer import (
     SAFE_NAME,
     SCOPE_FILE,
     UNFINISHED,
+    UNSAFE_NAME,
     FetchProblem,
     day_of,
     is_delivered,
@@ -112,7 +113,7 @@ def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | N
     if not files:
         return "it is empty; deliver at least one file, or no folder at all"
     if any(not SAFE_NAME.match(p.name) for p in files):
-        return "a file name holds characters other than letters, digits, dot, dash and underscore"
+        return UNSAFE_NAME
     if len(files) > MAX_FILES or sum(p.stat().st_size for p in files) > MAX_BYTES:
         return f"it is larger than {MAX_FILES} files or {MAX_BYTES // 2**30} GiB; deliver larger files, or in parts"
     return None

@@ -228,17 +228,17 @@ WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 # versions granted, whoever the patient was.
 CONSENT_SQL: Final = f"""
 CREATE TEMP VIEW consent_provisions AS
-WITH provisions AS (SELECT file, source_line, unnest(provisions) AS p FROM "Consent"),
-nested AS (SELECT file, source_line, unnest(p.provision) AS n FROM provisions),
+WITH provisions AS (SELECT place, unnest(provisions) AS p FROM "Consent"),
+nested AS (SELECT place, unnest(p.provision) AS n FROM provisions),
 listed AS (
-  SELECT file, source_line, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts,
+  SELECT place, p.type AS decision, p.period.start AS starts, p.period.end AS ends, p.code AS concepts,
     narrowed(p) AS narrow, [] AS excepted FROM provisions
   UNION ALL
-  SELECT file, source_line, n.type, n.period.start, n.period.end, n.code, false, [] FROM nested WHERE n.type IS DISTINCT FROM 'permit'
+  SELECT place, n.type, n.period.start, n.period.end, n.code, false, [] FROM nested WHERE n.type IS DISTINCT FROM 'permit'
   UNION ALL
-  SELECT file, source_line, NULL, NULL, NULL, NULL, false, [] FROM nested WHERE len(n.provision) > 0
+  SELECT place, NULL, NULL, NULL, NULL, false, [] FROM nested WHERE len(n.provision) > 0
   UNION ALL
-  SELECT file, source_line, root.type, root.period.start, root.period.end, root.code, false,
+  SELECT place, root.type, root.period.start, root.period.end, root.code, false,
     flatten(list_transform(provisions, lambda p: flatten(list_transform(p.code, lambda c: list_transform(c.coding, lambda o: bare(o.code))))))
   FROM "Consent" WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
 worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
@@ -247,13 +247,13 @@ each_code AS (
       lambda c: NOT (decision IS NOT DISTINCT FROM 'permit' AND coalesce(misplaced(c), false))),
     lambda c: coalesce(c.code, '*')) ELSE ['*'] END) AS name FROM worded),
 stated AS (
-  SELECT file, source_line, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
+  SELECT place, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
     ends IS NULL AS open, narrow
   FROM each_code WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false))
 SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
   CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
   (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
-FROM "Consent" LEFT JOIN stated USING (file, source_line) LEFT JOIN owners USING (file, source_line)
+FROM "Consent" LEFT JOIN stated USING (place) LEFT JOIN owners USING (place)
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
@@ -268,7 +268,7 @@ _CONSENT_RANK: Final = f"""CASE WHEN status = 'active' AND len(list_filter(provi
     THEN coalesce(declared_at, TIMESTAMP '0001-01-01')
     ELSE coalesce({until_sql("declared_at")}, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
   coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
-_OF_NOBODY: Final = """SELECT file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (file, source_line) WHERE patient_id IS NULL"""
+_OF_NOBODY: Final = """SELECT place, file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (place) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
 _NARROWED: Final = """SELECT file, source_line FROM "Consent"
@@ -285,17 +285,17 @@ FROM deleted d JOIN sources s USING (file) WHERE {allowed_id("d.id")};
 
 
 def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) -> None:
-    """Create `Consent`, and `owners` (file, source_line, owner) of those that name their patient by a number only.
+    """Create `Consent`, and `owners` (place, owner) of those that name their patient by a number only.
 
     Such a number (`Consent.patient.identifier`) is one of `Patient.identifier`, of the same system; without patients
     (`alone`) nobody can be found by it.
     """
     loader.load("Consent", FIELDS["Consent"], rank=_CONSENT_RANK)
-    con.execute("CREATE TEMP TABLE owners (file INTEGER, source_line BIGINT, owner VARCHAR)")
+    con.execute("CREATE TEMP TABLE owners (place BIGINT, owner VARCHAR)")
     if not alone and con.execute(f"FROM ({_OF_NOBODY}) WHERE named_by.value IS NOT NULL LIMIT 1").fetchone():
         loader.load("Patient", "r.identifier AS numbers")
         con.execute(
-            f"""INSERT INTO owners SELECT DISTINCT c.file, c.source_line, p.id FROM ({_OF_NOBODY}) c
+            f"""INSERT INTO owners SELECT DISTINCT c.place, p.id FROM ({_OF_NOBODY}) c
             JOIN (SELECT id, unnest(numbers) AS number FROM "Patient") p
               ON p.number.value = c.named_by.value AND p.number.system = c.named_by.system"""
         )

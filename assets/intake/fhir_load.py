@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.findings import Findings, raise_all
-from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, read_text
+from assets.intake.findings import Findings, RejectedExport, raise_all
+from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, first_line, read_text
 
 MOST_FILES: Final = 256
 """DuckDB's reader keeps buffers for each file that it is given, however small: a hundred thousand took all memory."""
@@ -59,30 +59,9 @@ STRUCTURES: Final = {
         "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON",
         "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
 }
-_BUNDLE: Final = """{"resourceType":"VARCHAR","entry":[{"fullUrl":"VARCHAR","resource":"JSON",
-    "request":{"method":"VARCHAR","url":"VARCHAR"}}]}"""
+_ENTRY: Final = '{"fullUrl":"VARCHAR","resource":"JSON","request":{"method":"VARCHAR","url":"VARCHAR"}}'
+_BUNDLE: Final = f'{{"resourceType":"VARCHAR","entry":[{_ENTRY}]}}'
 _OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
-# A resource is known by its own id in whatever form it comes; the `urn:uuid:` under which a Bundle lists it is its id
-# only where it has none. So what refers to that address inside the Bundle is made to name the id.
-_ENTRIES: Final = """
-INSERT INTO entries
-WITH listed AS (
-  SELECT place, e.resource AS resource, e.resource ->> '$.resourceType' AS kind, nullif(e.resource ->> '$.id', '') AS own,
-    CASE WHEN starts_with(e.fullUrl, 'urn:uuid:') THEN e.fullUrl[10:] END AS uuid
-  FROM parts WHERE e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'),
-renamed AS (SELECT uuid, any_value(kind || '/' || own) AS name FROM listed WHERE uuid <> own GROUP BY uuid HAVING count(*) = 1),
-pieces AS (
-  SELECT place, unnest(string_split(resource, '"urn:uuid:')) AS piece, generate_subscripts(string_split(resource, '"urn:uuid:'), 1) AS nth
-  FROM listed WHERE contains(resource, '"urn:uuid:')),
-resolved AS (
-  SELECT place, string_agg(CASE WHEN nth = 1 THEN piece WHEN name IS NULL THEN '"urn:uuid:' || piece
-    ELSE '"' || name || substr(piece, strpos(piece, '"')) END, '' ORDER BY nth) AS resource
-  FROM pieces LEFT JOIN renamed ON uuid = split_part(piece, '"', 1) GROUP BY place)
-SELECT $file, l.place, l.kind, coalesce(l.own, l.uuid), coalesce(r.resource, l.resource) FROM listed l LEFT JOIN resolved r USING (place)
-"""
-# What an entry `e` deletes, one version or all of it alike; empty where it is something else, as a search for what to delete.
-_GONE: Final = r"""regexp_extract(CASE WHEN e.request.method = 'DELETE' AND NOT contains(e.request.url, '?') THEN e.request.url END,
-    '([A-Za-z]+)/([^/]+?)(/_history/[^/]*)?/?$', ['kind', 'id', 'version'])"""
 _NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
 TOLD_ONLY: Final = ("rows_of_no_case", "diagnosis_not_icd_10_gm")
 """Rules of lines that may be right: what is in them may count with another delivery."""
@@ -90,11 +69,41 @@ DELETED: Final = "deleted"
 OUTCOME: Final = "OperationOutcome"
 BUNDLE: Final = "Bundle"
 
+# A resource is known by its own id in whatever form it comes; the `urn:uuid:` under which a Bundle lists it is its id
+# only where it has none. So what refers to that address inside the Bundle is made to name the id.
+_ENTRIES: Final = f"""
+INSERT INTO entries
+WITH listed AS (
+  SELECT parts.rowid AS place, file, bundle, source_line, e.resource AS resource, e.resource ->> '$.resourceType' AS kind,
+    nullif(e.resource ->> '$.id', '') AS own, CASE WHEN starts_with(e.fullUrl, 'urn:uuid:') THEN e.fullUrl[10:] END AS uuid
+  FROM parts JOIN sources USING (file)
+  WHERE holds = '{BUNDLE}' AND e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'),
+renamed AS (
+  SELECT file, bundle, uuid, any_value(kind || '/' || own) AS name FROM listed WHERE uuid <> own GROUP BY ALL HAVING count(*) = 1),
+pieces AS (
+  SELECT place, file, bundle, unnest(string_split(resource, '"urn:uuid:')) AS piece,
+    generate_subscripts(string_split(resource, '"urn:uuid:'), 1) AS nth
+  FROM listed WHERE contains(resource, '"urn:uuid:')),
+resolved AS (
+  SELECT place, string_agg(CASE WHEN nth = 1 THEN piece WHEN name IS NULL THEN '"urn:uuid:' || piece
+    ELSE '"' || name || substr(piece, strpos(piece, '"')) END, '' ORDER BY nth) AS resource
+  FROM pieces p LEFT JOIN renamed r ON r.file = p.file AND r.bundle = p.bundle AND uuid = split_part(piece, '"', 1) GROUP BY place)
+SELECT file, source_line, kind, coalesce(own, uuid), coalesce(r.resource, l.resource) FROM listed l LEFT JOIN resolved r USING (place)
+ORDER BY l.place
+"""
+# What of a Bundle is read: what its entries delete, and resources of the types that count; laboratory values do not.
+_IS_READ: Final = f"""(e.resource IS NULL OR e.request.method IS NOT DISTINCT FROM 'DELETE'
+    OR (e.resource ->> '$.resourceType') IN {(*STRUCTURES, BUNDLE)})"""
+# What an entry `e` deletes, one version or all of it alike; empty where it is something else, as a search for what to delete.
+_GONE: Final = r"""regexp_extract(CASE WHEN e.request.method = 'DELETE' AND NOT contains(e.request.url, '?') THEN e.request.url END,
+    '([A-Za-z]+)/([^/]+?)(/_history/[^/]*)?/?$', ['kind', 'id', 'version'])"""
+
 
 def kind_of(path: Path) -> str | None:
     """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None.
 
-    Servers and people number their files before the type or behind it (`1.Patient.ndjson`, `Patient_2.ndjson`).
+    Servers and people number their files before the type or behind it (`1.Patient.ndjson`, `Patient_2.ndjson`). What
+    has a Bundle on each line, mostly one of a patient, has no type to be named after and is known by its first line.
     """
     name = path.name.lower()
     if name.endswith((".json", ".json.gz")):
@@ -102,7 +111,21 @@ def kind_of(path: Path) -> str | None:
     stem = re.split(r"[._-]", re.sub(r"^[0-9]+[._-]", "", name))[0]
     if not name.endswith(_NDJSON):
         return None
-    return next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
+    known = next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
+    return known or (BUNDLE if _begins_with_bundle(path) else None)
+
+
+def _begins_with_bundle(path: Path) -> bool:
+    try:
+        first = json.loads(first_line(path))
+    except (OSError, RejectedExport, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.get("resourceType") == BUNDLE
+
+
+def is_document(path: Path) -> bool:
+    """Whether a file is one JSON document."""
+    return path.name.lower().removesuffix(".gz").endswith(".json")
 
 
 def _type(of: Any) -> str:
@@ -142,17 +165,18 @@ class Loader:
                 "arrival_day": pa.array([e.arrival_day for e, _, _ in self._files], pa.date32()),
                 "export_id": pa.array([e.export_id for e, _, _ in self._files], pa.string()),
                 "source_file": pa.array([p.name for _, p, _ in self._files], pa.string()),
+                "holds": pa.array([k for _, _, k in self._files], pa.string()),
             }
         )
         con.register("sources_arrow", sources)
         con.execute(
-            """CREATE TEMP TABLE sources AS SELECT * FROM sources_arrow;
+            f"""CREATE TEMP TABLE sources AS SELECT * FROM sources_arrow;
+            CREATE TEMP TABLE parts (file INTEGER, bundle BIGINT, source_line BIGINT, e {_type(json.loads(_ENTRY))});
             CREATE TEMP TABLE bad_lines (file INTEGER, source_line BIGINT, rule VARCHAR);
             CREATE TEMP TABLE entries (file INTEGER, source_line BIGINT, kind VARCHAR, id VARCHAR, resource VARCHAR);
             CREATE TEMP TABLE deleted (file INTEGER, kind VARCHAR, id VARCHAR)"""
         )
         self._load_bundles()
-        self._load_deletions()
 
     def _numbers(self, kind: str) -> list[int]:
         return [n for n, (_, _, k) in enumerate(self._files) if k == kind]
@@ -236,7 +260,7 @@ class Loader:
               WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until;
             DELETE FROM "{kind}_rows" WHERE rowid IN (SELECT place FROM "{kind}_deleted");
             CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file,
-              r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
+              r.rowid AS place, r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
         self._keep_newest(kind, "clinic, arrival_day, id", rank)
 
@@ -256,56 +280,64 @@ class Loader:
               SELECT r.rowid FROM "{kind}_rows" r JOIN sources USING (file)
               QUALIFY row_number() OVER (PARTITION BY {key}
                 ORDER BY arrival_day DESC, updated_at DESC NULLS LAST, version DESC NULLS LAST, {rank and f"{rank}, "}export_id DESC, source_file DESC,
-                  source_line DESC) > 1)"""
+                  source_line DESC, r.rowid DESC) > 1)"""
         )
 
     def drop(self, kind: str) -> None:
         self._con.execute(f'DROP VIEW "{kind}"; DROP TABLE "{kind}_rows"; DROP TABLE "{kind}_deleted"')
 
     def _load_bundles(self) -> None:
+        """Take Bundles apart: files that are one, files with one on each line, and the deletions of a bulk export, which come so."""
         for number, (_, path, kind) in enumerate(self._files):
-            if kind != BUNDLE:
-                continue
-            text = read_text(path, MAX_BUNDLE_BYTES)
-            rule = "bundle_too_large" if text is None else None
-            found = self._con.execute(
-                "SELECT TRY(from_json($text, $structure)).resourceType", {"text": text, "structure": _BUNDLE}
-            ).fetchone()
-            if text is not None and (found is None or found[0] != BUNDLE):
-                rule = "json_unreadable" if found is None or found[0] is None else "wrong_resource_type"
-            if rule:
-                self._con.execute("INSERT INTO bad_lines VALUES (?, 1, ?)", [number, rule])
-                continue
-            self._con.execute(
-                """CREATE OR REPLACE TEMP TABLE parts AS SELECT e, row_number() OVER () AS place
-                FROM (SELECT unnest(from_json($text, $structure).entry) AS e)""",
-                {"text": text, "structure": _BUNDLE},
-            )
-            self._con.execute(_ENTRIES, {"file": number})
-            self.note(
-                "wrong_resource_type",
-                f"SELECT file, source_line FROM entries WHERE file = {number} AND kind = '{BUNDLE}'",
-            )
-            gone = f"SELECT {number} AS file, place AS source_line, {_GONE} AS g FROM parts WHERE e.request.method = 'DELETE'"
-            self._delete(gone)
+            if kind == BUNDLE and is_document(path):
+                self._take_apart(number, path)
+        by_line = [n for n, (_, path, k) in enumerate(self._files) if k in (BUNDLE, DELETED) and not is_document(path)]
+        if by_line:
+            self._take_lines_apart(by_line)
+        self._con.execute(_ENTRIES)
+        self.note("wrong_resource_type", f"SELECT file, source_line FROM entries WHERE kind = '{BUNDLE}'")
+        self._delete(
+            f"""SELECT file, source_line, {_GONE} AS g FROM parts JOIN sources USING (file)
+            WHERE holds = '{DELETED}' OR e.request.method = 'DELETE'"""
+        )
+        self._con.execute("DROP TABLE parts")
 
-    def _load_deletions(self) -> None:
-        """Deletions of a bulk export: a Bundle of `DELETE` requests on each line."""
-        if not any(k == DELETED for _, _, k in self._files):
+    def _take_apart(self, number: int, path: Path) -> None:
+        """Put the entries of a file that is a Bundle into `parts`, numbered as lines are."""
+        text = read_text(path, MAX_BUNDLE_BYTES)
+        rule = "bundle_too_large" if text is None else None
+        found = self._con.execute(
+            "SELECT TRY(from_json($text, $structure)).resourceType", {"text": text, "structure": _BUNDLE}
+        ).fetchone()
+        if text is not None and (found is None or found[0] != BUNDLE):
+            rule = "json_unreadable" if found is None or found[0] is None else "wrong_resource_type"
+        if rule:
+            self._con.execute("INSERT INTO bad_lines VALUES (?, 1, ?)", [number, rule])
             return
+        self._con.execute(
+            f"""INSERT INTO parts SELECT $file, 0, place, e FROM (
+              SELECT e, row_number() OVER () AS place FROM (SELECT unnest(from_json($text, $structure).entry) AS e))
+            WHERE {_IS_READ}""",
+            {"file": number, "text": text, "structure": _BUNDLE},
+        )
+
+    def _take_lines_apart(self, numbers: list[int]) -> None:
+        """Put the entries of Bundles that stand one on a line into `parts`."""
         self._from_lines(
-            self._numbers(DELETED),
-            """CREATE TEMP TABLE deleted_bundles AS SELECT f AS file, source_line, TRY(from_json(line, $structure)) AS b
-            FROM batches_of_kind b JOIN numbers ON n = b.file""",
+            numbers,
+            """CREATE TEMP TABLE bundles AS SELECT f AS file, source_line, b.resourceType AS type,
+              list_filter(b.entry, lambda e: """
+            + _IS_READ
+            + """) AS entry
+            FROM (SELECT f, source_line, TRY(from_json(line, $structure)) AS b FROM batches_of_kind JOIN numbers ON n = file)""",
             {"structure": _BUNDLE},
         )
         self._con.execute(
-            f"""INSERT INTO bad_lines SELECT file, source_line, CASE WHEN b.resourceType IS NULL THEN 'json_unreadable'
-              ELSE 'wrong_resource_type' END FROM deleted_bundles WHERE b.resourceType IS DISTINCT FROM 'Bundle';
-            CREATE TEMP TABLE gone AS SELECT file, source_line, {_GONE} AS g FROM (
-              SELECT file, source_line, unnest(b.entry) AS e FROM deleted_bundles WHERE b.resourceType = 'Bundle')"""
+            f"""INSERT INTO bad_lines SELECT file, source_line, CASE WHEN type IS NULL THEN 'json_unreadable'
+              ELSE 'wrong_resource_type' END FROM bundles WHERE type IS DISTINCT FROM '{BUNDLE}';
+            INSERT INTO parts SELECT file, source_line, source_line, unnest(entry) FROM bundles WHERE type = '{BUNDLE}';
+            DROP TABLE bundles"""
         )
-        self._delete("FROM gone")
 
     def _delete(self, gone: str) -> None:
         """Note what `gone` (file, source_line, `g` as `_GONE` has it) tells of, and where it cannot be told what that is."""

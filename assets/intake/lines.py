@@ -7,6 +7,7 @@ any resource is left out and named; a packed file that unpacks without end is re
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,12 @@ def _opened(path: Path) -> Iterator[Any]:
 def allowed_bytes(path: Path) -> int:
     """How many bytes a file may unpack to."""
     return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
+
+
+def first_line(path: Path) -> bytes:
+    """The first line of a file, packed or not, as far as any line is read."""
+    with _opened(path) as file:
+        return io.BufferedReader(file).readline(MAX_LINE_BYTES).removeprefix(_BOM)
 
 
 def read_text(path: Path, most_bytes: int) -> str | None:

@@ -29,6 +29,7 @@ CONSENT = {"resourceType": "Consent", "id": "k", "status": "active", "patient": 
                {"type": "permit", "period": {"start": "2025-01-01"},
                 "code": [{"coding": [{"code": f"{CONSENT_CODE_SYSTEM}.8"}]}]}]}}  # fmt: skip
 ALL = [PATIENT, ENCOUNTER, CONDITION, CONSENT]
+LABORATORY = {"resourceType": "Observation", "id": "o", "subject": {"reference": "Patient/p"}}
 
 
 @pytest.fixture
@@ -66,6 +67,10 @@ def bundle(resources: list[dict], kind: str = "collection", **entry: Any) -> byt
     return json.dumps({"resourceType": "Bundle", "type": kind, "entry": entries}, indent=1).encode()
 
 
+def in_lines(*bundles: bytes, **how: Any) -> bytes:
+    return b"".join(json.dumps(json.loads(b), **how).encode() + b"\n" for b in bundles)
+
+
 def absolute(text: bytes) -> bytes:
     for kind in ("Patient", "Encounter", "Condition"):
         text = text.replace(f'"{kind}/'.encode(), f'"https://h.example.org/fhir/{kind}/'.encode())
@@ -89,6 +94,9 @@ FORMS: dict[str, dict[str, bytes]] = {
     "one bundle": {"all.json": bundle(ALL)},
     "a packed bundle": {"all.json.gz": gzip.compress(bundle(ALL, "searchset"))},
     "two bundles": {"1.json": bundle(ALL[:2], "transaction"), "2.json": bundle(ALL[2:], "batch", request={"method": "PUT"})},
+    "a bundle on each line": {"Export_2025-1.ndjson": in_lines(bundle(ALL[:2]), bundle(ALL[2:]))},
+    "bundles on lines, sorted and packed": {"Bundle.ndjson.gz": gzip.compress(in_lines(bundle(ALL), sort_keys=True))},
+    "a patient's bundle on a line, with what does not count": {"export.jsonl": in_lines(bundle([LABORATORY, *ALL]))},
     "bundle and lines": {"1.json": bundle(ALL[:2])} | by_type(ALL[2:]),
 }  # fmt: skip
 
@@ -250,6 +258,48 @@ def test_a_bundle_inside_a_bundle_is_told_and_not_read(read: Callable):
         by_type(ALL) | {"x.json": json.dumps({"resourceType": "Bundle", "entry": [{"resource": inner}]}).encode()}
     )
     assert [f["rule"] for f in got["findings"]] == ["wrong_resource_type"] and len(got["cases"]) == 1
+
+
+def test_two_consents_of_one_line_stay_two_documents(read: Callable):
+    """Both stand in the same line of the same file: what one permits, the other must not."""
+    codes = {"k1": "6", "k2": "8"}
+    consents = [json.loads(json.dumps(CONSENT | {"id": k}).replace(f"{CONSENT_CODE_SYSTEM}.8", f"{CONSENT_CODE_SYSTEM}.{code}"))
+                for k, code in codes.items()]  # fmt: skip
+    got = read({"patients.ndjson": in_lines(bundle([*ALL[:3], *consents]))})
+    assert {(k["consent_id"], k["code"].rpartition(".")[2], k["source_line"]) for k in got["consent_provisions"]} == {
+        ("k1", "6", 1), ("k2", "8", 1)}  # fmt: skip
+    assert len(got["consent_provisions"]) == 2 and got["findings"] == []
+
+
+def test_the_urn_uuid_of_one_line_means_nothing_in_the_next(read: Callable):
+    """Each patient's Bundle counts its addresses anew."""
+    lines = [json.dumps({"resourceType": "Bundle", "entry": linked_by_uuid([r | {"id": r["id"] + n} for r in ALL])})
+             .replace(f"urn:uuid:11-p{n}", "urn:uuid:1") for n in ("1", "2")]  # fmt: skip
+    lines = [line.replace('"Patient/p"', '"urn:uuid:1"') for line in lines]
+    got = read({"patients.ndjson": "\n".join(lines) + "\n"})
+    assert {(c["case_id"], c["patient_id"]) for c in got["cases"]} == {("e1", "p1"), ("e2", "p2")}
+    assert {(k["consent_id"], k["patient_id"]) for k in got["consent_provisions"]} == {("k1", "p1"), ("k2", "p2")}
+
+
+def test_a_line_of_bundles_that_cannot_be_used_is_told_and_the_others_are_read(read: Callable):
+    whole = in_lines(bundle(ALL))
+    got = read(
+        {
+            "patients.ndjson": whole
+            + b'{"resourceType":"Bundle","entry":[{\n'
+            + json.dumps(PATIENT | {"id": "q"}).encode()
+        }
+    )
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [
+        ("json_unreadable", 2),
+        ("wrong_resource_type", 3),
+    ]
+    assert [p["patient_id"] for p in got["persons"]] == ["p"]
+
+
+def test_a_deletion_in_a_bundle_on_a_line_counts(read: Callable):
+    gone = json.dumps({"resourceType": "Bundle", "entry": [{"request": {"method": "DELETE", "url": "Encounter/e"}}]})
+    assert read({"patients.ndjson": in_lines(bundle(ALL)) + gone.encode()})["cases"] == []
 
 
 def test_a_big_bundle_is_sent_back_as_lines(read: Callable, monkeypatch: pytest.MonkeyPatch):

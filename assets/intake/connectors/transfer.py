@@ -27,6 +27,11 @@ COMPLETE_MARKER: Final = "_COMPLETE"
 MAX_FILES: Final = 100_000
 """Of one export: 100 million resources of a server that writes a thousand a file. Each costs a moment, no memory."""
 SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$")
+UNSAFE_NAME: Final = (
+    "a file name is longer than 121 characters, does not begin with a letter or digit, or holds other characters than "
+    "letters, digits, dot, dash and underscore"
+)
+"""Why a folder is refused; a name itself may hold whatever a person typed."""
 UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 CHUNK: Final = 4 * 2**20
 LONGEST_WAIT_SECONDS: Final = 60.0
@@ -86,8 +91,8 @@ class Store(Protocol):
 
 
 def is_delivered(name: str) -> bool:
-    """Whether a file belongs to a delivery: neither the marker nor what a Mac leaves in every folder that it opens."""
-    return name not in (COMPLETE_MARKER, ".DS_Store") and not name.startswith("._")
+    """Whether a file belongs to a delivery: neither a marker, ours or Hadoop's, nor what a Mac leaves in every folder that it opens."""
+    return name not in (COMPLETE_MARKER, "_SUCCESS", ".DS_Store") and not name.startswith("._")
 
 
 def day_of(folder: str) -> date | None:
@@ -185,7 +190,7 @@ def publish(building: Path, final: Path) -> None:
 def refusal_of(files: Collection[RemoteFile], settings: Remote) -> str | None:
     """Why a remote export is not fetched, from its listing alone."""
     if any(not SAFE_NAME.match(f.name) for f in files):
-        return "a file name holds characters other than letters, digits, dot, dash and underscore"
+        return UNSAFE_NAME
     if not files:
         return "it is empty; deliver at least one file, or no folder at all"
     if len(files) > MAX_FILES or sum(f.size for f in files) > settings.max_gigabytes * 2**30:
