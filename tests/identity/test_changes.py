@@ -202,3 +202,26 @@ def test_what_is_frozen_stays_when_a_case_is_replaced_by_what_cannot_be_used(
     run(1, 2, within=prompt_city)
     assert list(newest(lake, "care").values()) == ["other"]
     assert lake.read("events", EVENTS).num_rows == 1
+
+
+@pytest.mark.parametrize(("kind", "care"), [("replaced-by", "other"), ("replaces", "inpatient")])
+def test_of_two_records_of_a_patient_the_one_stays_what_it_is_when_the_other_withdraws(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, kind: str, care: str
+):
+    """The line that says so names both: with it would go that the one was replaced, or who it is."""
+    encounters = whole("p", "GONE")
+    run(0)
+    other = {"type": kind, "other": {"reference": "Patient/GONE"}}
+    linked = {"resourceType": "Patient", "id": "p", "gender": "male", "birthDate": "1980-05-05", "link": [other]}
+    deliver("klinik-nord", START + timedelta(1), changes(linked))
+    run(1)
+    leaves = {"resourceType": "Consent", "id": "consent-GONE", "status": "inactive", "patient": {"reference": "Patient/GONE"}}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(2), changes(leaves))
+    run(2)
+    raw = b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*json"))
+    assert b"GONE" not in raw and b'"male"' in raw
+    deliver("klinik-nord", START + timedelta(3), changes(encounters["p"], condition("d", "I21.0", "p")))
+    run(3)
+    (left,) = newest(lake, "care").values()
+    assert left == care
+    assert care == "other" or list(newest(lake, "sex").values()) == ["m"]

@@ -649,6 +649,22 @@ def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, ci
     intake.read(lake, city, [START])  # nobody else's rows are missing
 
 
+@pytest.mark.parametrize("document", [False, True])
+def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lake, city: City, document: bool):
+    """That it was replaced is its own, and nothing else tells of it."""
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    name, write = ("b.json", lambda *records: bundle(*({"resource": r} for r in records))) if document else (
+        "Patient.ndjson", lambda *records: "".join(json.dumps(r) + "\n" for r in records))  # fmt: skip
+    other = {"other": {"reference": "Patient/GONE"}}
+    linked = [person("p", link=[{"type": "replaced-by"} | other]), person("q", link=[{"type": "replaces"}])]
+    named = [person("GONE", link=[other]), person("r", link=[other], generalPractitioner=[other["other"]]), person("t", link="GONE", managingOrganization=other["other"])]  # fmt: skip
+    (folder / name).write_text(write(*linked, *named))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
+    assert erase_patients(lake, "klinik-nord", ["GONE"], [], None, START).lines == (1 if document else 4)
+    assert (folder / name).read_text() == write(person("p", link=[{"type": "replaced-by"}]), linked[1])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_document_loses_the_patients_entries_under_whatever_address(lake: Lake, city: City, packed: bool):
     def entries(who: str, at: str, own_id: bool) -> list[dict[str, Any]]:
