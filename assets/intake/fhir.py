@@ -249,7 +249,9 @@ each_code AS (
 stated AS (
   SELECT file, source_line, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
     ends IS NULL AS open, narrow
-  FROM each_code WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false))
+  FROM each_code LEFT JOIN "Consent_outdated" o USING (file, source_line)
+  WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false)
+    AND NOT (o.place IS NOT NULL AND decision IS NOT DISTINCT FROM 'permit'))
 SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
   CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
   (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
@@ -268,6 +270,9 @@ _CONSENT_RANK: Final = f"""CASE WHEN status = 'active' AND len(list_filter(provi
     THEN coalesce(declared_at, TIMESTAMP '0001-01-01')
     ELSE coalesce({until_sql("declared_at")}, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
   coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
+# All but what only permits. It counts in whatever order it comes; what an outdated version permits does not.
+_TAKES_BACK: Final = """coalesce(status <> 'active' OR root IS NOT NULL OR len(provisions) = 0
+  OR len(list_filter(provisions, lambda p: p.type IS DISTINCT FROM 'permit' OR len(p.provision) > 0)) > 0, true)"""
 _OF_NOBODY: Final = """SELECT file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (file, source_line) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
@@ -290,7 +295,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     Such a number (`Consent.patient.identifier`) is one of `Patient.identifier`, of the same system; without patients
     (`alone`) nobody can be found by it.
     """
-    loader.load("Consent", FIELDS["Consent"], rank=_CONSENT_RANK)
+    loader.load("Consent", FIELDS["Consent"], _CONSENT_RANK, _TAKES_BACK)
     con.execute("CREATE TEMP TABLE owners (file INTEGER, source_line BIGINT, owner VARCHAR)")
     if not alone and con.execute(f"FROM ({_OF_NOBODY}) WHERE named_by.value IS NOT NULL LIMIT 1").fetchone():
         loader.load("Patient", "r.identifier AS numbers")

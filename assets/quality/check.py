@@ -65,6 +65,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "case_repeated": ("The case stands again further down with something else in the row; the last one counts, this one does not.", "Give each case its own number; look for cells that were filled down."),
     "diagnosis_kind_unknown": ("From this line on there are diagnoses of a Diagnoseart other than HD, ND, SD; they are no principal ones.", "Write HD, ND or SD."),
     "rows_of_no_case": ("From this line on there are rows whose case is not in the set; they count nowhere.", "Nothing if their case comes in another delivery; else compare the numbers of the cases: spreadsheets eat leading zeros."),
+    "version_outdated": ("From this line on there are versions older, by their `meta`, than what came before; what they deny counts, nothing else.", "Nothing; deliver exports in the order in which they were made."),
     "base_erased": ("Raw files that this export of changes builds on were erased after their retention: what it changes reaches only cases that come with their Encounter, and these may lack what came before.", "Send a whole export, and another one before `retention_days` are over."),
     "diagnosis_not_icd_10_gm": ("From this line on there are diagnoses without a code of ICD-10-GM; they count nowhere.", "Nothing if the cases' diagnoses are coded beside them; else deliver them in `http://fhir.de/CodeSystem/bfarm/icd-10-gm`."),
     "name_taken": ("export.json says what a bulk export holds; resources in a file of that name are not read.", "Give the Bundle another name."),
