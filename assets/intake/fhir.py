@@ -161,6 +161,19 @@ FROM "Encounter" WHERE {_IS_CASE};
 _OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Encounter"
 WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
 
+# So are diagnoses and procedures of no case.
+_ICD_OF_NO_CASE: Final = (
+    "SELECT file, min(source_line) AS source_line FROM icd ANTI JOIN links ON icd_row = icd.rowid GROUP BY file"
+)
+_OPS_OF_NO_CASE: Final = """SELECT file, min(source_line) AS source_line FROM "Procedure" ANTI JOIN contact_cases USING (contact)
+WHERE ops_code IS NOT NULL AND status IS DISTINCT FROM 'entered-in-error' GROUP BY file"""
+# Not followed is what gives no type and id: a number only, something contained, a search.
+_NOT_FOLLOWED: Final = f"""SELECT file, min(source_line) AS source_line FROM (
+  SELECT file, source_line FROM "Encounter" WHERE patient_id IS NULL AND {_IS_CASE}
+  UNION ALL SELECT file, source_line FROM (SELECT file, source_line, unnest(diagnosis) AS d
+    FROM "Encounter" SEMI JOIN (SELECT contact AS id FROM named WHERE condition_id IS NULL) USING (id))
+  WHERE coalesce(ref_id(d.condition.reference, 'Condition'), ref_id(d.condition.reference, 'Procedure')) IS NULL) GROUP BY file"""
+
 # Findings coded otherwise stand beside German diagnoses too: a file is named once, by its first.
 _OTHER_CODES: Final = 'SELECT file, min(source_line) AS source_line FROM "Condition" WHERE code IS NULL GROUP BY file'
 
@@ -187,7 +200,7 @@ LEFT JOIN (SELECT DISTINCT id FROM contacts SEMI JOIN below ON top = contacts.id
 """
 _ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
-SELECT source_file, source_line, id AS condition_id, contact, code, certainty
+SELECT file, source_file, source_line, id AS condition_id, contact, code, certainty
 FROM "Condition" WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'refuted') AND code IS NOT NULL;
 """
 DIAGNOSES_SQL: Final = f"""
@@ -338,6 +351,7 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     loader.load("Encounter", FIELDS["Encounter"])
     _canonical(con, tables, "cases", CASES_SQL)
     loader.note("rows_of_no_case", _OF_NO_CASE)
+    loader.note("reference_not_followed", _NOT_FOLLOWED)
     touch("Encounter")
     loader.drop("Encounter")
     if changing:
@@ -353,11 +367,13 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     con.execute(_ICD_SQL)
     loader.drop("Condition")
     _canonical(con, tables, "diagnoses", DIAGNOSES_SQL)
+    loader.note("rows_of_no_case", _ICD_OF_NO_CASE)
     for name in ("icd", "links", "named", "replaced", "contacts", "case_of"):
         con.execute(f"DROP TABLE {name}")
     loader.load("Procedure", FIELDS["Procedure"])
     loader.keep_newest("Procedure")
     _canonical(con, tables, "procedures", PROCEDURES_SQL)
+    loader.note("rows_of_no_case", _OPS_OF_NO_CASE)
 
 
 def read(

@@ -90,7 +90,7 @@ _OUTDATED: Final = """CREATE TEMP TABLE "{kind}_outdated" AS SELECT DISTINCT r.r
 FROM "{kind}_rows" r JOIN sources s ON s.file = r.file AND s.whole_since < s.arrival_day JOIN "{kind}_rows" o ON o.id = r.id
 JOIN sources b ON b.file = o.file AND b.arrival_day >= s.whole_since AND b.arrival_day < s.arrival_day
 WHERE o.updated_at > r.updated_at OR o.updated_at IS NOT DISTINCT FROM r.updated_at AND o.version > r.version {few}"""
-TOLD_ONLY: Final = ("rows_of_no_case", "diagnosis_not_icd_10_gm", "version_outdated")
+TOLD_ONLY: Final = ("rows_of_no_case", "reference_not_followed", "diagnosis_not_icd_10_gm", "version_outdated")
 """Rules of lines that may be right: what is in them may count with another delivery."""
 DELETED: Final = "deleted"
 OUTCOME: Final = "OperationOutcome"
