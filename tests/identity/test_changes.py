@@ -225,3 +225,18 @@ def test_of_two_records_of_a_patient_the_one_stays_what_it_is_when_the_other_wit
     (left,) = newest(lake, "care").values()
     assert left == care
     assert care == "other" or list(newest(lake, "sex").values()) == ["m"]
+
+
+def test_a_case_that_comes_late_is_not_stored_where_its_newest_version_was_refused(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable
+):
+    """It is somebody else's by then, who never consented."""
+    encounters = whole("p", "q")
+    run(0)
+    late = encounters["p"] | {"id": "moved"}
+    deliver("klinik-nord", START + timedelta(2), changes(late | {"subject": {"reference": "Patient/nobody"}}))
+    run(2)
+    deliver("klinik-nord", START + timedelta(1), changes(late, encounters["q"]))
+    run(1)
+    assert sorted(newest(lake, "arrival_day").values()) == [START, START + timedelta(1)], "the case of q came again"
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
