@@ -170,6 +170,19 @@ def test_of_a_superseded_case_the_newest_version_before_counts_no_more(lake: Lak
     assert row["area"] == "older", "what an earlier run left of these days is told anew"
 
 
+def test_of_a_case_that_comes_late_a_newer_version_in_quarantine_counts_in_its_place(lake: Lake):
+    late, day = START, START + timedelta(1)
+    quarantined = pa.Table.from_pylist([{"clinic": "k", "arrival_day": day, "case_id": "c"}], schema=CASES)
+    lake.write("quarantine/cases", day, quarantined)
+    (key,) = case_keys(quarantined, lake.keys).column("key").to_pylist()
+    rows = [{"case_key": name, "arrival_day": late, "care": "inpatient"} for name in (key, "other")]
+    cases = pa.Table.from_pylist(rows, schema=PSEUDONYMISED_CASES)
+    found = {row["case_key"]: row["care"] for row in with_superseded(lake, [late], cases).to_pylist()}
+    assert found == {key: "other", "other": "inpatient"}
+    lake.write("cases", day, cases.slice(0, 1).set_column(1, "arrival_day", pa.array([day], pa.date32())))
+    assert with_superseded(lake, [late], cases).equals(cases), "a valid one came since"
+
+
 UNUSABLE = {"class": {"code": "no such class"}}
 
 
