@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -253,3 +254,26 @@ def test_a_case_that_comes_late_is_not_stored_where_its_newest_version_was_refus
     run(1)
     assert sorted(newest(lake, "arrival_day").values()) == [START, START + timedelta(1)], "the case of q came again"
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
+
+
+def test_who_withdrew_stays_away_when_a_day_of_before_comes_late(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, small_export: Callable[..., dict[str, Any]]
+):
+    names = ("GONEdenied", "GONEinactive", "GONEdeleted")
+    encounters = whole(*names, "stays")
+    run(0)
+    signed = {c["id"]: c for c in small_export(START, list(names))["Consent.ndjson"]}
+    denied = json.loads(json.dumps(signed["consent-GONEdenied"] | {"id": "w", "dateTime": "2024-12-31"}).replace("permit", "deny"))  # fmt: skip
+    leave = changes(denied, signed["consent-GONEinactive"] | {"status": "inactive"}, deleted=("Consent/consent-GONEdeleted",))  # fmt: skip
+    deliver("klinik-nord", START + timedelta(2), leave)
+    run(2)
+    came = [r for name in (*names, "stays") for r in (
+        {"resourceType": "Patient", "id": name, "gender": "male", "birthDate": "1980-05-05"}, encounters[name],
+        encounters[name] | {"id": f"{name}-second"})]  # fmt: skip
+    deliver("klinik-nord", START + timedelta(1), changes(*came, *signed.values()))
+    run(1)
+    run(2)
+    rows = lake.read("cases", PSEUDONYMISED_CASES)
+    assert len(rows.column("patient_key").unique()) == 1 and len(rows.column("case_key").unique()) == 2
+    assert set(newest(lake, "sex").values()) == {"m"}
+    assert b"GONE" not in b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*.ndjson"))
