@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 _URN: Final = "urn:uuid:"
@@ -46,8 +47,24 @@ def take_apart(text: str) -> tuple[dict[str, Any], list[str]]:
     ]
 
 
-def put_together(text: str, gone: set[int]) -> str:
-    """`text`, which `take_apart` takes, without the entries of the places `gone`."""
+def without_others(text: str) -> str:
+    """The patient's record in `text`, a line or a Bundle of one entry, without which records its links name; that it was
+    replaced is still said. Nothing where `text` is something else."""
+    try:
+        whole = json.loads(text)
+        record = whole["entry"][0]["resource"] if whole["resourceType"] == "Bundle" else whole
+        if record["resourceType"] != "Patient":
+            return ""
+        record["link"] = [{k: v for k, v in link.items() if k != "other"} for link in record["link"]]
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
+        return ""
+    return json.dumps(whole)
+
+
+def put_together(text: str, gone: set[int], instead: Mapping[int, str]) -> str:
+    """`text`, which `take_apart` takes, without the entries of the places `gone`, but those that have a Bundle of one entry
+    `instead`."""
     bundle = json.loads(text)
-    bundle["entry"] = [entry for place, entry in enumerate(bundle["entry"]) if place not in gone]
-    return json.dumps(bundle)
+    left = {place: json.loads(other)["entry"] for place, other in instead.items()}
+    parts = [left.get(place, [] if place in gone else [entry]) for place, entry in enumerate(bundle["entry"])]
+    return json.dumps(bundle | {"entry": [entry for part in parts for entry in part]})

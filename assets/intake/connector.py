@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -225,18 +225,32 @@ def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:
     return exports
 
 
-def built_upon(lake: Lake, city: City, exports: Iterable[Export]) -> list[Export]:
-    """What exports of changes build upon: the earlier landed exports of their clinics, back to the last whole one."""
+def built_upon(lake: Lake, city: City, exports: Collection[Export]) -> list[Export]:
+    """What exports of changes build upon beside `exports`: the earlier landed ones of their clinics, back to the last whole one."""
     oldest: dict[str, date] = {}
     for export in exports:
         if export.changes_only:
             oldest[export.clinic.key] = min(export.arrival_day, oldest.get(export.clinic.key, export.arrival_day))
-    found: list[Export] = []
+    found, own = list[Export](), {e.export_id for e in exports}
     for key, first in oldest.items():
         folders = (lake.landing / key).glob("[0-9]*")
         for day in sorted((d for d in (day_of(p.name) for p in folders) if d and d < first), reverse=True):
             of_day = [e for e in landed(lake, city, [day]) if e.clinic.key == key]
-            found += of_day
+            found += [e for e in of_day if e.export_id not in own]
             if any(not e.changes_only for e in of_day):
                 break
+    return found
+
+
+def building_upon(lake: Lake, city: City, clinic: str, last: date) -> list[date]:
+    """Days after `last` whose landed exports of changes of `clinic` build upon those of before: up to its next whole one."""
+    found: list[date] = []
+    folders = (lake.landing / clinic).glob("[0-9]*")
+    for later in sorted(d for d in (day_of(p.name) for p in folders) if d and d > last):
+        of_day = landed(lake, city, [later])
+        own = [e for e in of_day if e.clinic.key == clinic]
+        if any(not e.changes_only for e in own):
+            break
+        # A day that cannot be read any more would be asked for every night.
+        found += [later] if own and not any(e.erased for e in of_day) else []
     return found

@@ -161,6 +161,19 @@ FROM "Encounter" WHERE {_IS_CASE};
 _OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Encounter"
 WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
 
+# So are diagnoses and procedures of no case.
+_ICD_OF_NO_CASE: Final = (
+    "SELECT file, min(source_line) AS source_line FROM icd ANTI JOIN links ON icd_row = icd.rowid GROUP BY file"
+)
+_OPS_OF_NO_CASE: Final = """SELECT file, min(source_line) AS source_line FROM "Procedure" ANTI JOIN contact_cases USING (contact)
+WHERE ops_code IS NOT NULL AND status IS DISTINCT FROM 'entered-in-error' GROUP BY file"""
+# Not followed is what gives no type and id: a number only, something contained, a search.
+_NOT_FOLLOWED: Final = f"""SELECT file, min(source_line) AS source_line FROM (
+  SELECT file, source_line FROM "Encounter" WHERE patient_id IS NULL AND {_IS_CASE}
+  UNION ALL SELECT file, source_line FROM (SELECT file, source_line, unnest(diagnosis) AS d
+    FROM "Encounter" SEMI JOIN (SELECT contact AS id FROM named WHERE condition_id IS NULL) USING (id))
+  WHERE coalesce(ref_id(d.condition.reference, 'Condition'), ref_id(d.condition.reference, 'Procedure')) IS NULL) GROUP BY file"""
+
 # Findings coded otherwise stand beside German diagnoses too: a file is named once, by its first.
 _OTHER_CODES: Final = 'SELECT file, min(source_line) AS source_line FROM "Condition" WHERE code IS NULL GROUP BY file'
 
@@ -187,7 +200,7 @@ LEFT JOIN (SELECT DISTINCT id FROM contacts SEMI JOIN below ON top = contacts.id
 """
 _ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
-SELECT source_file, source_line, id AS condition_id, contact, code, certainty
+SELECT file, source_file, source_line, id AS condition_id, contact, code, certainty
 FROM "Condition" WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'refuted') AND code IS NOT NULL;
 """
 DIAGNOSES_SQL: Final = f"""
@@ -249,7 +262,9 @@ each_code AS (
 stated AS (
   SELECT place, bare(name) AS code, decision, local_day(starts) AS valid_from, local_day(ends) AS valid_to,
     ends IS NULL AS open, narrow
-  FROM each_code WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false))
+  FROM each_code LEFT JOIN "Consent_outdated" o USING (place)
+  WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false)
+    AND NOT (o.file IS NOT NULL AND decision IS NOT DISTINCT FROM 'permit'))
 SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
   CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
   (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
@@ -268,6 +283,9 @@ _CONSENT_RANK: Final = f"""CASE WHEN status = 'active' AND len(list_filter(provi
     THEN coalesce(declared_at, TIMESTAMP '0001-01-01')
     ELSE coalesce({until_sql("declared_at")}, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
   coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
+# All but what only permits. It counts in whatever order it comes; what an outdated version permits does not.
+_TAKES_BACK: Final = """coalesce(status <> 'active' OR root IS NOT NULL OR len(provisions) = 0
+  OR len(list_filter(provisions, lambda p: p.type IS DISTINCT FROM 'permit' OR len(p.provision) > 0)) > 0, true)"""
 _OF_NOBODY: Final = """SELECT place, file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (place) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
@@ -290,7 +308,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     Such a number (`Consent.patient.identifier`) is one of `Patient.identifier`, of the same system; without patients
     (`alone`) nobody can be found by it.
     """
-    loader.load("Consent", FIELDS["Consent"], rank=_CONSENT_RANK)
+    loader.load("Consent", FIELDS["Consent"], _CONSENT_RANK, _TAKES_BACK)
     con.execute("CREATE TEMP TABLE owners (place BIGINT, owner VARCHAR)")
     if not alone and con.execute(f"FROM ({_OF_NOBODY}) WHERE named_by.value IS NOT NULL LIMIT 1").fetchone():
         loader.load("Patient", "r.identifier AS numbers")
@@ -333,6 +351,7 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     loader.load("Encounter", FIELDS["Encounter"])
     _canonical(con, tables, "cases", CASES_SQL)
     loader.note("rows_of_no_case", _OF_NO_CASE)
+    loader.note("reference_not_followed", _NOT_FOLLOWED)
     touch("Encounter")
     loader.drop("Encounter")
     if changing:
@@ -348,11 +367,13 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     con.execute(_ICD_SQL)
     loader.drop("Condition")
     _canonical(con, tables, "diagnoses", DIAGNOSES_SQL)
+    loader.note("rows_of_no_case", _ICD_OF_NO_CASE)
     for name in ("icd", "links", "named", "replaced", "contacts", "case_of"):
         con.execute(f"DROP TABLE {name}")
     loader.load("Procedure", FIELDS["Procedure"])
     loader.keep_newest("Procedure")
     _canonical(con, tables, "procedures", PROCEDURES_SQL)
+    loader.note("rows_of_no_case", _OPS_OF_NO_CASE)
 
 
 def read(

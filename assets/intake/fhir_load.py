@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +64,12 @@ _ENTRY: Final = '{"fullUrl":"VARCHAR","resource":"JSON","request":{"method":"VAR
 _BUNDLE: Final = f'{{"resourceType":"VARCHAR","entry":[{_ENTRY}]}}'
 _OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
 _NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
-TOLD_ONLY: Final = ("rows_of_no_case", "diagnosis_not_icd_10_gm")
+# Versions in exports of changes of which a newer one came earlier, since the last whole export.
+_OUTDATED: Final = """CREATE TEMP TABLE "{kind}_outdated" AS SELECT DISTINCT r.rowid AS place, r.file, r.source_line
+FROM "{kind}_rows" r JOIN sources s ON s.file = r.file AND s.whole_since < s.arrival_day JOIN "{kind}_rows" o ON o.id = r.id
+JOIN sources b ON b.file = o.file AND b.arrival_day >= s.whole_since AND b.arrival_day < s.arrival_day
+WHERE o.updated_at > r.updated_at OR o.updated_at IS NOT DISTINCT FROM r.updated_at AND o.version > r.version {few}"""
+TOLD_ONLY: Final = ("rows_of_no_case", "reference_not_followed", "diagnosis_not_icd_10_gm", "version_outdated")
 """Rules of lines that may be right: what is in them may count with another delivery."""
 DELETED: Final = "deleted"
 OUTCOME: Final = "OperationOutcome"
@@ -128,6 +134,17 @@ def is_document(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith(".json")
 
 
+def _whole_since(exports: list[Export]) -> dict[str, date]:
+    """The day of the whole export that each of `exports` (by id) builds upon; of a whole one its own."""
+    whole = [e.arrival_day for e in exports if not e.changes_only]
+    return {
+        e.export_id: max((d for d in whole if d <= e.arrival_day), default=date.min)
+        if e.changes_only
+        else e.arrival_day
+        for e in exports
+    }
+
+
 def _type(of: Any) -> str:
     """A structure of `from_json` as a type."""
     if isinstance(of, list):
@@ -153,16 +170,19 @@ class Loader:
         self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
     ) -> None:
         kinds = {"Consent", DELETED} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
-        linked = {"Patient", "Encounter", "Condition", "Procedure", DELETED, BUNDLE}
+        linked = {*STRUCTURES, DELETED, BUNDLE}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
         self._own = len(self._files)
         self._files += [(e, p, k) for e in earlier for p in e.files() if (k := kind_of(p)) and k in linked]
+        since = _whole_since([*exports, *earlier])
+        self._upon = any(since[e.export_id] < e.arrival_day for e in exports)
         sources = pa.table(
             {
                 "file": pa.array(range(len(self._files)), pa.int32()),
                 "clinic": pa.array([e.clinic.key for e, _, _ in self._files], pa.string()),
                 "arrival_day": pa.array([e.arrival_day for e, _, _ in self._files], pa.date32()),
+                "whole_since": pa.array([since[e.export_id] for e, _, _ in self._files], pa.date32()),
                 "export_id": pa.array([e.export_id for e, _, _ in self._files], pa.string()),
                 "source_file": pa.array([p.name for _, p, _ in self._files], pa.string()),
                 "holds": pa.array([k for _, _, k in self._files], pa.string()),
@@ -229,13 +249,14 @@ class Loader:
             self._con.execute("INSERT INTO bad_lines VALUES (?, ?, 'line_too_long')", [numbers[number], line])
         self._con.unregister("batches_of_kind")
 
-    def load(self, kind: str, fields: str, rank: str = "") -> None:
+    def load(self, kind: str, fields: str, rank: str = "", takes_back: str = "false") -> None:
         """Create `<kind>`: provenance, `id` and `fields` of every resource of that type that counts today.
 
         `fields`: SQL over the parsed resource `r`, which itself is never stored: what is nested costs more to keep
         than to read. Of versions of one resource that arrived on one day the newest by `meta` counts, else the first by
-        `rank` (SQL over `fields`), else the last line; a resource that was deleted on its day of arrival or later is left out
-        and stands in `<kind>_deleted`.
+        `rank` (SQL over `fields`), else the last line. In an export of changes a version that is older by `meta` than one
+        that came before is left out, but where it `takes_back` (SQL over `fields`); all of these are in `<kind>_outdated` (place, file,
+        source_line). A resource that was deleted on its day of arrival or later is left out and stands in `<kind>_deleted`.
         """
         structure, columns = {"structure": STRUCTURES[kind]}, _columns(kind, fields)
         self._con.execute(
@@ -255,6 +276,8 @@ class Loader:
         self._con.execute(
             f"""INSERT INTO bad_lines SELECT file, source_line, problem FROM "{kind}_rows" WHERE problem IS NOT NULL;
             DELETE FROM "{kind}_rows" WHERE problem IS NOT NULL;
+            {_OUTDATED.format(kind=kind, few="" if self._upon else "LIMIT 0")};
+            DELETE FROM "{kind}_rows" WHERE rowid IN (SELECT place FROM "{kind}_outdated") AND NOT ({takes_back});
             CREATE TEMP TABLE "{kind}_deleted" AS SELECT r.rowid AS place, r.* FROM "{kind}_rows" r JOIN sources s USING (file) JOIN (
               SELECT clinic, id, max(arrival_day) AS until FROM deleted JOIN sources USING (file)
               WHERE kind = '{kind}' GROUP BY ALL) d ON d.clinic = s.clinic AND d.id = r.id AND s.arrival_day <= d.until;
@@ -263,6 +286,9 @@ class Loader:
               r.rowid AS place, r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
         self._keep_newest(kind, "clinic, arrival_day, id", rank)
+        self.note(
+            "version_outdated", f'SELECT file, min(source_line) AS source_line FROM "{kind}_outdated" GROUP BY file'
+        )
 
     def keep_newest(self, kind: str) -> None:
         """Of one resource that arrived on several days keep the newest only."""
@@ -284,7 +310,9 @@ class Loader:
         )
 
     def drop(self, kind: str) -> None:
-        self._con.execute(f'DROP VIEW "{kind}"; DROP TABLE "{kind}_rows"; DROP TABLE "{kind}_deleted"')
+        self._con.execute(
+            f'DROP VIEW "{kind}"; DROP TABLE "{kind}_rows"; DROP TABLE "{kind}_deleted"; DROP TABLE "{kind}_outdated"'
+        )
 
     def _load_bundles(self) -> None:
         """Take Bundles apart: files that are one, files with one on each line, and the deletions of a bulk export, which come so."""

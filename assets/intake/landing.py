@@ -26,7 +26,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from assets.intake.bundles import NotTakenApart, put_together, take_apart
+from assets.intake.bundles import NotTakenApart, put_together, take_apart, without_others
 from assets.intake.connector import MANIFEST, Export, may_be_read
 from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES
@@ -196,14 +196,28 @@ def _naming(
     return places
 
 
-def _reduced(con: duckdb.DuckDBPyConnection, text: str) -> bytes:
-    """The Bundle `text` without the entries that name one of `ids`; nothing where that cannot be told from the rest."""
+def _left(con: duckdb.DuckDBPyConnection, text: str) -> bytes:
+    """What is left of a line that names one of `ids`: a Bundle without the entries that do, and of a patient's record that
+    another one replaces, or that replaces it, all but which; nothing where that cannot be told from the rest."""
+    bundled = '"Bundle"' in text
+    if not bundled and not ('"Patient"' in text and '"link"' in text):
+        return b""
     try:
-        rest, entries = take_apart(text)
+        rest, entries = take_apart(text) if bundled else ({}, [text])
     except NotTakenApart:
         return b""
-    gone = set(_naming(con, [*entries, json.dumps(rest)], [0] * (len(entries) + 1), [_Form("ndjson")]))
-    return put_together(text, gone).encode() + b"\n" if gone and len(entries) not in gone else b""
+
+    def naming(texts: Sequence[str]) -> set[int]:
+        return set(_naming(con, texts, [0] * len(texts), [_Form("ndjson")]))
+
+    gone = naming([*entries, json.dumps(rest)])
+    if not gone or len(entries) in gone:
+        return b""
+    alone = {place: left for place in sorted(gone) if (left := without_others(entries[place]))}
+    still = naming([*alone.values()]) if alone else set()
+    kept = {place: left for n, (place, left) in enumerate(alone.items()) if n not in still}
+    left = put_together(text, gone, kept) if bundled else "".join(kept.values())
+    return left.encode() + b"\n" if left else b""
 
 
 def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[Path, int, bytes]]:
@@ -215,10 +229,7 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[
         line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
         for f, line in zip(file, batch, strict=True)
     ]
-    return [
-        (batch[n].path, batch[n].number, _reduced(con, text[n]) if '"Bundle"' in text[n] else b"")
-        for n in _naming(con, text, file, about)
-    ]
+    return [(batch[n].path, batch[n].number, _left(con, text[n])) for n in _naming(con, text, file, about)]
 
 
 def _search(

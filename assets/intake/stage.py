@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from assets.contract.city import City, CityFileError
 from assets.contract.schemas import CANONICAL, only
 from assets.intake import connector, kernel
-from assets.intake.connector import Delivery, Export, built_upon, landed, pull
+from assets.intake.connector import Delivery, Export, building_upon, built_upon, landed, pull
 from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.lines import number_of_lines
@@ -69,7 +69,10 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     shutil.rmtree(lake.root / backup.UNPACKED, ignore_errors=True)
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
-    reopen(lake.root, [d.arrival_day for d in found if d.outcome == "taken" and d.arrival_day])
+    taken = [d for d in found if d.outcome == "taken" and d.arrival_day]
+    # Exports of changes that were read already lacked what came late, so they are read again, the next night at the latest.
+    upon = [day for clinic in sorted({d.clinic for d in taken}) for day in building_upon(lake, city, clinic, days[-1])]
+    reopen(lake.root, [*(d.arrival_day for d in taken if d.arrival_day), *upon])
     came = (d for d in sorted(found, key=lambda d: d.folder) if d.outcome != "waiting" and d.arrival_day in days)
     newest = {(str(d.arrival_day), d.clinic): d for d in came}
     _note_refused(lake, days, {key: d.reason for key, d in newest.items() if d.outcome == "rejected"})

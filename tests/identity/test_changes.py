@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_of_a_superseded_case_the_newest_version_before_counts_no_more(lake: Lak
     assert row["area"] == "older", "what an earlier run left of these days is told anew"
 
 
+def test_of_a_case_that_comes_late_a_newer_version_in_quarantine_counts_in_its_place(lake: Lake):
+    late, day = START, START + timedelta(1)
+    quarantined = pa.Table.from_pylist([{"clinic": "k", "arrival_day": day, "case_id": "c"}], schema=CASES)
+    lake.write("quarantine/cases", day, quarantined)
+    (key,) = case_keys(quarantined, lake.keys).column("key").to_pylist()
+    rows = [{"case_key": name, "arrival_day": late, "care": "inpatient"} for name in (key, "other")]
+    cases = pa.Table.from_pylist(rows, schema=PSEUDONYMISED_CASES)
+    found = {row["case_key"]: row["care"] for row in with_superseded(lake, [late], cases).to_pylist()}
+    assert found == {key: "other", "other": "inpatient"}
+    lake.write("cases", day, cases.slice(0, 1).set_column(1, "arrival_day", pa.array([day], pa.date32())))
+    assert with_superseded(lake, [late], cases).equals(cases), "a valid one came since"
+
+
 UNUSABLE = {"class": {"code": "no such class"}}
 
 
@@ -202,3 +216,64 @@ def test_what_is_frozen_stays_when_a_case_is_replaced_by_what_cannot_be_used(
     run(1, 2, within=prompt_city)
     assert list(newest(lake, "care").values()) == ["other"]
     assert lake.read("events", EVENTS).num_rows == 1
+
+
+@pytest.mark.parametrize(("kind", "care"), [("replaced-by", "other"), ("replaces", "inpatient")])
+def test_of_two_records_of_a_patient_the_one_stays_what_it_is_when_the_other_withdraws(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, kind: str, care: str
+):
+    """The line that says so names both: with it would go that the one was replaced, or who it is."""
+    encounters = whole("p", "GONE")
+    run(0)
+    other = {"type": kind, "other": {"reference": "Patient/GONE"}}
+    linked = {"resourceType": "Patient", "id": "p", "gender": "male", "birthDate": "1980-05-05", "link": [other]}
+    deliver("klinik-nord", START + timedelta(1), changes(linked))
+    run(1)
+    leaves = {"resourceType": "Consent", "id": "consent-GONE", "status": "inactive", "patient": {"reference": "Patient/GONE"}}  # fmt: skip
+    deliver("klinik-nord", START + timedelta(2), changes(leaves))
+    run(2)
+    raw = b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*json"))
+    assert b"GONE" not in raw and b'"male"' in raw
+    deliver("klinik-nord", START + timedelta(3), changes(encounters["p"], condition("d", "I21.0", "p")))
+    run(3)
+    (left,) = newest(lake, "care").values()
+    assert left == care
+    assert care == "other" or list(newest(lake, "sex").values()) == ["m"]
+
+
+def test_a_case_that_comes_late_is_not_stored_where_its_newest_version_was_refused(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable
+):
+    """It is somebody else's by then, who never consented."""
+    encounters = whole("p", "q")
+    run(0)
+    late = encounters["p"] | {"id": "moved"}
+    deliver("klinik-nord", START + timedelta(2), changes(late | {"subject": {"reference": "Patient/nobody"}}))
+    run(2)
+    deliver("klinik-nord", START + timedelta(1), changes(late, encounters["q"]))
+    run(1)
+    assert sorted(newest(lake, "arrival_day").values()) == [START, START + timedelta(1)], "the case of q came again"
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
+
+
+def test_who_withdrew_stays_away_when_a_day_of_before_comes_late(
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, small_export: Callable[..., dict[str, Any]]
+):
+    names = ("GONEdenied", "GONEinactive", "GONEdeleted")
+    encounters = whole(*names, "stays")
+    run(0)
+    signed = {c["id"]: c for c in small_export(START, list(names))["Consent.ndjson"]}
+    denied = json.loads(json.dumps(signed["consent-GONEdenied"] | {"id": "w", "dateTime": "2024-12-31"}).replace("permit", "deny"))  # fmt: skip
+    leave = changes(denied, signed["consent-GONEinactive"] | {"status": "inactive"}, deleted=("Consent/consent-GONEdeleted",))  # fmt: skip
+    deliver("klinik-nord", START + timedelta(2), leave)
+    run(2)
+    came = [r for name in (*names, "stays") for r in (
+        {"resourceType": "Patient", "id": name, "gender": "male", "birthDate": "1980-05-05"}, encounters[name],
+        encounters[name] | {"id": f"{name}-second"})]  # fmt: skip
+    deliver("klinik-nord", START + timedelta(1), changes(*came, *signed.values()))
+    run(1)
+    run(2)
+    rows = lake.read("cases", PSEUDONYMISED_CASES)
+    assert len(rows.column("patient_key").unique()) == 1 and len(rows.column("case_key").unique()) == 2
+    assert set(newest(lake, "sex").values()) == {"m"}
+    assert b"GONE" not in b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*.ndjson"))

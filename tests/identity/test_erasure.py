@@ -43,6 +43,7 @@ from assets.lake.lake import Lake
 from assets.privacy import stage as privacy
 from assets.publication import stage as publication
 from assets.quality import stage as quality
+from assets.quality.certificate import CertificateMismatch
 
 START = date(2024, 12, 30)
 TODAY = date(2026, 1, 1)
@@ -358,6 +359,48 @@ def test_leaving_and_joining_again_keeps_the_counter(run: Run, lake: Lake, deliv
     assert sorted((r["kept"], r["person_key"]) for r in decided) == [(False, before[0]["person_key"]), (True, before[0]["person_key"])]  # fmt: skip
 
 
+def test_a_process_that_dies_while_somebody_joins_again_restarts_nobodys_budget(
+    run: Run, lake: Lake, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Dies before each step that follows the pseudonymised tables; then the day runs again, or a later one on which they leave."""
+
+    def come(day: int, *consents: dict[str, Any], **files: Any) -> None:
+        deliver("klinik-nord", START + timedelta(day), {"Consent.ndjson": list(consents), **{f"{k}.ndjson": rows for k, rows in files.items()}})  # fmt: skip
+
+    come(0, fhir_consent("BACK"), fhir_consent("STAYS"), Patient=[person("BACK"), person("STAYS")], Encounter=[stay("c1", "BACK"), stay("d1", "STAYS")])  # fmt: skip
+    run(0)
+    come(1, fhir_consent("BACK", kind="deny", on="2024-12-31", ident="w"))
+    run(1)
+    came = [stay("c1", "BACK"), stay("c2", "BACK", "2025-01-01")]
+    come(2, fhir_consent("BACK", on="2025-01-01", ident="anew"), Patient=[person("BACK")], Encounter=came)
+    come(3, fhir_consent("BACK", kind="deny", on="2025-01-02", ident="w2"))
+    before, witness = tmp_path / "before", lake.keys.witness.read_bytes()
+    shutil.copytree(lake.root, before, symlinks=True)
+
+    def decided(dies_before: str, *runs: tuple[int, ...]) -> pa.Table:
+        shutil.rmtree(lake.root)
+        shutil.copytree(before, lake.root, symlinks=True)
+        lake.keys.witness.write_bytes(witness)
+        if dies_before:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(identity, dies_before, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                run(2)
+            with pytest.raises(CertificateMismatch, match="run that day"):
+                verify_cases(lake)
+        for days in runs:
+            run(*days)
+        verify_cases(lake)
+        return lake.read("bounding", BOUNDING_DECISIONS)
+
+    again, gone = decided("", (2,)), decided("", (2, 3))
+    assert again.column("kept").to_pylist().count(True) == 2 and again.num_rows == 3, (
+        "c1 and d1; c2 lies in the same week"
+    )
+    assert decided("restore_counters", (2,)).equals(again)
+    assert decided("record_days", (2,)).equals(again)
+    assert decided("record_days", (2, 3)).equals(gone)
+
+
 INSURED: dict[str, Any] = {"identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]}
 
 
@@ -647,6 +690,22 @@ def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, ci
     assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 3
     assert (folder / "deleted.ndjson").read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
     intake.read(lake, city, [START])  # nobody else's rows are missing
+
+
+@pytest.mark.parametrize("document", [False, True])
+def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lake, city: City, document: bool):
+    """That it was replaced is its own, and nothing else tells of it."""
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    name, write = ("b.json", lambda *records: bundle(*({"resource": r} for r in records))) if document else (
+        "Patient.ndjson", lambda *records: "".join(json.dumps(r) + "\n" for r in records))  # fmt: skip
+    other = {"other": {"reference": "Patient/GONE"}}
+    linked = [person("p", link=[{"type": "replaced-by"} | other]), person("q", link=[{"type": "replaces"}])]
+    named = [person("GONE", link=[other]), person("r", link=[other], generalPractitioner=[other["other"]]), person("t", link="GONE", managingOrganization=other["other"])]  # fmt: skip
+    (folder / name).write_text(write(*linked, *named))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
+    assert erase_patients(lake, "klinik-nord", ["GONE"], [], None, START).lines == (1 if document else 4)
+    assert (folder / name).read_text() == write(person("p", link=[{"type": "replaced-by"}]), linked[1])
 
 
 @pytest.mark.parametrize("packed", [False, True])

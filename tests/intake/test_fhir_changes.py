@@ -12,11 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from assets.consent.rule import decide
 from assets.contract.city import City
+from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.contract.schemas import PROVENANCE
 from assets.intake.connector import built_upon, landed, pull
 from assets.intake.read import read_exports
+from assets.intake.stage import take
 from assets.lake.lake import Lake
+from assets.lake.progress import finished_days, mark_finished
 
 DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
 CHANGES = json.dumps({"scope": "incremental", "since": None, "transaction_time": "2025-01-07T00:00:00Z"})
@@ -35,6 +39,7 @@ class Clinic:
 
     def __init__(self, seed: int, patients: int) -> None:
         self.random, self.world, self.made = random.Random(seed), dict[tuple[str, str], dict[str, Any]](), 0
+        self.day = DAY
         self.patients = [f"p{n}" for n in range(patients)]
         for name in self.patients:
             self.put("Patient", name)
@@ -43,7 +48,8 @@ class Clinic:
 
     def put(self, kind: str, name: str, **over: Any) -> None:
         """Create a resource or give it other content."""
-        self.world[kind, name] = getattr(self, f"_{kind.lower()}")(name) | {"resourceType": kind, "id": name} | over
+        about = {"resourceType": kind, "id": name, "meta": {"lastUpdated": f"{self.day}T01:00:00Z"}}
+        self.world[kind, name] = getattr(self, f"_{kind.lower()}")(name) | about | over
 
     def names(self, kind: str, level: str = "") -> list[str]:
         return [n for (k, n), r in self.world.items() if k == kind and level in json.dumps(r.get("type", ""))]
@@ -85,14 +91,15 @@ class Clinic:
             for n in range(self.random.randint(0, most)):
                 self.put(kind, f"{stem}{self.made}-{n}")
 
-    def changed(self, share: float) -> World:
+    def changed(self, share: float, deleting: bool = True) -> World:
         """A day later: some of everything changed, some was deleted, some is new. What it was before."""
         before = copy.deepcopy(self.world)
+        self.day += timedelta(1)
         for kind, name in list(self.world):
             luck = self.random.random()
             if luck < share:
                 self.put(kind, name)
-            elif luck < share * 1.3 and kind != "Patient":
+            elif deleting and luck < share * 1.3 and kind != "Patient":
                 del self.world[kind, name]
         self.admit()
         return before
@@ -114,13 +121,15 @@ def changes_of(before: World, after: World) -> dict[str, Any]:
 
 def stored(lake: Lake, city: City, runs: list[list[date]]) -> dict[str, Any]:
     """Newest version of each case, with its person, diagnoses and procedures, as `runs` over groups of days leave it."""
-    newest: dict[str, Any] = {}
+    versions, removed = dict[date, dict[str, Any]](), dict[date, set[str]]()
     for days in runs:
         exports = landed(lake, city, days)
         tables, rejected = read_exports(exports, city, built_upon(lake, city, exports))
         assert rejected == {}
-        for removed in tables["deletions"].to_pylist():
-            newest.pop(removed["id"], None)
+        versions |= {day: {} for day in days}
+        removed |= {day: set() for day in days}
+        for row in tables["deletions"].to_pylist():
+            removed[row["arrival_day"]].add(row["id"])
 
         def beside(name: str, tables: dict[str, pa.Table] = tables) -> dict[Any, list[str]]:
             found: dict[Any, list[str]] = {}
@@ -130,12 +139,17 @@ def stored(lake: Lake, city: City, runs: list[list[date]]) -> dict[str, Any]:
             return {key: sorted(rows) for key, rows in found.items()}
 
         persons, diagnoses, procedures = map(beside, ("persons", "diagnoses", "procedures"))
-        for case in sorted(tables["cases"].to_pylist(), key=lambda row: row["arrival_day"]):
+        for case in tables["cases"].to_pylist():
             day, name = case["arrival_day"], case["case_id"]
-            newest[name] = {k: v for k, v in case.items() if k not in PROVIDED} | {
+            versions[day][name] = {k: v for k, v in case.items() if k not in PROVIDED} | {
                 "person": persons.get((day, case["patient_id"])),
                 "diagnoses": diagnoses.get((day, name)), "procedures": procedures.get((day, name)),
             }  # fmt: skip
+    newest: dict[str, Any] = {}
+    for day in sorted(versions):
+        newest |= versions[day]
+        for name in removed[day]:
+            newest.pop(name, None)
     return newest
 
 
@@ -143,17 +157,22 @@ def stored(lake: Lake, city: City, runs: list[list[date]]) -> dict[str, Any]:
 def nights(lake: Lake, city: City, deliver: Callable) -> Callable[..., tuple[list[date], City, City]]:
     """Deliver the same nights as a clinic that sends all of it and as one that sends changes; days and both cities."""
 
-    def make(seed: int, patients: int, nights: int, share: float = 0.15) -> tuple[list[date], City, City]:
+    def make(
+        seed: int, patients: int, nights: int, late: int | None = None, again: int | None = None
+    ) -> tuple[list[date], City, City]:
         whole, changing = (
             city.model_copy(update={"clinics": (city.clinic("klinik-nord").model_copy(update={"key": key}),)})
             for key in ("whole", "changing")
         )
         clinic, days = Clinic(seed, patients), [DAY + timedelta(n) for n in range(nights)]
         for n, day in enumerate(days):
-            before = clinic.changed(share) if n else {}
+            before = clinic.changed(0.15, deleting=again is None) if n else {}
             everything = files_of(list(clinic.world.values()))
             deliver("whole", day, everything)
-            deliver("changing", day, changes_of(before, clinic.world) if n else everything)
+            changes = changes_of(before, clinic.world) if n else everything
+            deliver("changing", day, changes, complete=n != late)
+            if n == again:
+                deliver("changing", days[-1] + timedelta(1), changes)
         for one in (whole, changing):
             pull(lake, one, days, TODAY)
         return days, whole, changing
@@ -167,6 +186,34 @@ def test_changes_leave_the_cases_that_whole_exports_leave(nights: Callable, lake
     last = stored(lake, whole, [days[-1:]])
     assert last and stored(lake, changing, [[d] for d in days]) == last
     assert stored(lake, changing, [days]) == last, "a range of days is read at once"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_changes_that_come_late_leave_what_they_leave_in_time(
+    nights: Callable, lake: Lake, deliver: Callable, seed: int
+):
+    days, whole, changing = nights(seed, patients=12, nights=4, late=1)
+    in_time = [d for d in days if d != days[1]]
+    mark_finished(lake.root, in_time)
+    deliver("changing", days[1], {})
+    take(lake, changing.model_copy(update={"clinics": whole.clinics + changing.clinics}), [days[1]], TODAY)
+    again = sorted(set(in_time) - finished_days(lake.root))
+    assert again == days[2:], "what was put together without them"
+    assert stored(lake, changing, [[d] for d in (*in_time, days[1], *again)]) == stored(lake, whole, [days[-1:]])
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_of_a_resource_the_newest_version_counts_in_whatever_order_its_changes_come(
+    nights: Callable, lake: Lake, seed: int, in_time: bool
+):
+    """Of the second night, under a newer day: once more, or for the first time."""
+    days, whole, changing = nights(seed, patients=12, nights=4, again=1, late=None if in_time else 1)
+    later = days[-1] + timedelta(1)
+    pull(lake, changing, [later], TODAY)
+    last = stored(lake, whole, [days[-1:]])
+    assert stored(lake, changing, [[d] for d in (*days, later)]) == last
+    assert stored(lake, changing, [[*days, later]]) == last, "a range of days is read at once"
 
 
 def resource(kind: str, name: str, **over: Any) -> dict[str, Any]:
@@ -218,3 +265,48 @@ def test_what_became_part_of_another_case_is_no_case_again(after: Callable):
     other = CASE | {"id": "o"}
     tables = after([PATIENT, CASE, other, DIAGNOSIS], [other | {"partOf": to("Encounter", "e")}])
     assert tables["cases"].column("case_id").to_pylist() == ["e"]
+
+
+def consent(version: int, *codes: int, deny: int = 0, **over: Any) -> dict[str, Any]:
+    stated = [("permit", code) for code in codes] + [("deny", deny)] * bool(deny)
+    nested = [{"type": kind, "period": {"start": "2024-01-01"}, "code": [{"coding": [{"code": f"{CONSENT_CODE_SYSTEM}.{code}"}]}]}
+              for kind, code in stated]  # fmt: skip
+    about = {
+        "status": "active",
+        "patient": to("Patient", "p"),
+        "dateTime": "2024-01-01",
+        "meta": {"versionId": str(version)},
+    }
+    return resource("Consent", "k", **about, provision={"type": "deny", "provision": nested}) | over
+
+
+@pytest.mark.parametrize(
+    ("second", "late", "permitted"),
+    [
+        (consent(3, 6), consent(2, 6, 7, 8), False),
+        (consent(3, 6, 7, 8, patient=to("Patient", "q")), consent(2, 6, 7, 8), False),
+        (consent(3, 6), consent(2, 6, 7, 8, deny=45), False),
+        (consent(3, 6, 7, 8), consent(2, 6), True),
+        # To take back is never too late.
+        (consent(3, 6, 7, 8), consent(2, 6, 7, 8, status="inactive"), False),
+        (consent(3, 6, 7, 8), consent(2, deny=8), False),
+        (consent(3, 6), consent(4, 6, 7, 8), True),
+    ],
+)
+def test_what_an_older_version_of_a_consent_permits_counts_no_more_when_it_comes_late(
+    lake: Lake, city: City, deliver: Callable, second: dict, late: dict, permitted: bool
+):
+    days, tables = [DAY + timedelta(n) for n in range(3)], []
+    for day, came in zip(days, ([PATIENT, CASE, consent(1, 6, 7, 8)], [second], [late]), strict=True):
+        deliver("klinik-nord", day, files_of(came) | ({"export.json": CHANGES} if day > DAY else {}))
+        pull(lake, city, [day], TODAY)
+        exports = landed(lake, city, [day])
+        tables.append(read_exports(exports, city, built_upon(lake, city, exports))[0])
+    register = pa.concat_tables([t["consent_provisions"] for t in tables])
+    decisions = decide(tables[0]["cases"], register, city.consent, days[-1])
+    assert decisions.column("permitted").to_pylist() == [permitted]
+    outdated = late["meta"]["versionId"] == "2"
+    assert tables[2]["findings"].column("rule").to_pylist() == ["version_outdated"] * outdated
+    assert (f"{CONSENT_CODE_SYSTEM}.45" in register.column("code").to_pylist()) == (
+        "45" in json.dumps(late["provision"])
+    )

@@ -138,6 +138,69 @@ def test_a_bundle_that_links_by_urn_uuid_reads_like_lines(read: Callable):
     assert [k["patient_id"] for k in got["consent_provisions"]] == ["p", "p"]
 
 
+def naming(form: str, kind: str, name: str) -> dict[str, Any]:
+    """A reference to `kind/name` in one of the forms that FHIR allows."""
+    number = {"system": "https://h.example.org/number", "value": name}
+    return {
+        "relative": {"reference": f"{kind}/{name}"},
+        "absolute": {"reference": f"https://h.example.org/fhir/{kind}/{name}"},
+        "of a version": {"reference": f"{kind}/{name}/_history/2"},
+        "inside a bundle": {"reference": f"urn:uuid:11-{name}"},
+        "by number": {"type": kind, "identifier": number},
+        "contained": {"reference": "#1"},
+        "a search": {"reference": f"{kind}?identifier={number['system']}|{name}"},
+        "by words": {"display": name},
+    }[form]
+
+
+TOLD = {"subject": "reference_not_followed", "partOf": "rows_of_no_case", "Condition.encounter": "rows_of_no_case",
+        "diagnosis.condition": "reference_not_followed", "Procedure.encounter": "rows_of_no_case", "Consent.patient": "consent_of_nobody"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "lost"),
+    [
+        ("relative", []), ("absolute", []), ("of a version", []), ("inside a bundle", []),
+        ("by number", [r for r in TOLD if r != "Consent.patient"]),
+        *((form, list(TOLD)) for form in ("contained", "a search", "by words")),
+    ],
+)  # fmt: skip
+def test_each_reference_in_each_form_is_followed_or_told(read: Callable, form: str, lost: list[str]):
+    number = [{"system": "https://h.example.org/number", "value": "p"}]
+    plain = {"diagnosis": [], "subject": {"reference": "Patient/p"}}
+    ops = {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/ops", "code": "5-470"}]}
+    principal = {"condition": naming(form, "Condition", "c2"), "use": {"coding": [{"code": "CC"}]}}
+    resources = {
+        "home": PATIENT | {"identifier": number},
+        "case": ENCOUNTER | plain,
+        "subject": ENCOUNTER | plain | {"id": "e1", "subject": naming(form, "Patient", "p")},
+        "partOf": ENCOUNTER | plain | {"id": "w", "partOf": naming(form, "Encounter", "e")},
+        "Condition.encounter": CONDITION | {"id": "c1", "encounter": naming(form, "Encounter", "e")},
+        "diagnosis.condition": ENCOUNTER | plain | {"id": "e2", "diagnosis": [principal]},
+        "diagnosis": CONDITION | {"id": "c2", "encounter": {"reference": "Encounter/e2"}},
+        "beside it": CONDITION | {"id": "c3", "encounter": {"reference": "Encounter/e2"}},
+        "Procedure.encounter": {"resourceType": "Procedure", "id": "o", "status": "completed", "code": ops,
+                                "encounter": naming(form, "Encounter", "e")},
+        "Consent.patient": CONSENT | {"patient": naming(form, "Patient", "p")},
+    }  # fmt: skip
+    names = {f"{r['resourceType']}.{n}.ndjson": said for n, (said, r) in enumerate(resources.items())}
+    entries = [{"fullUrl": f"urn:uuid:11-{r['id']}", "resource": r} for r in resources.values()]
+    files = dict(zip(names, ([r] for r in resources.values()), strict=True))
+    in_bundle = {"all.json": json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})}
+    got = read(in_bundle if form == "inside a bundle" else files)
+    told = sorted((names[f["source_file"]], f["rule"]) for f in got["findings"])
+    assert told == sorted((reference, TOLD[reference]) for reference in lost)
+    cases = {c["case_id"]: c["patient_id"] for c in got["cases"]}
+    roles = {(d["case_id"], d["role"]) for d in got["diagnoses"]}
+    followed = {
+        "subject": cases["e1"] == "p", "partOf": "w" not in cases and "partOf" not in lost,
+        "Condition.encounter": ("e", "principal") in roles, "diagnosis.condition": ("e2", "principal") in roles,
+        "Procedure.encounter": [o["case_id"] for o in got["procedures"]] == ["e"],
+        "Consent.patient": [k["patient_id"] for k in got["consent_provisions"]] == ["p"],
+    }  # fmt: skip
+    assert {reference for reference, well in followed.items() if not well} == set(lost)
+
+
 def test_a_resource_without_an_id_is_known_by_its_urn_uuid(read: Callable):
     entries = linked_by_uuid(ALL)
     for entry in entries:
@@ -211,7 +274,8 @@ def test_a_deletion_is_understood_or_said_not_to_be(read: Callable, name: str, u
     got = read(by_type(ALL), {name: deleted(url)})
     assert [(d["kind"], d["id"]) for d in got["deletions"]] == ([("Encounter", "e")] if understood else [])
     assert [c["case_id"] for c in got["cases"]] == ([] if understood else ["e"])
-    assert [f["rule"] for f in got["findings"]] == ([] if understood else ["deletion_unreadable"])
+    told = ["rows_of_no_case"] if understood else ["deletion_unreadable"]  # its diagnosis was not deleted with it
+    assert [f["rule"] for f in got["findings"]] == told
 
 
 def test_what_is_listed_as_deleted_without_being_so_is_said(read: Callable):
