@@ -196,28 +196,46 @@ def _naming(
     return places
 
 
-def _left(con: duckdb.DuckDBPyConnection, text: str) -> bytes:
-    """What is left of a line that names one of `ids`: a Bundle without the entries that do, and of a patient's record that
-    another one replaces, or that replaces it, all but which; nothing where that cannot be told from the rest."""
-    bundled = '"Bundle"' in text
-    if not bundled and not ('"Patient"' in text and '"link"' in text):
-        return b""
-    try:
-        rest, entries = take_apart(text) if bundled else ({}, [text])
-    except NotTakenApart:
-        return b""
+def _pieces(text: str) -> list[str]:
+    """What of a line that names a patient may stay or go by itself: each entry of a Bundle, and last what is left without
+    them; a patient's record that has links, and an empty rest. None where it goes as a whole."""
+    if '"Bundle"' in text:
+        try:
+            rest, entries = take_apart(text)
+        except NotTakenApart:
+            return []
+        return [*entries, json.dumps(rest)]
+    return [text, ""] if '"Patient"' in text and '"link"' in text else []
+
+
+def _left(con: duckdb.DuckDBPyConnection, lines: Sequence[str]) -> list[bytes]:
+    """What is left of `lines` that each name one of `ids`: a Bundle without the entries that do, and of a patient's record that
+    another one replaces, or that replaces it, all but which; nothing where that cannot be told from the rest.
+
+    All lines are asked about at once: a question of its own for each would cost more than reading the file.
+    """
 
     def naming(texts: Sequence[str]) -> set[int]:
-        return set(_naming(con, texts, [0] * len(texts), [_Form("ndjson")]))
+        return set(_naming(con, texts, [0] * len(texts), [_Form("ndjson")])) if texts else set()
 
-    gone = naming([*entries, json.dumps(rest)])
-    if not gone or len(entries) in gone:
-        return b""
-    alone = {place: left for place in sorted(gone) if (left := without_others(entries[place]))}
-    still = naming([*alone.values()]) if alone else set()
-    kept = {place: left for n, (place, left) in enumerate(alone.items()) if n not in still}
-    left = put_together(text, gone, kept) if bundled else "".join(kept.values())
-    return left.encode() + b"\n" if left else b""
+    pieces = [_pieces(text) for text in lines]
+    every = [piece for of_line in pieces for piece in of_line]
+    named = naming(every)
+    alone = {n: left for n in sorted(named) if (left := without_others(every[n]))}
+    still = naming([*alone.values()])
+    kept = {n: left for place, (n, left) in enumerate(alone.items()) if place not in still}
+    found, first = list[bytes](), 0
+    for text, of_line in zip(lines, pieces, strict=True):
+        places = range(first, first + len(of_line))
+        gone = {n - first for n in places if n in named}
+        instead = {n - first: kept[n] for n in places if n in kept}
+        first += len(of_line)
+        if not gone or len(of_line) - 1 in gone:
+            found.append(b"")
+            continue
+        left = put_together(text, gone, instead) if '"Bundle"' in text else "".join(instead.values())
+        found.append(left.encode() + b"\n" if left else b"")
+    return found
 
 
 def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[Path, int, bytes]]:
@@ -229,7 +247,9 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[
         line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
         for f, line in zip(file, batch, strict=True)
     ]
-    return [(batch[n].path, batch[n].number, _left(con, text[n])) for n in _naming(con, text, file, about)]
+    named = _naming(con, text, file, about)
+    left = _left(con, [text[n] for n in named])
+    return [(batch[n].path, batch[n].number, rest) for n, rest in zip(named, left, strict=True)]
 
 
 def _search(
