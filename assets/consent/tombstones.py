@@ -83,11 +83,11 @@ def _add(source: Lake, target: Lake) -> None:
 
 
 def copy_beside_raw(lake: Lake) -> None:
-    """Bring the copy up to date; one that is damaged or under former keys begins anew."""
+    """Bring the copy up to date; one that is damaged or under former keys begins anew. Counters beside it stay."""
     try:
         _add(lake, beside_raw(lake))
     except DamagedTable:
-        shutil.rmtree(beside_raw(lake).root)
+        shutil.rmtree(beside_raw(lake).confidential / TABLE)
         _add(lake, beside_raw(lake))
 
 
