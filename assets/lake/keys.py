@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from assets.lake.files import atomic_write, make_directory
+from assets.lake.files import atomic_write
+from assets.lake.lease import lease
 from assets.lake.witness import witness_path
 
 KEYS_VARIABLE: Final = "DIGITALSTADT_KEYS"
@@ -84,11 +85,13 @@ def missing_keys(folder: Path) -> list[str]:
 
 
 def create_keys(folder: Path) -> bool:
-    """Create key files where they are missing; True if any was created. Never overwrites."""
-    make_directory(folder)
-    missing = missing_keys(folder)
-    for name in missing:
-        atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
+    """Create key files where they are missing; True if any was created. Never overwrites, two processes at once neither."""
+    if not missing_keys(folder):
+        return False
+    with lease(folder, "creation of keys", wait_seconds=10):
+        missing = missing_keys(folder)
+        for name in missing:
+            atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
     return bool(missing)
 
 
