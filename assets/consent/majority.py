@@ -39,7 +39,7 @@ WITH born AS (
       ELSE make_date(p.birth_year, 12, 31) END AS last
   FROM persons p WHERE p.birth_year IS NOT NULL
   UNION ALL
-  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(c.age_years + 1) AS DATE),
+  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER) + 1) AS DATE),
     CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER)) AS DATE)
   FROM cases c ANTI JOIN (FROM persons WHERE birth_year IS NOT NULL) p USING (clinic, arrival_day, patient_id)
   WHERE c.age_years IS NOT NULL AND c.admitted_on IS NOT NULL)
