@@ -32,14 +32,22 @@ COLUMNS: Final = {
 }
 
 OF_CASE: Final = "case:"
-"""The `consent_id` of a row that names a case which no file beside it holds: this, and the case's id."""
+"""With the case's id behind it, the `consent_id` of a row that names a case which no file beside it holds, and the patient's id
+of a case without one."""
 
 _ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
+CREATE TEMP TABLE case_owners AS
+WITH asked AS (SELECT DISTINCT clinic, arrival_day, case_id FROM consent_rows WHERE patient_id IS NULL)
+SELECT a.clinic, a.arrival_day, a.case_id, k.patient_id FROM asked a JOIN case_patients k USING (clinic, case_id)
+WHERE k.patient_id IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY a.clinic, a.arrival_day, a.case_id
+  ORDER BY k.arrival_day > a.arrival_day, abs(k.arrival_day - a.arrival_day), k.export_id DESC) = 1;
 CREATE TEMP TABLE rows AS
-SELECT c.* REPLACE (coalesce(c.patient_id, k.patient_id) AS patient_id)
-FROM consent_rows c LEFT JOIN (SELECT DISTINCT clinic, case_id, patient_id FROM case_patients) k USING (clinic, case_id);
+SELECT c.* REPLACE (coalesce(c.patient_id, o.patient_id) AS patient_id)
+FROM consent_rows c LEFT JOIN case_owners o USING (clinic, arrival_day, case_id);
 """
+"""A case that moves between two deliveries is one patient's at a time, and whoever signed is the one whose it was then."""
 
 _PROBLEMS: Final = """
 SELECT export_id, source_file, source_line, unnest(list_concat(
@@ -80,15 +88,15 @@ FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE coales
 
 
 def read(
-    con: duckdb.DuckDBPyConnection, exports: list[Export], case_patients: pa.Table, findings: Findings, time_zone: str
+    con: duckdb.DuckDBPyConnection, exports: list[Export], cases: pa.Table, findings: Findings, time_zone: str
 ) -> pa.Table:
-    """Consent provisions of all side files. `case_patients` (clinic, case_id, patient_id) resolves case ids.
+    """Consent provisions of all side files. A row that names a case only is the patient's whose it was on that day by `cases`.
 
     A row of a case that is not among them keeps no patient, and the case's id in `consent_id`: an earlier delivery
     may have held it.
     """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
-    con.register("case_patients", case_patients)
+    con.register("case_patients", cases.select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
     con.execute(macros(time_zone) + _ROWS)
     by_id = {e.export_id: e for e in exports}
     for export, file, line, problem in con.execute(_PROBLEMS).fetchall():

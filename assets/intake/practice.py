@@ -93,7 +93,6 @@ def read(
         for name in ("cases", "persons", "diagnoses")
     }
     tables["procedures"] = CANONICAL["procedures"].empty_table()
-    case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, time_zone)
+    tables["consent_provisions"] = consent_csv.read(con, exports, tables["cases"], findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

@@ -52,8 +52,8 @@ def _read_together(exports: list[Export], city: City, findings: Findings, earlie
         if clinic.format == "fhir":
             tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
             if clinic.consent_source == "csv":
-                case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-                tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, city.time_zone)
+                cases = tables["cases"]
+                tables["consent_provisions"] = consent_csv.read(con, exports, cases, findings, city.time_zone)
             return tables
         read = p21.read if clinic.format == "p21" else practice.read
         tables = read(con, exports, findings, city.time_zone)

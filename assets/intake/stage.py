@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City, CityFileError
 from assets.contract.schemas import CANONICAL, only
-from assets.intake import connector, kernel
+from assets.intake import kernel
 from assets.intake.connector import Delivery, Export, built_upon, landed, pull
 from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
@@ -76,11 +75,6 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     outcomes = Counter(f"{d.clinic}: {d.outcome}" for d in found)
     audit.record(lake, "pull", first=days[0], last=days[-1], exports=outcomes, raw_files_expired=expired)
     return found
-
-
-def refusal(folder: Path, today: date) -> str | None:
-    """Why `folder` could not be taken from an inbox today, or None. Value-free, says what to do."""
-    return connector._refusal(folder, connector.delivered(folder), today, today)
 
 
 def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
-from assets.intake.connector import Export, delivered
+from assets.intake.connector import Export, delivered, refusal
 from assets.intake.read import is_read, read_exports
-from assets.intake.stage import refusal
 from assets.lake.engine import connect, load
 from assets.quality.rules import rules
 from assets.quality.validate import validate
@@ -170,7 +169,7 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     Raises `ValueError` where the folder could not even be taken in; the message says what to do.
     """
     folder = folder.resolve()
-    if reason := refusal(folder, today):
+    if reason := refusal(folder, delivered(folder), today, today):
         raise ValueError(reason)
     city = city.model_copy(update={"clinics": (clinic,)})
     tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
