@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
 from assets.lake.files import fsync_directory, make_directory
-from assets.lake.lake import Lake
+from assets.lake.lake import STAGING, Lake
 from assets.lake.zone import open_zone
 
 FORMAT: Final = 1
 PIECE_BYTES: Final = 16 * 2**20
-LEFT_OUT: Final = ("staging", "spill")
+LEFT_OUT: Final = (STAGING, "spill")
 """What belongs to one run only. The ledger's own files are left out as well: it is stored as entries."""
 UNPACKED: Final = ".restoring"
 """Folder beside the zones in which a restore unpacks. One that was killed leaves it, with rows that are erased later."""

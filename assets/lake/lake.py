@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
+STAGING: Final = "staging"
+"""Folder of the tables that the stages of one run hand to each other."""
 _PLACES: Final = b"days"
 """In the (encrypted) footer of each file: how many rows each of its days has, in the order of the rows."""
 
@@ -239,6 +242,11 @@ class Lake:
         gone = set(days)
         for month in sorted({day.replace(day=1) for day in gone}):
             self._replace(table, month, {day: None for day in gone if day.replace(day=1) == month})
+
+    def discard_staged(self) -> None:
+        """Remove all that is staged, of runs that failed too: it holds original identifiers, and erasure does not search it."""
+        if (self.confidential / STAGING).exists():
+            shutil.rmtree(self.confidential / STAGING)
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Write a small value-free JSON record below the confidential zone."""
