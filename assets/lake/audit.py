@@ -34,7 +34,7 @@ def _digest(entry: dict[str, Any]) -> str:
 
 
 def _tail(handle: int) -> tuple[int, bytes]:
-    """Where the last stretch of the file begins, and its bytes; longer than any entry."""
+    """Offset and bytes of the end of the file; longer than any entry."""
     size = os.fstat(handle).st_size
     begin = max(0, size - _TAIL_BYTES)
     return begin, os.pread(handle, size - begin, begin)
@@ -72,7 +72,7 @@ def _backwards(lines: list[bytes]) -> Iterator[tuple[int, str]]:
 def record(lake: Lake, event: str, **about: Any) -> None:
     """Append an event; `about`: counts, hashes, days, names of rules and clinics. Durable when it returns.
 
-    A log that was tampered with goes on, but the witness does not go with it: `verify` tells it from then on.
+    A log that was tampered with is still appended to, but the witness no longer advances, so `verify` reports it.
     """
     zone = open_zone(lake)
     with _locked(lake.confidential / FILE) as handle:

@@ -25,7 +25,7 @@ _spill: Path | None = None
 
 
 def memory_limit() -> str:
-    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: Arrow tables need theirs beside it."""
+    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: the other half is for Arrow tables."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = Path("/sys/fs/cgroup/memory.max")
     allowed = group.read_text().strip() if group.exists() else "max"
@@ -103,15 +103,15 @@ def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: otherwise what one step held adds to the peak of the next."""
+    """Return freed memory to the system: otherwise what one step held adds to the next step's peak."""
     pa.default_memory_pool().release_unused()
 
 
 def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
     """Copy Arrow tables into temporary tables under their names.
 
-    DuckDB takes a registered Arrow table for one row and joins two large ones to a cross product first; of its
-    own tables it knows the size.
+    DuckDB estimates a registered Arrow table at one row, and so may plan a cross product of two large ones. It knows the
+    size of its own tables.
     """
     for name, table in tables.items():
         con.register(f"arrow_{name}", table)

@@ -67,7 +67,7 @@ def _from_0(lake: Lake) -> dict[str, Any]:
 
 
 def _from_1(lake: Lake) -> dict[str, Any]:
-    """A file for each day became one for each month. A day whose file is still there counts as that file says."""
+    """A file for each day became one for each month. Where a day's file is still there, it wins."""
     for folder in sorted(p for p in lake.confidential.rglob("*") if p.is_dir()):
         table = folder.relative_to(lake.confidential).as_posix()
         for month, paths in groupby(_day_files(folder), key=lambda p: date.fromisoformat(p.stem).replace(day=1)):
@@ -80,7 +80,7 @@ def _from_1(lake: Lake) -> dict[str, Any]:
 
 
 def _from_2(lake: Lake) -> dict[str, Any]:
-    """A delivery of consents is known by its export too: of two on one day the second counts. Of former days the day does."""
+    """Deliveries of consents gained the id of their export, so that the second of a day counts; older ones get none."""
     table, column = "consent_deliveries", "export_id"
 
     def known(rows: pa.Table) -> pa.Table:
