@@ -30,11 +30,11 @@ ERASED: Final = "erased"
 
 def patient_hashes(patients: pa.Table, keys: Keyring) -> pa.Table:
     """(clinic, id, key): the keyed hash under which an erased patient is remembered."""
-    return keyed_ids(patients, "patient_id", keys, "tombstone", "patient")
+    return keyed_ids(patients, "patient_id", keys, lambda clinic: ("tombstone", "patient", clinic))
 
 
 def _document_hashes(register: pa.Table, keys: Keyring) -> pa.Table:
-    return keyed_ids(register, "consent_id", keys, "tombstone", "document")
+    return keyed_ids(register, "consent_id", keys, lambda clinic: ("tombstone", "document", clinic))
 
 
 def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.Table:

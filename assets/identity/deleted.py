@@ -10,7 +10,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.identity.pseudonymise import case_keys
+from assets.identity.pseudonyms import case_keys
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
 

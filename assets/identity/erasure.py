@@ -49,7 +49,7 @@ from assets.contract.schemas import (
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.persons import LINKS, known_links, linked, seal
-from assets.identity.pseudonymise import case_keys, patient_keys
+from assets.identity.pseudonyms import case_keys, patient_keys
 from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
 from assets.identity.tombstones import copy_counters, only_retired, retire
 from assets.intake.landing import Erased, erase_patients

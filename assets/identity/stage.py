@@ -15,7 +15,7 @@ from assets.identity.deleted import DELETED_CASES, deleted_cases, without_delete
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
 from assets.identity.persons import links_with
-from assets.identity.pseudonymise import patient_keys
+from assets.identity.pseudonyms import patient_keys
 from assets.identity.record import record_days
 from assets.identity.superseded import with_superseded
 from assets.identity.tombstones import restore_counters

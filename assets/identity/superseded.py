@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from assets.contract.codes import CARE_UNCOUNTED
 from assets.contract.schemas import CASES, PSEUDONYMISED_CASES, only
-from assets.identity.pseudonymise import case_keys
+from assets.identity.pseudonyms import case_keys
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake

@@ -13,6 +13,7 @@ import hmac
 import os
 import secrets
 import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -186,12 +187,15 @@ def _permuted(values: pa.Array, period: bytes | None, back: bool) -> pa.Array:
     return pa.array([digits[n : n + width] for n in range(0, len(digits), width)], pa.string()).take(encoded.indices)
 
 
-def keyed_ids(table: pa.Table, column: str, keys: Keyring, *labels: str) -> pa.Table:
-    """(clinic, id, key) for each distinct id in `column` of each clinic; key: as stored, by the subkey (*labels, clinic)."""
+def keyed_ids(table: pa.Table, column: str, keys: Keyring, labels: Callable[[str], Sequence[str]]) -> pa.Table:
+    """(clinic, id, key) for each distinct id in `column` of each clinic; null is left out.
+
+    `key`: the keyed hash as it is stored; `labels`: those of a clinic's subkey.
+    """
     parts = []
     for clinic in table.column("clinic").unique().to_pylist():
         ids = table.column(column).filter(pc.equal(table.column("clinic"), clinic)).unique().drop_null()
-        key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels, clinic)))
+        key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels(clinic))))
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
     return pa.concat_tables([empty, *parts])
