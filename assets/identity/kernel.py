@@ -1,6 +1,6 @@
-"""Pseudonyms as an engine deals them out: by patient, with the cases that patients share.
+"""How pseudonymisation is sharded: by patient, together with the cases that patients share.
 
-Why that changes nothing: a pseudonym depends on its id and the keys alone. A case takes age and place from its
+Why the result is the same: a pseudonym depends on its id and the keys alone. A case takes age and place from its
 patient's row, the chapter from its own diagnoses, the reason from its own decision, and the person from the links of
 its patient; all of these share a patient or a case of one clinic, and no two shards do (`by_patient`). Links that were
 learnt earlier go to the shard of the patient whose pseudonym they name. Keys do not travel: a worker reads them itself.
