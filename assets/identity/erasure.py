@@ -306,7 +306,7 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
-    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all their versions."""
+    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all that have one."""
     with connect() as con:
         load(con, decisions=decisions)
         return con.execute(

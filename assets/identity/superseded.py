@@ -38,8 +38,8 @@ SELECT * REPLACE ('{CARE_UNCOUNTED}' AS care) FROM before WHERE care <> '{CARE_U
 
 
 def with_superseded(lake: Lake, days: Sequence[date], cases: pa.Table) -> pa.Table:
-    """`cases` (`PSEUDONYMISED_CASES` of this run of `days`) plus an uncounted version of each stored case of which a day
-    brought only a quarantined version."""
+    """`cases` (`PSEUDONYMISED_CASES` of this run of `days`) with an uncounted version of each case that was known before
+    and of which one of these days brought nothing but a version in quarantine."""
     quarantined = lake.read("quarantine/cases", _QUARANTINED, days)
     if not quarantined.num_rows:
         return cases
