@@ -1,8 +1,8 @@
-"""Which lines of a raw file could name one of many ids: a fast sieve before a line is taken apart.
+"""Which lines of a raw file could name one of many ids: a fast sieve before lines are parsed.
 
-It may let lines through that name none, never hold one back that does: an id stands in a line as its own bytes,
-unless an escape stands for one of them, so a line with such an escape always passes, and unless NUL bytes lie between
-them, as UTF-16 has them, so all lines beside one pass. Not here: what names a patient (`landing`).
+It may pass lines that name none, but never holds back one that does. An id stands in a line as its own bytes, with two
+exceptions: a line with a JSON escape of a printable character always passes, and so does every line of a block with a NUL
+byte, as in UTF-16. Not here: what names a patient (`landing`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import ahocorasick_rs
 import numpy as np
 
 _SHORTEST: Final = 4
-"""Shorter ids stand by chance in so many lines that looking for them saves nothing."""
+"""Shorter ids occur by chance in so many lines that searching for them saves nothing."""
 _ESCAPES: Final = tuple(rb"\u00%d" % n for n in range(2, 8))
 """How JSON (RFC 8259, 7) may write a character of ASCII other than as itself; `_ESCAPED` may be written shorter."""
 _ESCAPED: Final = frozenset('"\\/')

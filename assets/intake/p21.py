@@ -1,7 +1,7 @@
 """Reader for the CSV set of §21 KHEntgG, which every German hospital produces for InEK.
 
-Direct identifiers that nothing here needs (month of birth, place, insurer) are never read. What a
-spreadsheet damaged and can be known for certain is repaired and said so; the rest is left to quality.
+Direct identifiers that nothing here needs (month of birth, place, insurer) are never read. Damage by a spreadsheet is
+repaired, and reported, only where the original value is certain; the rest is left to quality.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ OPS: Final[dict[str, tuple[str, ...]]] = {
 FILES: Final = ("fall.csv", "fab.csv", "icd.csv", "ops.csv")
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
-# `24` as hour is the end of that day by §21: the calendar day stays the same. A case without patient number is a
-# patient of its own, marked as such: the bare number of the case may be the patient number of somebody else.
+# By §21 the hour `24` is the end of that day, so the calendar day stays the same. A case without a patient number is a patient
+# of its own, under a prefix: the bare number of the case may be somebody else's patient number.
 _SQL: Final = f"""
 CREATE MACRO p21_day(t) AS CASE WHEN regexp_matches(t, '^[0-9]{{12}}$|^[0-9]{{8}}$')
   THEN CAST(try_strptime(t[1:8], '%Y%m%d') AS DATE) END;
@@ -111,7 +111,7 @@ SELECT export_id, source_file, source_line, unnest([
   CASE WHEN regexp_matches(admitted, '^[0-9]{{8}}24') OR regexp_matches(discharged, '^[0-9]{{8}}24')
     THEN 'hour_24' END]) AS rule FROM fall_rows;
 """
-# A set may hold the diagnoses of more cases than it delivers, so a file is named once, by its first such row.
+# A set may hold diagnoses of more cases than it delivers, so each file is reported once, by its first such row.
 _OF_NO_CASE: Final = """
 SELECT export_id, source_file, min(source_line) FROM (
   SELECT export_id, source_file, source_line, case_id FROM icd UNION ALL SELECT export_id, source_file, source_line, case_id FROM ops)

@@ -1,4 +1,4 @@
-"""Reader for the practice template: one CSV that a spreadsheet can write, for who runs no hospital system.
+"""Reader for the practice template: one CSV that a spreadsheet can write, for practices without a hospital system.
 
 `practice.csv`, `;`-separated, one row a visit; dates as `dates` reads them; `visit_type` is
 `emergency` (Notfall) or `planned` (geplant). Consents come in `consent.csv` beside it.
