@@ -184,7 +184,7 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
     for clinic in (c for c in city.clinics if c.connector.kind != "folder"):
         found += _fetch(lake, clinic, wanted, today)
     for inbox in sorted(p for p in lake.inbox.glob("*") if not p.name.startswith(".")):
-        if inbox.name not in known:
+        if inbox.name not in known or not inbox.is_dir():
             found.append(Delivery("?", None, "?", "rejected", "a folder of the inbox names no clinic of the city file"))
             continue
         clinic = known[inbox.name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ import pyarrow as pa
 from assets.lake.files import make_directory
 
 MEMORY_VARIABLE: Final = "DIGITALSTADT_MEMORY"
+ABANDONED_SECONDS: Final = 7 * 24 * 3600
+"""After so long nobody on another machine still uses a folder of spilled rows."""
 _spill: Path | None = None
 
 
@@ -54,9 +57,20 @@ def spill_into(folder: Path) -> None:
     """Let connections that are opened from now on spill into `folder`, encrypted; remove what dead processes left."""
     global _spill  # noqa: PLW0603 - a process has one lake, and a stage's functions do not know it
     _spill = spill_folder(folder)
-    for left in folder.glob(f"{socket.gethostname()}-[0-9]*"):
-        if not _runs(int(left.name.rpartition("-")[2])):
+    for left in folder.glob("*-[0-9]*"):
+        host, _, process = left.name.rpartition("-")
+        # A container's name does not come again, and no run takes so long.
+        dead = not _runs(int(process)) if host == socket.gethostname() else _age(left) > ABANDONED_SECONDS
+        if dead:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since `path` was last changed; 0 where somebody else has removed it meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _httpfs() -> Path:

@@ -161,6 +161,12 @@ def test_the_number_of_a_case_is_nobodys_patient_number(lake: Lake, city: City, 
     assert sorted(d["case_id"] for d in decided if d["permitted"]) == ["18", "19"]
 
 
+def test_a_file_in_the_place_of_an_inbox_holds_up_nobody(lake: Lake, city: City, deliver: Deliver):
+    deliver("praxisnetz", DAY, {"practice.csv": "case_id\n"})
+    (lake.inbox / "klinik-nord").write_bytes(b"")
+    assert sorted(d.outcome for d in pull(lake, city, [DAY], TODAY)) == ["rejected", "taken"]
+
+
 def test_a_link_out_of_the_inbox_is_refused(lake: Lake, city: City, deliver: Deliver, tmp_path: Path):
     folder = deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]})
     (folder / "Encounter.ndjson").symlink_to(tmp_path / "keys" / "pseudonym.key")
