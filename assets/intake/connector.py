@@ -145,6 +145,10 @@ def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
         copy = building / source.name
         shutil.copyfile(source, copy)
         copy.chmod(0o400)
+        # What was fetched is then removed from the inbox: the only copy left must survive a power cut.
+        if clinic.connector.kind != "folder":
+            with copy.open("rb") as file:
+                os.fsync(file.fileno())
         entries.append({"name": source.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
     taken = [p.name for p in target_root.glob("[0-9a-f]*")]

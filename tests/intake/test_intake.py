@@ -161,6 +161,19 @@ def test_the_number_of_a_case_is_nobodys_patient_number(lake: Lake, city: City, 
     assert sorted(d["case_id"] for d in decided if d["permitted"]) == ["18", "19"]
 
 
+def test_what_is_removed_from_the_inbox_is_on_the_disk_before(
+    lake: Lake, remote_city: Callable[..., City], deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+):
+    """A fetched export is fetched once: a power cut must not leave an empty copy as the only one."""
+    city = remote_city(kind="s3", endpoint_url="http://127.0.0.1:1", bucket="b", region="r", access_key={"env": "A"}, secret_key={"env": "B"})  # fmt: skip
+    folder, synced, real = deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]}), set[int](), os.fsync
+    monkeypatch.setattr("assets.intake.connector.fetch", lambda *_: [])
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), real(handle)))
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and not folder.exists()
+    (export,) = landed(lake, city, [DAY])
+    assert {p.stat().st_ino for p in export.files()} <= synced
+
+
 def test_a_file_in_the_place_of_an_inbox_holds_up_nobody(lake: Lake, city: City, deliver: Deliver):
     deliver("praxisnetz", DAY, {"practice.csv": "case_id\n"})
     (lake.inbox / "klinik-nord").write_bytes(b"")
