@@ -111,13 +111,13 @@ def _verdict(result: Check) -> str:
     lost = sum(f["count"] for f in result.findings if f["severity"] in SERIOUS)
     beside = f"{result.consenting} patients' consents and {result.deletions} deletions"
     if any(f["severity"] == "rejected" for f in result.findings):
-        return "The export would be refused as a whole: mend what is named above."
+        return "The export would be rejected as a whole: correct what is named above."
     if not result.cases and not result.consenting + result.deletions:
         return (
             "There is no case in it, and no consent. Right for a day without patients; else look why nothing was read."
         )
     if lost:
-        return f"{lost} findings cost rows: mend them, or send as it is."
+        return f"{lost} findings cost rows: correct them, or send it as it is."
     if not result.cases:
         return f"There is no case in it. Everything else can be used: {beside}."
     return "Everything can be used." if result.usable else "Nothing can be used: no case has a valid consent today."

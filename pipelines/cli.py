@@ -185,7 +185,7 @@ def run(
     print_rows(f"{city.name.en}, {begin} to {end}", summarise(outcome, lake, city), as_json)
     if outcome.failures:
         reasons = "\n".join(f"{step}: {why}" for step, why in outcome.failures.items())
-        fail(f"{reasons}\nnothing was spent or published twice: mend it and run the same days again")
+        fail(f"{reasons}\nnothing was spent or published twice: fix it and run the same days again")
     if demo and not as_json:
         print_rows("Expected and actual error of what was published (truth of the demo)", accuracy(lake, city), False)
     if not as_json:

@@ -17,7 +17,7 @@ from assets.contract.city import DEFAULT_CITY, City, load_city
 from assets.contract.codes import CARE, LOS_BINS
 from assets.contract.schemas import PSEUDONYMISED_CASES
 from assets.contract.terms import LEVEL_DAYS
-from assets.identity.pseudonyms import pseudonyms
+from assets.identity.pseudonyms import case_keys
 from assets.lake.keys import Keyring, create_keys
 from assets.lake.lake import Lake
 from assets.privacy.ledger import Ledger
@@ -73,8 +73,8 @@ def eligible_cases(truth: pd.DataFrame, lake: Lake, city: City) -> list[dict[str
         row["open"] = (row["first_arrival_day"] - sunday).days <= city.freeze_lag_days + city.late_days
     rows = [r for r in rows if r["open"]]
     for row in rows:
-        ids = pa.chunked_array([[row["case_id"]]])
-        row["case_key"] = pseudonyms(ids, lake.keys, "pseudonym", row["clinic"], "case")[0].as_py()
+        ids = pa.table({"clinic": [row["clinic"]], "case_id": [row["case_id"]]})
+        row["case_key"] = case_keys(ids, lake.keys).column("key")[0].as_py()
         row["who"] = row["insured_id"] if row["insured_id_valid"] else (row["clinic"], row["patient_id"])
     return sorted(rows, key=lambda r: (r["first_arrival_day"], r["case_key"]))
 

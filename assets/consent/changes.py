@@ -1,10 +1,10 @@
-"""Whom a run must judge: the patients whose answer can have changed since every patient's was last known.
+"""Which patients a run must judge again: those whose answer may differ from the one that is known.
 
-The rule asks of a patient only what stands in the documents that name them, and compares its days with the day on
-which it is asked. So an answer stays what it was unless a document was delivered anew, by whomever, or between the
-two days a period of it begins or ends, or a minor comes of age, or a clinic delivered all of its consents, which
-takes back those that are missing. Everybody is judged where that cannot be told: after another rule, an earlier day
-that runs again, an erasure that was interrupted, or a register that is not the one that was left. Not here: the rule.
+The rule reads only the documents that name a patient, and compares their dates with the evaluation day. So an answer
+stays the same unless a document is delivered, one of its periods begins or ends between the two days, a minor comes of
+age, or a clinic delivers all of its consents, which withdraws those that are missing. Everybody is judged again where
+this cannot be known: the rule changed, an earlier day runs again, an erasure was interrupted, or the register is not
+the one that the last run left. Not here: the rule itself (`rule`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from assets.lake.engine import connect
 from assets.lake.lake import Lake, Mask
 
 RECORD: Final = "consent_judged"
-"""As of which day every stored case and every patient was judged, by which rule, over how many provisions."""
+"""The last run after which every stored case and patient had been judged: evaluation day, rule, number of provisions."""
 TOLD_BY: Final = only(
     CONSENT_PROVISIONS, "clinic", "arrival_day", "patient_id", "consent_id", "declared_at", "valid_from", "valid_to"
 )
-"""What is looked at of the whole register, which grows with the years."""
+"""The few columns that are read of the whole register, which grows with the years."""
 BEGUN: Final = "erasure_begun"
-"""Keyed hashes of the patients whose erasure was begun and is not done."""
+"""Keyed hashes of the patients whose erasure has begun and is not finished."""
 
-# A period that holds one of the two days and not the other; what a full withdrawal denies begins when it is declared.
+# A period that contains exactly one of the two days. A full withdrawal denies from its declaration on.
 _CROSSED: Final = """(valid_from > $since AND valid_from <= $on OR valid_to >= $since AND valid_to < $on
   OR CAST(declared_at AS DATE) > $since AND CAST(declared_at AS DATE) <= $on)"""
 _CHANGED: Final = f"""
@@ -61,10 +61,10 @@ def _full_of(full: pa.Table) -> dict[str, str]:
 
 
 def changed(register: pa.Table, majority: pa.Table, since: date, on: date, full: Sequence[str] = ()) -> pa.Table:
-    """(clinic, patient_id) of all whose answer on the day `on` can be another one than on `since`.
+    """(clinic, patient_id) of everybody whose answer on the day `on` may differ from the one on `since`.
 
-    `register` (`TOLD_BY`) and `majority` (`MAJORITY`): all that is known on `on`, of which nothing that came
-    up to `since` has changed; `full`: clinics that delivered all of their consents since.
+    `register` (`TOLD_BY`) and `majority` (`MAJORITY`): all that is known on `on`; what arrived up to `since` is
+    unchanged. `full`: clinics that have delivered all of their consents since.
     """
     with connect() as con:
         con.register("register", register)
@@ -86,7 +86,7 @@ def to_judge(
         return None
     with connect() as con:
         con.register("tombstones", tombstones)
-        # Whose they are shows only when the patient's id is hashed: a day that such a period waits for is rare.
+        # Tombstones hold hashes, so whose they are is not known here. Such days are rare: judge everybody.
         (waited_for,) = con.execute(
             f"SELECT count(*) FROM tombstones WHERE {_CROSSED}", {"since": since, "on": on}
         ).fetchone() or (0,)
@@ -97,8 +97,8 @@ def to_judge(
 
 
 def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
-    """Which rows of `register` (clinic, patient_id, consent_id) are of a document that names one of `patients`
-    (clinic, patient_id), or of these patients."""
+    """Mask of `register` (clinic, patient_id, consent_id): rows of `patients` (clinic, patient_id), and of every document
+    that names one of them."""
     with connect() as con:
         ids = register.select(["clinic", "patient_id", "consent_id"])
         con.register("ids", ids.append_column("n", pa.array(np.arange(register.num_rows))))
@@ -113,6 +113,6 @@ def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
 
 
 def remember(lake: Lake, city: City, on: date, provisions: int, full: pa.Table) -> None:
-    """Note that everybody's answer of the day `on` is known and done with; `provisions`: rows of the register."""
+    """Record that everybody has been judged on the day `on` and erased where due; `provisions`: rows of the register."""
     record: dict[str, Any] = {"day": on.isoformat(), "rule": _version(city), "provisions": provisions}
     lake.write_record(RECORD, record | {"full": _full_of(full)})

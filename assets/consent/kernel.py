@@ -1,9 +1,9 @@
-"""The consent rule as an engine deals it out: by patient, with the documents that patients share.
+"""How the consent rule is sharded: by patient, together with the documents that patients share.
 
-Why that changes nothing: the rule asks of a case only what its patient's provisions say, and of a provision only
-which version of its document is the newest; both are kept together (`by_patient`). The one thing that is told of a
-whole clinic, the day of its newest full export, goes to every shard. Registering, coming of age and passing on what
-is permitted are joins on ids that no engine makes cheaper; they stay in the stage.
+Why the result is the same: the rule decides a case by its patient's provisions, and a provision by the newest version
+of its document; `by_patient` keeps both in one shard. The only fact about a whole clinic, its newest full export, goes
+to every shard. Registration, coming of age and the selection of permitted rows are joins that no engine makes cheaper;
+they stay in `stage`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from assets.lake.distribute import Engine, Tables, by_patient, merged
 
 
 def evaluate_shard(tables: Tables, consent: ConsentRule, day: date) -> Tables:
-    """`evaluate` of the rule over one shard."""
+    """`rule.evaluate` over one shard."""
     decisions, standing = rule.evaluate(
         tables["cases"], tables["register"], consent, day, tables["full_exports"], tables["majority"]
     )

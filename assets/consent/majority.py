@@ -1,7 +1,7 @@
-"""From when on a guardian's consent is not enough: the day on which a minor comes of age.
+"""When a guardian's consent stops being enough: the day on which a minor comes of age.
 
-Off unless the city file sets `consent.guardian_consent_ends_at`. What was signed for a minor then counts as denied
-from that birthday on, as declared on it: only what the person signs later permits again. Where only the year or
+Off unless the city file sets `consent.guardian_consent_ends_at`. Then whatever was signed for a minor counts as denied
+on and from that birthday: only what the person signs later permits again. Where only the year or
 month of birth is known, the denial begins on the earliest day that the birthday can be, and only what was signed
 after the latest one counts as the person's own. Not here: the rule itself (`rule`), where it is stored (`stage`).
 """
@@ -23,9 +23,9 @@ MAJORITY: Final = pa.schema(
         ("of_age_by", pa.timestamp("us")),
     ]
 )
-"""`of_age_from`: earliest day that the birthday can be; `of_age_by`: last moment before the latest one, city's wall time.
+"""`of_age_from`: earliest possible birthday; `of_age_by`: last moment before the latest possible one, in the city's local time.
 
-A document that bears a day and no time counts as declared when that day begins; one signed on the birthday is the person's.
+A document with a day and no time counts as declared when that day begins, so one signed on the birthday is the person's own.
 """
 
 # A person without a year of birth: the age that a case states bounds it.
@@ -39,7 +39,7 @@ WITH born AS (
       ELSE make_date(p.birth_year, 12, 31) END AS last
   FROM persons p WHERE p.birth_year IS NOT NULL
   UNION ALL
-  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(c.age_years + 1) AS DATE),
+  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER) + 1) AS DATE),
     CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER)) AS DATE)
   FROM cases c ANTI JOIN (FROM persons WHERE birth_year IS NOT NULL) p USING (clinic, arrival_day, patient_id)
   WHERE c.age_years IS NOT NULL AND c.admitted_on IS NOT NULL)
@@ -51,15 +51,15 @@ FROM born SEMI JOIN register USING (clinic, patient_id) GROUP BY ALL ORDER BY AL
 
 
 def coming_of_age(persons: pa.Table, cases: pa.Table, register: pa.Table, age: int) -> pa.Table:
-    """`MAJORITY` of those persons of a delivery of whom the register holds a document."""
+    """`MAJORITY` of the delivered persons who have a document in the register."""
     with connect() as con:
         load(con, persons=persons, cases=cases, register=register.select(["clinic", "patient_id"]))
         return con.execute(_SQL, {"age": age}).to_arrow_table().cast(MAJORITY)
 
 
 def known(delivered: pa.Table) -> pa.Table:
-    """One row a patient of `delivered` (`MAJORITY`): of its newest day, so that a corrected birth date counts; of that day
-    the widest span, where it contradicts itself."""
+    """One row for each patient of `delivered` (`MAJORITY`): of the newest day, so that a corrected birth date counts, and
+    the widest span where that day contradicts itself."""
     with connect() as con:
         load(con, delivered=delivered)
         return con.execute(

@@ -1,7 +1,7 @@
-"""Ids as numbers, above all patients, documents and deliveries of a register: joins over them cost a fraction of ids.
+"""Patients, documents and deliveries of a register as integers: joining those costs a fraction of joining ids.
 
-Every patient of the register is a `person`; one whom it does not know has no number. Deliveries are numbered in
-the order in which they came, so that the newest version of a document has the highest. Not here: the rule.
+Every patient of the register is a `person`; a patient that it does not know has no number. Deliveries are numbered in
+order of arrival, so the newest version of a document has the highest number. Not here: the rule (`rule`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[Numbers, pa.Array]:
-    """Place of each value among the distinct values in order, from 1 (0: null), and those values."""
+    """Rank of each value among the sorted distinct values, from 1 (0: null), and those values."""
     encoded = column.combine_chunks().dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     place = np.empty(len(order) + 1, dtype=np.int64)
@@ -37,7 +37,7 @@ def _joined(*parts: Numbers) -> Numbers:
     whole, highest = np.zeros(len(parts[0]), dtype=np.int64), 0
     for part in parts:
         size = int(part.max(initial=0)) + 1
-        if (highest + 1) * size >> 62:  # would not fit: only the numbers that there are, counted anew in their order
+        if (highest + 1) * size >> 62:  # would overflow: renumber the combinations that occur
             whole = np.unique(whole, return_inverse=True)[1]
             highest = int(whole.max(initial=0))
         whole, highest = whole * size + part, highest * size + size - 1
@@ -45,7 +45,7 @@ def _joined(*parts: Numbers) -> Numbers:
 
 
 def among(rows: pa.Table, known: pa.Table) -> pa.Array:
-    """Which of `rows` has, in the columns of `known`, the values of one of its rows; null equals nothing."""
+    """Mask of `rows` that match a row of `known` in all of its columns; null matches nothing."""
     known = known.drop_null()
     theirs, own = (np.zeros(table.num_rows, dtype=np.int64) for table in (known, rows))
     for name in known.column_names:
@@ -77,7 +77,7 @@ def load_numbered(con: duckdb.DuckDBPyConnection, register: pa.Table, cases: pa.
     day, export, file, document = (
         _coded(register.column(c))[0] for c in ("arrival_day", "export_id", "source_file", "consent_id")
     )
-    # A document without an id is the line in which it stands.
+    # A document without an id is identified by its line.
     line = _joined(export, file, register.column("source_line").fill_null(0).to_numpy())
     document = np.where(document > 0, document, int(document.max(initial=0)) + 1 + line)
     load(

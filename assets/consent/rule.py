@@ -1,13 +1,15 @@
 """The consent rule of the MII broad consent, as set logic over provisions. No state, no files.
 
-A permit grants its code from its first to its last day (until the evaluation day where it is open). A deny
-removes its days from every permit declared at the same time or earlier; open, it removes for ever. So a code
-holds on a day iff the last permit that holds the day was declared after the last deny that does. What is
-unclear is decided against use: a deny without readable period denies every code on every day, one without a
-declaration time counts as declared last, one of a day without a time at the end of that day; a permit without
-readable period grants nothing, one without declaration time, or declared after the evaluation day, counts as declared
-first. A provision that is neither permit nor deny counts as deny. A document once inactive, rejected or entered in
-error (or deleted) stays so until it is declared anew.
+A permit grants its code from its first to its last day (an open one until the evaluation day). A deny removes its days
+from every permit declared at the same time or earlier (an open one for ever). So a code holds on a day if and only if
+the last permit that covers the day was declared after the last deny that does. Whatever is unclear counts against use:
+
+- a deny without a readable period denies every code on every day; without a declaration time it counts as declared
+  last, with a day but no time as declared at the end of that day
+- a permit without a readable period grants nothing; without a declaration time, or with one after the evaluation day,
+  it counts as declared first
+- a provision that is neither permit nor deny counts as deny
+- a document once inactive, rejected, entered in error or deleted stays so until it is declared anew
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from assets.lake.engine import connect, load
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
 FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
 FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32()), ("export_id", pa.string())])
-"""Newest delivery in which a clinic delivered all of its consents; only of clinics that say they do."""
+"""Each clinic's newest delivery of all of its consents; only of clinics that declare to deliver all."""
 
 _UNTIL: Final = until_sql("declared_at")
-# A slip of the year must not let a permit outlive the withdrawals of decades.
+# A permit dated into the future by mistake must not outlast every withdrawal until then.
 _DECLARED: Final = "CAST(declared_at AS DATE) <= $evaluation_day"
 
 _VERSIONS: Final = f"""
@@ -75,8 +77,8 @@ stated AS (
   SELECT person, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
 SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, '*')"""
 
-# For `points` (person, code, day): when permitting and denying statements that hold the day were
-# last declared. Two hash joins and two aggregates, where nested EXISTS would be a join of a join.
+# For `points` (person, code, day): when the permits and the denies that cover the day were last declared. Two hash
+# joins and two aggregates; nested EXISTS would become a join over a join.
 _STATED: Final = """
   SELECT n.*, p.permitted_at, d.denied_at,
     p.permitted_at IS NOT NULL AND (d.denied_at IS NULL OR p.permitted_at > d.denied_at) AS ok
@@ -91,7 +93,7 @@ _STATED: Final = """
       AND n.day BETWEEN d.valid_from AND d.valid_to GROUP BY ALL) d USING (person, code, day)
 """
 
-# `erase`: withdrawn, ended, or without any document in force; one who only lacks a code may still deliver it.
+# `erase`: withdrawn, ended, or without any document in force. Whoever only lacks a code may still sign for it.
 _PATIENTS: Final = f"""
 CREATE TEMP TABLE needed AS
 SELECT p.person, c.code, CAST($day AS DATE) AS day
@@ -131,8 +133,8 @@ INSERT INTO permits
 SELECT s.person, '{CONSENT_COLLECT}', s.permitted_at, DATE '0001-01-01', CAST($day AS DATE)
 FROM ({_STATED.format(points="looking_back")}) s WHERE s.ok"""
 
-# Coverage can only break on the first day, the day after a permit ends, or the day a deny starts: if those
-# days are covered, all days between are.
+# Coverage can only break on the first day, on the day after a permit ends, or on the day a deny begins: if these days
+# are covered, so are all between them.
 _OUTSIDE: Final = f"""
 CREATE TEMP TABLE points AS
 WITH spans AS (
@@ -178,11 +180,11 @@ def _run(con: duckdb.DuckDBPyConnection, script: str, **values: object) -> None:
 
 
 def _vanished(register: pa.Table, full_exports: pa.Table) -> pa.Array:
-    """Which rows of `register` came before their clinic's newest full export, so are missing from it."""
+    """Mask of the rows of `register` that are older than their clinic's newest full export, hence missing from it."""
     day, export = register.column("arrival_day"), register.column("export_id")
     gone = pa.chunked_array([pa.repeat(False, register.num_rows)])
     for full in full_exports.to_pylist():
-        # Of two deliveries of a day the second is the newer one: what only the first held is missing.
+        # The second delivery of a day is the newer one: what only the first holds is missing.
         same_day = pc.and_kleene(pc.equal(day, full["day"]), pc.less(export, full["export_id"]))
         older = pc.or_kleene(pc.less(day, full["day"]), same_day)
         gone = pc.or_(gone, pc.fill_null(pc.and_(pc.equal(register.column("clinic"), full["clinic"]), older), False))
@@ -198,7 +200,7 @@ def _prepare(
     majority: pa.Table | None,
     cases: pa.Table | None = None,
 ) -> None:
-    """Tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
+    """Create the tables `permits`, `denies` and `patients` of what is in force, and `cases`."""
     on_day, over_case = _codes(rule.required_on_evaluation_day), _codes(rule.required_over_case)
     needed = list(dict.fromkeys([*on_day, *over_case, CONSENT_RETROSPECTIVE]))
     full_exports = FULL_EXPORTS.empty_table() if full_exports is None else full_exports
@@ -266,8 +268,8 @@ def standing(
 ) -> pa.Table:
     """(clinic, patient_id, ok, reason, erase) of every patient of the register on the evaluation day.
 
-    `ok`: storing and using is permitted; `erase`: not, and not for want of a further document: everything of
-    the patient has to go.
+    `ok`: storing and using is permitted. `erase`: it is not, and not merely because a document is still missing:
+    all data of the patient must go.
     """
     with connect() as con:
         _prepare(con, register, rule, evaluation_day, full_exports, majority)
@@ -275,11 +277,11 @@ def standing(
 
 
 KEPT: Final[tuple[str, ...]] = ("cases", "diagnoses", "procedures", "persons")
-"""The canonical tables of which something goes on."""
+"""The canonical tables that are passed on."""
 
 
 def keep_permitted(tables: dict[str, pa.Table], decisions: pa.Table) -> dict[str, pa.Table]:
-    """Those of `KEPT` among `tables` with the rows of permitted cases only; persons only of patients with such a case."""
+    """Those of `KEPT` among `tables`, reduced to permitted cases and to persons with a permitted case."""
     permitted = decisions.filter(decisions.column("permitted"))
     kept: dict[str, pa.Table] = {}
     for name in (n for n in KEPT if n in tables):

@@ -29,20 +29,20 @@ from assets.lake.engine import connect, give_back, load
 from assets.lake.lake import Lake
 
 REGISTER: Final = "consent_register"
-"""Table of every provision ever received. It grows with the years, so it is read by what is asked of it."""
+"""Table of every provision ever received. It grows with the years, so only the columns and rows needed are read."""
 JUDGED_AT_ONCE: Final = 500_000
 """Patients who are judged together, with all of their documents."""
 PATIENTS: Final = pa.schema([("clinic", pa.string()), ("patient_id", pa.string())])
 STANDING: Final = pa.schema(
     [*PATIENTS, ("ok", pa.bool_()), ("reason", pa.string()), ("erase", pa.bool_()), ("erased_before", pa.bool_())]
 )
-"""What `staging/standing` holds of those who are judged: who may be kept, and whose data have to go."""
+"""Columns of `staging/standing`: of each judged patient, whether data may be kept or must go."""
 
 
 def evaluation_day(lake: Lake, days: Sequence[date]) -> date:
-    """The newest arrival day that ran: a run for an earlier day never forgets a withdrawal that came since.
+    """The newest arrival day that ran, so that a run for an earlier day does not forget a withdrawal since.
 
-    The register has a day of each, with or without rows: who came must not decide on which day others are judged.
+    The register keeps days without rows too: who happens to come must not decide on which day others are judged.
     """
     return max([days[-1], *lake.days(REGISTER), *lake.days("cases"), *lake.days(TOMBSTONES)])
 
@@ -69,21 +69,21 @@ def documents_of(lake: Lake, patients: pa.Table) -> pa.Table:
 
 
 def register_of(lake: Lake, patients: pa.Table, live: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """`documents_of`, with what is remembered of erased patients among them or `live`; and these patients."""
+    """`documents_of`, plus the tombstones of patients among them or `live` who were erased before; and these patients."""
     return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents_of(lake, patients), live, lake.keys)
 
 
 def judged_now(lake: Lake, city: City, days: Sequence[date]) -> pa.Table | None:
-    """(clinic, patient_id) of those whose answer a run of `days` can change, whoever comes in it; None: everybody."""
+    """(clinic, patient_id) whose answer may change in a run of `days`, apart from those it delivers; None: everybody."""
     register, tombstones = lake.read(REGISTER, TOLD_BY), lake.read(TOMBSTONES, TOLD_BY)
     day, full = evaluation_day(lake, days), full_exports(lake, city)
     return to_judge(lake, city, days, day, register, tombstones, full, majority(lake, city))
 
 
 def groups(patients: pa.Table) -> list[pa.Table]:
-    """`patients` (clinic, patient_id), each once, as many at a time as are judged together; one group at least.
+    """`patients` (clinic, patient_id), each once, in groups of `JUDGED_AT_ONCE`; at least one group.
 
-    Whoever is judged is judged with every document that names them, so it does not matter with whom.
+    Grouping changes no answer: a patient is judged with every document that names them.
     """
     once = patients.select(PATIENTS.names).group_by(PATIENTS.names).aggregate([])
     return [once.slice(n, JUDGED_AT_ONCE) for n in range(0, max(once.num_rows, 1), JUDGED_AT_ONCE)]
@@ -99,11 +99,11 @@ def _judge(
     day: date,
     of_age: pa.Table,
 ) -> tuple[pa.Table, pa.Table]:
-    """`CONSENT_DECISIONS` of `cases`, and `STANDING` of `group`, whose cases they are."""
+    """`CONSENT_DECISIONS` of `cases`, and `STANDING` of `group`, the patients of these cases."""
     register, erased_before = register_of(lake, group, live)
     full = full_exports(lake, city)
     decisions, stands = kernel.evaluate(engine, cases, register, city.consent, day, full, of_age)
-    # The register holds others too, of whom not all is known: those who share a document.
+    # Others share a document with the group; not all of their documents are here.
     stands = stands.join(group, PATIENTS.names, join_type="left semi")
     again = erased_before.append_column("erased_before", pa.repeat(True, erased_before.num_rows))
     stands = stands.join(again, PATIENTS.names).select(STANDING.names)
@@ -114,14 +114,14 @@ def _judge(
 
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
-    """`provisions` in which one that names no patient has its own: of the deleted document's earlier versions, or of
-    the case that a row of a side file names and an earlier delivery held. One of no known case belongs to nobody and goes."""
+    """`provisions` with a patient for those that name none: that of the deleted document's earlier versions, or of the case
+    that a row of `consent.csv` names and an earlier delivery held. A row of an unknown case is dropped."""
     nameless = provisions.filter(pc.is_null(provisions.column("patient_id"))).column("consent_id").unique()
     if not len(nameless):
         return provisions
     register = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "arrival_day", "consent_id"))
     held = lake.read("consent_decisions", only(CONSENT_DECISIONS, *PATIENTS.names, "arrival_day", "case_id"))
-    # Both grow with the years: of them only what these name.
+    # Both grow with the years: only the rows that these name.
     cases = pc.utf8_slice_codeunits(nameless.filter(pc.starts_with(nameless, OF_CASE)), len(OF_CASE))
     with connect() as con:
         load(
@@ -143,8 +143,8 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
 
 
 def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Table) -> pa.Table:
-    """(clinic, patient_id) of whom raw lines of `days` name that no table may hold: those of an export that was rejected, and
-    of one of changes, which brings a diagnosis without its patient. Only who was erased before is looked for among them."""
+    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: lines of a
+    rejected export, or of an export of changes, which may bring a diagnosis without its patient."""
     if not lake.rows(TOMBSTONES):
         return PATIENTS.empty_table()
     rejected = findings.filter(pc.equal(findings.column("severity"), "rejected")).column("export_id").to_pylist()
@@ -157,7 +157,7 @@ def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Tab
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
-    """Stages consented tables and the standing of every patient who is judged; returns counts by reason."""
+    """Stage consented tables and the standing of every judged patient; returns counts by reason."""
     tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions", "findings"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days(REGISTER, days, provisions, "arrival_day", keep_empty=True)
@@ -196,7 +196,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
 
 
 def decision_table(decisions: pa.Table, days: Sequence[date], day: date) -> dict[str, Any]:
-    """What an auditor reads of a run: cases by clinic and reason with the reason's text. Holds counts only."""
+    """The decision table of a run for an auditor: cases by clinic and reason, with the reason's text. Counts only."""
     counted = decisions.group_by(["clinic", "reason"]).aggregate([("case_id", "count")]).to_pylist()
     rows = [
         {"clinic": r["clinic"], "reason": r["reason"], "cases": r["case_id_count"],

@@ -1,11 +1,10 @@
 """What is remembered of an erased patient's consents: that they ended, under keyed hashes, and nothing else.
 
-A tombstone is a row of the register whose patient and document ids are keyed hashes: it keeps what denies or
-revokes, never what permits. When a clinic delivers the patient again, the hashes are recognised, so that an
-old consent delivered again does not bring the patient back, while a newly declared one does. A copy of all of them
-lies in landing, in the place of the raw lines that were erased there: a backup of before does not know of them, and
-nothing else tells of the withdrawal any more. Not here: who is to be erased (`rule`), where rows are removed
-(`identity.erasure`).
+A tombstone is a row of the register whose patient and document ids are keyed hashes. It keeps what denies or revokes,
+never what permits. When a clinic delivers the patient again, the hashes are recognised: an old consent does not bring
+the patient back, a newly declared one does. A copy of all tombstones lies in `landing/_erased/`, because a backup taken
+before the withdrawal lacks them, and the raw lines that told of it are erased. Not here: who is to be erased (`rule`),
+where rows are removed (`identity.erasure`).
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ ERASED: Final = "erased"
 
 def patient_hashes(patients: pa.Table, keys: Keyring) -> pa.Table:
     """(clinic, id, key): the keyed hash under which an erased patient is remembered."""
-    return keyed_ids(patients, "patient_id", keys, "tombstone", "patient")
+    return keyed_ids(patients, "patient_id", keys, lambda clinic: ("tombstone", "patient", clinic))
 
 
 def _document_hashes(register: pa.Table, keys: Keyring) -> pa.Table:
-    return keyed_ids(register, "consent_id", keys, "tombstone", "document")
+    return keyed_ids(register, "consent_id", keys, lambda clinic: ("tombstone", "document", clinic))
 
 
 def bury(register: pa.Table, patients: pa.Table, on: date, keys: Keyring) -> pa.Table:
@@ -77,31 +76,31 @@ def beside_raw(lake: Lake) -> Lake:
 
 
 def _add(source: Lake, target: Lake) -> None:
-    """Let `target` know the tombstones of `source` too. Raises `DamagedTable`."""
+    """Add the tombstones of `source` to those of `target`. Raises `DamagedTable`."""
     both = distinct(pa.concat_tables([one.read(TABLE, CONSENT_PROVISIONS) for one in (target, source)]))
     target.write_days(TABLE, set(both.column("arrival_day").to_pylist()), both, "arrival_day")
 
 
 def copy_beside_raw(lake: Lake) -> None:
-    """Bring the copy up to date; one that is damaged or under former keys begins anew."""
+    """Bring the copy up to date; one that is damaged or under former keys begins anew. Counters beside it stay."""
     try:
         _add(lake, beside_raw(lake))
     except DamagedTable:
-        shutil.rmtree(beside_raw(lake).root)
+        shutil.rmtree(beside_raw(lake).confidential / TABLE)
         _add(lake, beside_raw(lake))
 
 
 def bring_back(lake: Lake, restored: Lake) -> None:
-    """Let `restored` know the copy in the landing of `lake`. Raises `DamagedTable`."""
+    """Add the copy in the landing of `lake` to `restored`. Raises `DamagedTable`."""
     _add(beside_raw(lake), restored)
 
 
 def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Keyring) -> tuple[pa.Table, pa.Table]:
-    """`register` with the tombstones of patients that are delivered again, and these patients.
+    """`register` plus the tombstones of patients who are delivered again, and (clinic, patient_id) of these patients.
 
-    `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. What is remembered of a document that
-    is delivered again stands under its own id, in memory only: it may be somebody else's by now, who is judged by the same one.
-    Second: (clinic, patient_id) of those who had a tombstone.
+    `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. A tombstone of a document that is
+    delivered again gets the document's id back, in memory only: by now the document may be somebody else's, for whom its
+    revocation counts too.
     """
     names = ["clinic", "patient_id"]
     if not tombstones.num_rows:

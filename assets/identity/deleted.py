@@ -1,4 +1,4 @@
-"""Cases that a clinic deleted in its own system: they leave the tables, and a day that is read again brings none back.
+"""Cases that a clinic deleted in its own system: they leave the tables, and reading a day again does not bring them back.
 
 Not here: patients who withdrew (`erasure`), deletions within one run (the reader leaves them out).
 """
@@ -10,7 +10,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.identity.pseudonymise import case_keys
+from assets.identity.pseudonyms import case_keys
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
 
@@ -31,7 +31,7 @@ def deleted_cases(deletions: pa.Table, keys: Keyring) -> pa.Table:
 
 
 def is_deleted(rows: pa.Table, deleted: pa.Table) -> pa.Array:
-    """Which of `rows` (case_key, arrival_day) are of a case that was deleted on their day of arrival or later."""
+    """Mask of `rows` (case_key, arrival_day) whose case was deleted on their arrival day or later."""
     last = deleted.group_by("case_key").aggregate([("arrival_day", "max")])
     place = pc.index_in(rows.column("case_key"), last.column("case_key"))
     until = (

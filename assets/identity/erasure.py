@@ -1,7 +1,7 @@
 """Erasure: what is no longer permitted leaves every table, and a patient who withdrew leaves the data root.
 
-In every run each stored case is decided again by today's consents; what is not permitted any more is erased
-from the pseudonymised tables. A patient who withdrew, or whose consent ended, is erased from landing,
+Every run judges stored cases again by today's consents, and erases what is no longer permitted from the
+pseudonymised tables. A patient who withdrew, or whose consent ended, is erased from landing,
 quarantine, decisions and the consent register as well; tombstones (`consent.tombstones`,
 `identity.tombstones`) remember the withdrawal and the contribution counters under keyed hashes. What is
 published stays: it is differentially private and holds nobody's data.
@@ -49,7 +49,7 @@ from assets.contract.schemas import (
 )
 from assets.identity.deleted import DELETED_CASES, is_deleted
 from assets.identity.persons import LINKS, known_links, linked, seal
-from assets.identity.pseudonymise import case_keys, patient_keys
+from assets.identity.pseudonyms import case_keys, patient_keys
 from assets.identity.record import RECORDED, announce_erasure, conclude_erasure
 from assets.identity.tombstones import copy_counters, only_retired, retire
 from assets.intake.landing import Erased, erase_patients
@@ -58,9 +58,9 @@ from assets.lake.engine import connect, load
 from assets.lake.lake import Lake, Mask
 
 _FROZEN: Final = ("events", "late_events")
-"""Tables in which a day means that it is closed; one of the consent register means that it ran."""
+"""Tables in which a stored day, even an empty one, means that it is closed; in the consent register, that it ran."""
 _IDS: Final = ("clinic", "patient_id", "case_id")
-# What is looked at of tables that grow with the years. Whole rows are read of the months in which some have to go.
+# These tables grow with the years: only these columns are read, and whole rows of the months in which some must go.
 _DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted")
 _JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
 _STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY)
@@ -81,7 +81,7 @@ _ORIGINAL: Final = (
 
 
 def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, gone: Mask) -> int:
-    """Rewrite those days of `table` that hold a row of the mask `gone`, month by month; number of erased rows."""
+    """Erase the rows of the mask `gone` from `table`, month by month; number of erased rows."""
     first = 0
     for held, number in lake.months(table):
         erased, first = gone[first : first + number], first + number
@@ -92,7 +92,7 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, gone: Mask)
         if table in RECORDED:
             days = rows.column(column).filter(pa.array(erased)).unique()
             announce_erasure(lake, table, days.to_pylist(), kept.filter(pc.is_in(kept.column(column), days)))
-        # The whole month: its other days are at hand, and would else be read again.
+        # The whole month, because its other days are at hand and would otherwise be read again.
         lake.write_days(table, held, kept, column, keep_empty=table in (*_FROZEN, REGISTER))
         if table in RECORDED:
             conclude_erasure(lake)
@@ -100,10 +100,10 @@ def _rewrite(lake: Lake, table: str, schema: pa.Schema, column: str, gone: Mask)
 
 
 def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa.Table) -> pa.Array:
-    """Keys of `stored` cases that today's consents do not permit, by their newest version.
+    """Keys of `stored` cases whose newest version today's consents do not permit.
 
-    Those whose newest version came in this run were just judged, by the same consents on the same day; of the others
-    only those are judged whose patient's answer can have changed.
+    Cases whose newest version came in this run have just been judged; of the others, only those are judged whose
+    patient's answer may have changed.
     """
     before = pc.invert(pc.is_in(stored.column("arrival_day"), pa.array(days, pa.date32())))
     if not pc.any(before, min_count=0).as_py():
@@ -131,8 +131,8 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa
 
 
 def _newest_before(stored: pa.Table, patients: pa.Table, days: Sequence[date]) -> pa.Table:
-    """`CASES` under pseudonyms: of each `stored` case its newest version, where it is of one of `patients` (clinic, id,
-    key) and did not come on `days`; `patient_id`: the patient's id."""
+    """`CASES` under pseudonyms: the newest version of each `stored` case, where it is one of `patients` (clinic, id, key)
+    and did not come on `days`; `patient_id`: the patient's id."""
     theirs = stored.column("case_key").filter(
         pc.is_in(stored.column("patient_key"), patients.column("key").combine_chunks())
     )
@@ -169,7 +169,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in _FOLLOWING))}
     own = pc.is_in(stored.column("patient_key"), patients)
     theirs = stored.column("case_key").filter(own).unique()
-    # A case that its clinic moved to somebody else is that patient's now: only what stands under the former one goes.
+    # A case that its clinic moved to somebody else is theirs now: only the former patient's versions go.
     everything = pa.chunked_array([cases, _still_of(stored, own, theirs)], pa.string()).unique()
     erased = _mask(pc.or_(own, pc.is_in(stored.column("case_key"), everything)))
     versions = stored.filter(pa.array(erased)).select(["case_key", "arrival_day"])
@@ -187,7 +187,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     links = known_links(lake)
     ended = pc.is_in(links.column("patient_key"), patients)
 
-    @cache  # read where somebody asks, and not held before
+    @cache  # read only if asked for
     def persons_of_all() -> pa.ChunkedArray:
         return lake.read("cases", only(PSEUDONYMISED_CASES, "person_key")).column("person_key")
 
@@ -199,7 +199,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     counters = [BOUNDING_DECISIONS.empty_table()]
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
-        # What was counted before a link was known becomes the person's, who may live on at another clinic; then the link goes.
+        # Counters from before a link was known become the person's, who may remain at another clinic; then the link goes.
         retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
@@ -207,7 +207,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     seal(lake, links.filter(ended))
     copy_counters(lake, pa.concat_tables(counters))
     counts["links"] = _rewrite(lake, "links", LINKS, "arrival_day", _mask(ended))
-    # Last, because what has to go is told from this table: a process that dies before leaves it all to the next run.
+    # Last, because this table tells what must go: if the process dies before, the next run starts over.
     counts["cases"] = _rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", erased)
     return counts
 
@@ -229,10 +229,10 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 
 
 def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
-    """Whose raw lines can lie in deliveries of before this run: all but who was erased and did not come back since.
+    """Whose raw lines may lie in earlier deliveries: everybody's but of those who were erased and have not come back since.
 
-    Who signed again after a withdrawal was kept until now, with documents and decisions of an earlier day. So was a case that
-    became theirs only now, in versions of somebody else.
+    Whoever signed again after a withdrawal was kept until now, with documents and decisions of earlier days. So were the
+    former patient's versions of a case that has just become theirs.
     """
     now = pa.array(days, pa.date32())
     kept, decided = (
@@ -246,11 +246,11 @@ def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Se
 def _erase_original(
     lake: Lake, documents: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase patients `gone` with their `documents` and `cases` from landing, and every table that holds original ids.
+    """Erase the patients `gone`, their `documents` and `cases` from landing and from every table with original ids.
 
-    Tombstones come first: once its raw line is gone, nothing else tells a run that is repeated of a withdrawal. What
-    was begun is noted until all is done, so that after a crash the next run does it again.
-    `fresh`: those for whom all of landing is searched (`_anywhere`), and not only what just came.
+    Tombstones come first: once the raw line is gone, nothing else would tell a repeated run of the withdrawal. `BEGUN`
+    notes who is being erased until all is done, so that the next run finishes after a crash.
+    `fresh`: those for whom all of landing is searched (`_anywhere`), not only this run's deliveries.
     """
     raw = Erased()
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
@@ -277,7 +277,7 @@ def _erase_original(
 
 
 def _with_interrupted(lake: Lake, gone: pa.Table, standing: pa.Table) -> pa.Table:
-    """`gone` with the patients whose erasure a crash interrupted, as not erased before, but those permitted again."""
+    """`gone` plus the patients whose erasure a crash interrupted, as not erased before, unless permitted again."""
     begun = (lake.read_record(BEGUN) or {}).get("patients", [])
     if not begun:
         return gone
@@ -321,7 +321,7 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
 
 
 def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
-    """`_DECIDED` of all versions of every case of which one is of `patients` (clinic, patient_id), and of `cases`."""
+    """`_DECIDED` of all versions of `cases`, and of every case that was ever of one of `patients` (clinic, patient_id)."""
     ids = _ids(lake, "consent_decisions", CONSENT_DECISIONS)
     theirs = ids.filter(among(ids, patients.select(PATIENTS.names))).select(["clinic", "case_id"])
     of_cases = pa.concat_tables([theirs, cases.select(theirs.column_names)])
@@ -329,7 +329,7 @@ def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
 
 
 def _cases_of(decisions: pa.Table, gone: pa.Table) -> pa.Table:
-    """(clinic, case_id) of the patients `gone`, but cases that were moved to somebody who stays."""
+    """(clinic, case_id) of the patients `gone`, without cases that were moved to somebody who stays."""
     theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
     if not theirs.num_rows:
         return theirs
@@ -343,7 +343,7 @@ def _cases_of(decisions: pa.Table, gone: pa.Table) -> pa.Table:
 
 
 def _deleted_patients(lake: Lake, deletions: pa.Table) -> pa.Table:
-    """(clinic, patient_id) whom a clinic deleted, and of whom nothing came after that."""
+    """(clinic, patient_id) of patients whom a clinic deleted and who were not delivered since."""
     if not deletions.num_rows:
         return PATIENTS.empty_table()
     patients = deletions.filter(pc.equal(deletions.column("kind"), "Patient")).rename_columns({"id": "patient_id"})
@@ -358,7 +358,7 @@ def _deleted_patients(lake: Lake, deletions: pa.Table) -> pa.Table:
 
 
 def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> dict[str, int]:
-    """Erase everything that is no longer permitted or that a clinic deleted (`deletions`, canonical); counts.
+    """Erase everything that is no longer permitted or that a clinic deleted (`deletions`, canonical); returns counts.
 
     Reads `staging/standing` of this run.
     """

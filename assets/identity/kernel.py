@@ -1,6 +1,6 @@
-"""Pseudonyms as an engine deals them out: by patient, with the cases that patients share.
+"""How pseudonymisation is sharded: by patient, together with the cases that patients share.
 
-Why that changes nothing: a pseudonym depends on its id and the keys alone. A case takes age and place from its
+Why the result is the same: a pseudonym depends on its id and the keys alone. A case takes age and place from its
 patient's row, the chapter from its own diagnoses, the reason from its own decision, and the person from the links of
 its patient; all of these share a patient or a case of one clinic, and no two shards do (`by_patient`). Links that were
 learnt earlier go to the shard of the patient whose pseudonym they name. Keys do not travel: a worker reads them itself.
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from assets.contract.city import City
 from assets.identity import pseudonymise as single
+from assets.identity.pseudonyms import patient_keys
 from assets.lake.distribute import Engine, Tables, by_patient, looked_up, merged
 from assets.lake.keys import Keyring
 
@@ -37,7 +38,7 @@ def pseudonymise(
 
     def dealt() -> dict[str, np.ndarray]:
         own = by_patient({n: tables[n] for n in (*_IDENTIFIED, "decisions")}, "case_id")
-        patients = single.patient_keys(valid["cases"], keys)
+        patients = patient_keys(valid["cases"], keys)
         first = patients.join(_first_rows(valid["cases"], own["cases"]), ["clinic", "id"], join_type="left outer")
         shard = first.column("shard").combine_chunks().fill_null(0).to_numpy(zero_copy_only=False)
         own["known_links"] = looked_up(known_links.column("patient_key"), first.column("key"), shard)

@@ -1,10 +1,10 @@
 """Who a person is: the patient of a clinic, until an insured number links them to one person over all clinics.
 
-Everything that asks goes through here, so that bounding, patients at their cap, erasure and a patient's report cannot
-differ in the answer. A link is learnt with the first valid number of a patient and never changes, also where a day runs
-again or comes late with another number: of several in one run the first by day of arrival counts, then by pseudonym. What was stored before, decided or not, is the person's as soon as it is
-asked for; what is stored is not rewritten. Links of an erased patient are sealed: readable only with the patient's
-pseudonym, so that who comes again is the same person. Not here: counters of the erased (`tombstones`).
+Bounding, patients at their cap, erasure and a patient's report all ask here, so that their answers cannot differ. A link
+is learnt from a patient's first valid number and never changes, even if a day runs again or comes late with another number;
+of several in one run the first by arrival day counts, then by pseudonym. Rows stored before a link was known are not
+rewritten: they become the person's when they are read. Links of an erased patient are sealed, readable only with the
+patient's pseudonym, so that whoever comes again is the same person. Not here: counters of the erased (`tombstones`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEALED_LINKS: Final = pa.schema(
 SEALED_TABLE: Final = "link_tombstones"
 
 THAT_COUNTS: Final = "QUALIFY row_number() OVER (PARTITION BY patient_key ORDER BY arrival_day, person_key) = 1"
-"""SQL behind a query of links: of each patient the one that counts."""
+"""SQL that ends a query of links: of each patient, the one that counts."""
 
 
 def known_links(lake: Lake) -> pa.Table:
@@ -38,7 +38,7 @@ def known_links(lake: Lake) -> pa.Table:
 def links_with(lake: Lake, back: Callable[[], pa.Array | pa.ChunkedArray]) -> pa.Table:
     """`known_links`, and `LINKS` of those who were erased and are among the patients `back` (pseudonyms).
 
-    `back` is asked only where a link was sealed at all: pseudonyms cost a hash each.
+    `back` is called only if any link is sealed: each pseudonym costs a hash.
     """
     sealed = lake.read(SEALED_TABLE, SEALED_LINKS)
     known = known_links(lake)
@@ -64,8 +64,8 @@ def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Tabl
 
 
 def pseudonyms_of_person(lake: Lake, patient: pa.Array) -> pa.Array:
-    """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, over all clinics: the one
-    that a link names, also of an erased patient, else the patient; and every patient who is linked to it."""
+    """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, in any clinic: the patient's own,
+    the person that a link names, sealed or not, and every patient linked to that person."""
     with connect() as con:
         load(con, known=links_with(lake, lambda: patient), asked=pa.table({"patient_key": patient}))
         query = f"SELECT person_key FROM known SEMI JOIN asked USING (patient_key) {THAT_COUNTS}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.codes import (
@@ -24,7 +23,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
 )
 from assets.identity.persons import LINKS, THAT_COUNTS
-from assets.identity.pseudonyms import linked_persons, pseudonyms
+from assets.identity.pseudonyms import case_keys, linked_persons, patient_keys
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.keys import Keyring
@@ -91,27 +90,6 @@ FROM procedures p JOIN case_keys k ON k.clinic = p.clinic AND k.id = p.case_id""
 # What was learnt before stands, whatever a second delivery of a day, or a late one of an earlier day, says.
 _LINKS: Final = """
 SELECT l.arrival_day, patient_key, r.person_key FROM links l JOIN resolved r USING (patient_key) ORDER BY ALL"""
-
-
-def patient_keys(patients: pa.Table, keys: Keyring) -> pa.Table:
-    """(clinic, id, key) of patients given as (clinic, patient_id)."""
-    return _keyed(patients, "patient_id", keys, "patient")
-
-
-def case_keys(cases: pa.Table, keys: Keyring) -> pa.Table:
-    """(clinic, id, key) of cases given as (clinic, case_id)."""
-    return _keyed(cases, "case_id", keys, "case")
-
-
-def _keyed(table: pa.Table, column: str, keys: Keyring, kind: str) -> pa.Table:
-    """(clinic, id, key) for each distinct id of each clinic."""
-    parts = []
-    for clinic in table.column("clinic").unique().to_pylist():
-        ids = table.column(column).filter(pc.equal(table.column("clinic"), clinic)).unique().drop_null()
-        key = pseudonyms(pa.chunked_array([ids]), keys, "pseudonym", clinic, kind)
-        parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
-    empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
-    return pa.concat_tables([empty, *parts])
 
 
 def pseudonymise(

@@ -54,10 +54,10 @@ def record_days(lake: Lake, days: Sequence[date], tables: Mapping[str, pa.Table]
 
 
 def announce_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table) -> None:
-    """Say what an erasure is about to leave of `days` of `table`; `rows`: at least the rows of these days.
+    """Note what an erasure is about to leave of `days` of `table`; `rows`: at least the rows of these days.
 
-    Said before the table is written: a process that dies in between leaves rows that no record knows, and those
-    days would have to be run again by a person.
+    Noted before the table is written: if the process died in between, the rows would fit no record, and somebody would have
+    to run those days again.
     """
     left = {day.isoformat(): recorded for day, recorded in _hashes(rows, days).items()}
     intent = {"table": table, "days": left}
@@ -65,10 +65,10 @@ def announce_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Tabl
 
 
 def conclude_erasure(lake: Lake, schemas: Mapping[str, pa.Schema] | None = None) -> None:
-    """Bring the records up to the erasure that was announced, if any.
+    """Update the records to the erasure that was announced, if any.
 
-    With `schemas` (of the recorded tables) it is one that was interrupted: only days that hold what was announced
-    are brought up to it; the others were not rewritten yet, and their rows are erased again.
+    With `schemas` (of the recorded tables) the erasure was interrupted: only days that already hold what was announced are
+    updated; the others were not rewritten, and their rows are erased again.
     """
     intent = lake.read_record(ERASING)
     if intent is None:
@@ -87,7 +87,7 @@ def conclude_erasure(lake: Lake, schemas: Mapping[str, pa.Schema] | None = None)
 
 
 def record_again(lake: Lake, tables: Mapping[str, pa.Table]) -> None:
-    """Bring every record up to `tables`, whole, whose pseudonyms were exchanged; what they were made from stays."""
+    """Update every record to the whole `tables` after their pseudonyms were exchanged; the certificates stay."""
     for day, recorded in _by_day(tables, recorded_days(lake)).items():
         _write(lake, _read(lake, day) | {"tables": recorded})
 
@@ -121,7 +121,7 @@ def require_certified(lake: Lake, days: Iterable[date]) -> int:
 
 
 def recorded_days(lake: Lake) -> list[date]:
-    """Arrival days that identity took in, ascending; also those on which nobody came, unlike the days of a table."""
+    """Arrival days that went through identity, ascending, including days without a row."""
     return sorted(date.fromisoformat(path.stem) for path in (lake.confidential / "records" / FOLDER).glob("*.json"))
 
 

@@ -15,7 +15,7 @@ from assets.identity.deleted import DELETED_CASES, deleted_cases, without_delete
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
 from assets.identity.persons import links_with
-from assets.identity.pseudonymise import patient_keys
+from assets.identity.pseudonyms import patient_keys
 from assets.identity.record import record_days
 from assets.identity.superseded import with_superseded
 from assets.identity.tombstones import restore_counters
@@ -28,7 +28,6 @@ from assets.quality.certificate import verify_certificate
 from assets.quality.stage import certified
 
 _DECIDED = ("clinic", "arrival_day", "case_id", "patient_id", "permitted", "reason")
-STEPS = ("canonical", "consented", "valid")
 
 
 def _patients_of(cases: pa.Table, keys: Keyring) -> pa.ChunkedArray:
@@ -36,7 +35,7 @@ def _patients_of(cases: pa.Table, keys: Keyring) -> pa.ChunkedArray:
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
-    """Write pseudonymised tables of `days`, erase what must go and everything staged; returns counts.
+    """Write pseudonymised tables of `days`, erase what must go and everything staged, by whatever run; returns counts.
 
     Raises `CertificateMismatch` unless the staged rows are those that quality certified for these days.
     """
@@ -59,10 +58,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     del result
     give_back()
     erased = erase(lake, city, days, deletions)
-    for step in STEPS:
-        for name in CANONICAL:
-            lake.erase(f"staging/{step}/{name}", [days[-1]])
-    lake.erase("staging/standing", [days[-1]])
+    lake.discard_staged()
     return {
         "cases": len(cases.column("case_key").unique()),
         "persons": len(cases.column("person_key").unique()),

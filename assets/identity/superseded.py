@@ -1,10 +1,9 @@
-"""Stored cases whose clinic delivered a new version that lies in quarantine: they count no more until a valid one comes.
+"""Stored cases whose new version was quarantined: they are not counted until a valid version comes.
 
-The clinic said that the version before is not how things are, and what it said instead cannot be used. To go on
-counting the older one would be a guess, and would differ from a city that never saw it. To erase it would be more than
-anybody asked for: the consent stands, and a delivery that is mended brings the case back. So the version before
-arrives again as one that does not count. What is frozen by then stays, as with every version. Not here: cases
-that a clinic deleted (`deleted`), patients who withdrew (`erasure`).
+The clinic has replaced the stored version, and the replacement cannot be used. Counting the old one would be a guess, and
+would differ from a city that never saw it; erasing it would go too far, because the consent stands and a corrected delivery
+brings the case back. So the old version is stored again, on the new day, as one that is not counted. What is frozen by then
+stays. Not here: cases that a clinic deleted (`deleted`), patients who withdrew (`erasure`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from assets.contract.codes import CARE_UNCOUNTED
 from assets.contract.schemas import CASES, PSEUDONYMISED_CASES, only
-from assets.identity.pseudonymise import case_keys
+from assets.identity.pseudonyms import case_keys
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake

@@ -1,10 +1,9 @@
 """Contribution counters of erased patients, under keyed hashes.
 
-So that leaving and joining again cannot spend more than one budget: what was counted stays counted until its
-window ends, though nothing says any more whose it was. Whoever is delivered again gets them back under their pseudonym,
-so that to everybody else a hash is somebody who is not here. A copy of them, and of sealed links, lies in landing beside
-that of consents: a backup of before knows of neither. Not here: consents (`consent.tombstones`), what a sealed link is
-(`persons`).
+They keep leaving and joining again from spending a second budget: what was counted stays counted until its window ends,
+though nothing tells any more whose it was. Whoever is delivered again gets them back under their pseudonym; to every other
+module a hash is somebody who is not here. A copy of them and of sealed links lies in `landing/_erased/`, because an earlier
+backup has neither. Not here: consents (`consent.tombstones`), what a sealed link is (`persons`).
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ def retire(
     on: date,
     keys: Keyring,
 ) -> pa.Table:
-    """`BOUNDING_DECISIONS` with the pseudonyms of erased cases as hashes, and of persons without any case.
+    """`BOUNDING_DECISIONS` with hashes in place of the pseudonyms of erased cases and of persons without a case left.
 
-    `case_keys`: erased cases; `moved`: cases of erased patients that are somebody else's by now. These keep their
-    pseudonym: decided for the former patient, they count for nobody, and nothing else says that they were. `living`: which of
-    the persons given still have a case, under their own or a patient's pseudonym. Tombstones whose window is over on `on` are
-    dropped.
+    `case_keys`: erased cases. `moved`: cases of erased patients that are somebody else's by now; they keep their pseudonym,
+    because they were decided for the former patient, count for nobody, and nothing else would tell. `living`: those of the
+    given persons who still have a case, under their own or a patient's pseudonym. Tombstones whose window ended before
+    `on` are dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
@@ -76,11 +75,11 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
 
 
 def restore_counters(lake: Lake, cases: pa.Table) -> None:
-    """Give persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`) the counters back that were retired.
+    """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`).
 
-    A person is found by the patient too: who had no insured number before may come again with one. Pseudonyms are hashed
-    only where a counter was retired at all. Called once with all stored cases, for data roots in which former versions
-    left counters retired whose persons had come again.
+    A person is found by the patient too, because somebody without an insured number may come again with one. Pseudonyms are
+    hashed only if any counter is retired. The first call covers all stored cases: earlier versions of this software left
+    counters retired whose persons had come again.
     """
     named = cases if lake.read_record(_RETURNED) else lake.read("cases", _NAMED)
     back: dict[str, tuple[pa.Array, pa.Array]] = {}
@@ -116,7 +115,7 @@ def only_retired(bounding: pa.Table) -> pa.Table:
 
 
 def copy_counters(lake: Lake, retired: pa.Table) -> None:
-    """Let the copy in landing hold the counters `retired`, all of `lake`, and its sealed links, and nothing else."""
+    """Make the copy in landing hold `retired`, all retired counters of `lake`, and its sealed links, and nothing else."""
     copy = beside_raw(lake)
     for name, column, rows in (
         ("bounding", "decided_on", retired),
@@ -127,16 +126,16 @@ def copy_counters(lake: Lake, retired: pa.Table) -> None:
         except DamagedTable:  # or under former keys
             shutil.rmtree(copy.confidential / name)
             known = rows.schema.empty_table()
-        # Asked of the copy itself: a run that died before it came here has changed nothing for the next one.
+        # Compared with the copy itself: the run before may have died before it came here.
         if not known.equals(rows.sort_by(column)):
             days = {*known.column(column).to_pylist(), *rows.column(column).to_pylist()}
             copy.write_days(name, days, rows.sort_by(column), column)
 
 
 def bring_back_counters(lake: Lake, restored: Lake) -> None:
-    """Let `restored` know the copy in the landing of `lake`. Raises `DamagedTable`.
+    """Add the copy in the landing of `lake` to `restored`. Raises `DamagedTable`.
 
-    What is counted there still under pseudonyms is retired by the next run, so it is left out here.
+    Counters that `restored` still holds under pseudonyms are left out: the next run retires them.
     """
     copy, counted = beside_raw(lake), restored.read("bounding", BOUNDING_DECISIONS)
     names = counted.column("case_key")

@@ -104,8 +104,8 @@ def _readable(path: Path) -> bool:
     return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
 
 
-def _refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
-    """Why a complete folder cannot be taken, or None."""
+def refusal(folder: Path, files: list[Path], day: date, today: date) -> str | None:
+    """Why a complete folder with `files` cannot be taken, or None. Value-free, says what to do."""
     if day > today:
         return "the folder's date lies in the future; rename it to the day of delivery"
     if any(p.is_symlink() or not p.is_file() for p in files) or folder.is_symlink():
@@ -146,6 +146,10 @@ def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
         copy = building / source.name
         shutil.copyfile(source, copy)
         copy.chmod(0o400)
+        # What was fetched is then removed from the inbox: the only copy left must survive a power cut.
+        if clinic.connector.kind != "folder":
+            with copy.open("rb") as file:
+                os.fsync(file.fileno())
         entries.append({"name": source.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
     taken = [p.name for p in target_root.glob("[0-9a-f]*")]
@@ -185,11 +189,10 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
     for clinic in (c for c in city.clinics if c.connector.kind != "folder"):
         found += _fetch(lake, clinic, wanted, today)
     for inbox in sorted(p for p in lake.inbox.glob("*") if not p.name.startswith(".")):
-        owner = known.get(inbox.name)
-        if owner is None:
+        if inbox.name not in known or not inbox.is_dir():
             found.append(Delivery("?", None, "?", "rejected", "a folder of the inbox names no clinic of the city file"))
             continue
-        clinic = owner
+        clinic = known[inbox.name]
         if not _readable(inbox):  # one clinic's folder must not hold up the others
             found.append(Delivery(clinic.key, None, "?", "rejected", UNREADABLE))
             continue
@@ -198,21 +201,29 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
             if day is None or not folder.is_dir():
                 reason = "exports lie in folders named YYYY-MM-DD; rename it or move the files into one"
                 found.append(Delivery(clinic.key, None, "?", "rejected", reason))
-            elif (day in wanted or day > today) and not (_readable(folder) and all(map(_readable, delivered(folder)))):
-                found.append(Delivery(clinic.key, day, folder.name, "rejected", UNREADABLE))
             elif day in wanted or day > today:
-                files = delivered(folder)
-                refusal = _refusal(folder, files, day, today)
-                if not refusal and completed_at(folder, files, clinic.connector.settle_seconds) is None:
-                    reason = f"still being written; add {COMPLETE_MARKER} or wait {clinic.connector.settle_seconds} s"
-                    found.append(Delivery(clinic.key, day, folder.name, "waiting", reason))
-                elif refusal:
-                    found.append(Delivery(clinic.key, day, folder.name, "rejected", refusal))
-                else:
-                    found.append(Delivery(clinic.key, day, folder.name, _take(lake, clinic, day, files)))
-                    if clinic.connector.kind != "folder":
-                        shutil.rmtree(folder)  # the original is with the clinic
+                outcome, reason = _attempt(lake, clinic, folder, day, today)
+                found.append(Delivery(clinic.key, day, folder.name, outcome, reason))
     return found
+
+
+def _attempt(lake: Lake, clinic: Clinic, folder: Path, day: date, today: date) -> tuple[Outcome, str]:
+    """Take a folder of the inbox if it can be taken; what became of it, and why."""
+    settle = clinic.connector.settle_seconds
+    try:
+        files = delivered(folder) if _readable(folder) else []
+        if not all(map(_readable, (folder, *files))):
+            return "rejected", UNREADABLE
+        if reason := refusal(folder, files, day, today):
+            return "rejected", reason
+        if completed_at(folder, files, settle) is None:
+            return "waiting", f"still being written; add {COMPLETE_MARKER} or wait {settle} s"
+        outcome = _take(lake, clinic, day, files)
+    except FileNotFoundError:  # the folder is the clinic's, who may rename or remove a file at any moment
+        return "waiting", "it changed while it was taken; the next run takes it"
+    if clinic.connector.kind != "folder":
+        shutil.rmtree(folder)  # the original is with the clinic
+    return outcome, ""
 
 
 def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:

@@ -1,9 +1,9 @@
-"""The consent side file of formats without consent: one CSV row for each signed document, or several of one signature.
+"""`consent.csv`, for formats without consent: one row, or several, for each signed document.
 
-Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`,
-`valid_to`, `withdrawn_on`; dates as `dates` reads them. A withdrawal is a deny of every code,
-without end, from that day on. A delivery of a signature (patient and `signed_on`) replaces former ones of it. What
-cannot be read permits nothing, denies everything, and is named.
+Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`, `valid_to`,
+`withdrawn_on`; dates as `dates` reads them. A withdrawal denies every code from that day on, without end. A document is
+known by patient and `signed_on`; delivering it again replaces the former version. A date that cannot be read permits nothing
+or denies everything, and becomes a finding.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ COLUMNS: Final = {
 }
 
 OF_CASE: Final = "case:"
-"""The `consent_id` of a row that names a case which no file beside it holds: this, and the case's id."""
+"""Prefix of a case's id where that stands for something else: for the `consent_id` of a row whose case this run does not know,
+and for the patient of a case that names none."""
 
 _ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
+CREATE TEMP TABLE case_owners AS
+WITH asked AS (SELECT DISTINCT clinic, arrival_day, case_id FROM consent_rows WHERE patient_id IS NULL)
+SELECT a.clinic, a.arrival_day, a.case_id, k.patient_id FROM asked a JOIN case_patients k USING (clinic, case_id)
+WHERE k.patient_id IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY a.clinic, a.arrival_day, a.case_id
+  ORDER BY k.arrival_day > a.arrival_day, abs(k.arrival_day - a.arrival_day), k.export_id DESC) = 1;
 CREATE TEMP TABLE rows AS
-SELECT c.* REPLACE (coalesce(c.patient_id, k.patient_id) AS patient_id)
-FROM consent_rows c LEFT JOIN (SELECT DISTINCT clinic, case_id, patient_id FROM case_patients) k USING (clinic, case_id);
+SELECT c.* REPLACE (coalesce(c.patient_id, o.patient_id) AS patient_id)
+FROM consent_rows c LEFT JOIN case_owners o USING (clinic, arrival_day, case_id);
 """
+"""A case may move to another patient between two deliveries; a row belongs to the patient whose case it was on its day."""
 
 _PROBLEMS: Final = """
 SELECT export_id, source_file, source_line, unnest(list_concat(
@@ -80,15 +88,14 @@ FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE coales
 
 
 def read(
-    con: duckdb.DuckDBPyConnection, exports: list[Export], case_patients: pa.Table, findings: Findings, time_zone: str
+    con: duckdb.DuckDBPyConnection, exports: list[Export], cases: pa.Table, findings: Findings, time_zone: str
 ) -> pa.Table:
-    """Consent provisions of all side files. `case_patients` (clinic, case_id, patient_id) resolves case ids.
+    """Consent provisions of all side files. `cases` (canonical) tells the patient of a row that names only a case.
 
-    A row of a case that is not among them keeps no patient, and the case's id in `consent_id`: an earlier delivery
-    may have held it.
+    A row of any other case keeps the case's id in `consent_id` and no patient: an earlier delivery may have held it.
     """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
-    con.register("case_patients", case_patients)
+    con.register("case_patients", cases.select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
     con.execute(macros(time_zone) + _ROWS)
     by_id = {e.export_id: e for e in exports}
     for export, file, line, problem in con.execute(_PROBLEMS).fetchall():

@@ -26,7 +26,7 @@ MAX_LINE_BYTES: Final = 1 << 20
 """More than `MAX_FIELDS` cells of `MAX_CELL_CHARACTERS`."""
 BLOCK: Final = 4 * MAX_LINE_BYTES
 BLANKS: Final = " \t\u00a0"
-"""What pads a cell; `landing` looks for an id without them too."""
+"""What may pad a cell; `landing` strips the same when it looks for an id."""
 _CELL: Final = r'(?:"(?:[^"]|"")*"(?:[^";][^;]*)?|(?:[^";][^;]*)?)'
 _CLOSED_QUOTES: Final = rf"^{_CELL}(?:;{_CELL})*\n$"
 _FORMULA: Final = r"^\s*[=@]|^\t|^[+-].*[^0-9.,]"
@@ -49,12 +49,11 @@ def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 class _Screen:
-    """A table's bytes, block by block, to UTF-8 lines that a parser takes apart safely: the others become empty.
+    """Turns a table's bytes, block by block, into UTF-8 lines that are safe to parse; unsafe lines become empty.
 
-    A quote that opens and does not close would swallow the lines after it, and a line without end all memory. No
-    cell of these formats spans lines, none holds a NUL byte. `empty`: numbers of all lines that are empty now, among
-    them those in which nothing stood, as spreadsheets write them; `open_quotes`, `nul`: numbers; `too_long`: number →
-    the cell that makes the line so, counted from 0, or None where it is the number of cells.
+    A quote that is never closed would swallow the lines after it, an endless line all memory. In these formats no cell spans
+    lines, and none holds a NUL byte. Line numbers: `empty`, all lines that are empty now, blank ones included; `open_quotes`;
+    `nul`; `too_long`, with the cell (from 0) that makes the line too long, or None where there are too many cells.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -186,7 +185,7 @@ def read_delimited(
 
 
 def _without_hostile(exports: list[Export], table: pa.Table, names: Iterable[str], findings: Findings) -> pa.Table:
-    """`table`, trimmed, without rows in which a cell is a formula or longer than anything real; each becomes a finding."""
+    """`table`, trimmed, without rows with a formula or an implausibly long cell; each becomes a finding."""
     by_id, good = {e.export_id: e for e in exports}, pa.repeat(True, table.num_rows)
     for name in names:
         cells = table.column(name)
@@ -204,7 +203,7 @@ def _without_hostile(exports: list[Export], table: pa.Table, names: Iterable[str
 
 
 def _trimmed(table: pa.Table, names: Iterable[str]) -> pa.Table:
-    """`table` whose cells of `names` begin and end with no blank: a padded id would name nobody, a withdrawal among them."""
+    """`table` with the cells of `names` trimmed: a padded id would name nobody, and so lose a withdrawal."""
     for name in names:
         cells = pc.utf8_trim(table.column(name), BLANKS)
         filled = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
@@ -217,7 +216,7 @@ def read_all(
 ) -> pa.Table:
     """`read_delimited` of that file (name in any case) in every export that has it, without hostile rows.
 
-    These are looked for once in all files: a year of a practice is a thousand small ones.
+    Hostile rows are searched once over all files: a practice delivers a thousand small ones a year.
     """
     parts: list[pa.Table] = []
     problems: list[RejectedExport] = []
@@ -239,7 +238,7 @@ def read_all(
 def note_repeated(
     con: duckdb.DuckDBPyConnection, table: str, columns: Iterable[str], exports: list[Export], findings: Findings
 ) -> None:
-    """Name the rows of `table` whose case stands again further down with anything else in the row: the last one counts."""
+    """Report the rows of `table` whose case appears again further down with other values: only the last row counts."""
     by_id, said = {e.export_id: e for e in exports}, f"({', '.join(columns)})"
     rows = con.execute(
         f"""SELECT export_id, source_file, source_line FROM {table} WHERE case_id IS NOT NULL

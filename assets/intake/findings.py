@@ -1,4 +1,4 @@
-"""What a reader has to say about an export: value-free rows of `FINDINGS`, and refusal as a whole."""
+"""What readers report about an export: value-free rows of `FINDINGS`, or the rejection of the whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from assets.intake.connector import Export
 
 
 class RejectedExport(Exception):
-    """The export cannot be used at all. Message: value-free reason; `path`: the file of it that is at fault, `line` where.
+    """The export cannot be used at all. The message is the rule; `file` and `line` say where.
 
-    `folder` tells which of several exports that are read together, `others` what else was wrong in the same pass:
-    to read a year again for each broken export in it would never end.
+    `folder` tells which of the exports read together it is, `others` what else was wrong in the same pass: reading a year
+    again for each broken export in it would take for ever.
     """
 
     def __init__(self, rule: str, path: Path | None = None, line: int | None = None) -> None:

@@ -91,7 +91,7 @@ SELECT n, kind, id FROM named"""
 
 _CSV: Final = f"""
 WITH read AS (
-  SELECT n, width, patient, chart, [trim(f, '"' || '{BLANKS}') FOR f IN string_split(rtrim(line, chr(13)), ';')] AS fields
+  SELECT n, width, patient, chart, [trim(f, '"' || '{BLANKS}') FOR f IN string_split(line, ';')] AS fields
   FROM lines JOIN (FROM files WHERE kind = 'csv') USING (file)),
 named AS (
   SELECT n, unnest(CASE WHEN len(fields) = width AND (patient > 0 OR chart > 0)
@@ -115,10 +115,9 @@ class _Form:
 
 
 def _form_of(path: Path) -> _Form:
-    name, packed = path.name.lower().removesuffix(".gz"), path.name.lower().endswith(".gz")
-    if not name.endswith(".csv"):
+    if not _is_table(path):
         return _Form("ndjson")
-    if packed:
+    if path.name.lower().endswith(".gz"):
         return _Form("csv")
     encoding = detect_encoding(path, nul_below=True) or "latin-1"
     try:
@@ -129,6 +128,11 @@ def _form_of(path: Path) -> _Form:
         next((header.index(n) + 1 for n in names if n in header), 0) for names in (PATIENT_COLUMNS, CASE_COLUMNS)
     )
     return _Form("csv", encoding, len(header), patient, case)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether lines of a file may end with a carriage return, as some spreadsheets write them and the reader takes them."""
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
 def _is_document(path: Path) -> bool:
@@ -244,7 +248,7 @@ def _hits(con: duckdb.DuckDBPyConnection, batch: Sequence[_Line]) -> list[tuple[
     about = [_form_of(path) for path in paths]
     file = [paths[line.path] for line in batch]
     text = [
-        line.content.rstrip(b"\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
+        line.content.rstrip(b"\r\n").replace(b"\0", b"").decode(about[f].encoding, "replace")
         for f, line in zip(file, batch, strict=True)
     ]
     named = _naming(con, text, file, about)
@@ -276,12 +280,13 @@ def _search(
         try:
             for content, endless in _batches(path):
                 # Blank lines by the million would each become an object, where the sieve holds nothing back.
-                looked_at = [] if content.isspace() else sieve.lines(content)
+                looked_at = [] if content.isspace() else sieve.lines(content, _is_table(path))
                 if looked_at and _is_document(path):
                     take_apart(content.decode())
                     looked_at = [(0, content)]
                 # To count the lines of what is small and holds nothing costs more than to search it.
-                count = content.count(b"\n") if endless or len(content) >= BATCH_BYTES else 0
+                counted = endless or len(content) >= BATCH_BYTES
+                count = len(line_bounds(content, _is_table(path))) - 1 if counted else 0
                 named = [(n, line) for n, line in looked_at if not (endless and n == count - 1)]
                 hits[path] |= {first + count - 1: b""} if endless else {}
                 batch += [_Line(path, first + number, line) for number, line in named]
@@ -305,7 +310,9 @@ def _without(path: Path, gone: dict[int, bytes]) -> None:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
-                    bounds = np.array([0, len(content)]) if _is_document(path) else line_bounds(content)
+                    bounds = (
+                        np.array([0, len(content)]) if _is_document(path) else line_bounds(content, _is_table(path))
+                    )
                     at, following = 0, first + len(bounds) - 1
                     for n in numbers[(numbers >= first) & (numbers < following)].tolist():
                         out.write(memoryview(content)[at : bounds[n - first]])
@@ -396,7 +403,7 @@ def named_patients(export: Export) -> pa.Table:
         with contextlib.suppress(OSError, EOFError, zlib.error, RejectedExport), connect() as con:
             form = _form_of(path)
             for content, _ in _batches(path):
-                text = content.replace(b"\0", b"").decode(form.encoding, "replace").split("\n")
+                text = content.replace(b"\0", b"").replace(b"\r", b"\n").decode(form.encoding, "replace").split("\n")
                 query = "SELECT DISTINCT id FROM named WHERE kind = 'patient' AND id <> ''"
                 found.append(_named(con, text, [0] * len(text), [form], query))
     ids = pa.concat_tables(found).column("id").unique()

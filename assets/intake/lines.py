@@ -1,7 +1,7 @@
-"""Text files to Arrow batches of numbered lines, or their number, in memory that does not grow with the file or the line.
+"""Text files as Arrow batches of numbered lines, in memory that does not grow with the file or the line.
 
-Every line counts, blank ones too, so that a line number is the one an editor shows. A line that is longer than
-any resource is left out and named; a packed file that unpacks without end is refused. Not here: what a line holds.
+Every line counts, blank ones too, so that a line number is the one an editor shows. An over-long line is left out and
+reported; a packed file that unpacks without end is refused. Not here: what a line holds.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ def read_text(path: Path, most_bytes: int) -> str | None:
 
 
 def count_lines(path: Path) -> int | None:
-    """How many lines a file has; None where DuckDB's own reader must not take it.
+    """How many lines a file has; None where DuckDB's own reader must not read it.
 
-    That is a packed file, a byte order mark, a name with a wildcard, and a line that may be over-long.
+    It must not where the file is packed, begins with a byte order mark, has a wildcard in its name, or may hold an over-long
+    line.
     """
     if path.name.lower().endswith(".gz") or any(sign in str(path.resolve()) for sign in "*?["):
         return None
@@ -96,8 +97,8 @@ def count_lines(path: Path) -> int | None:
 class Lines:
     """The lines of `files` as batches of `SCHEMA`; `file` is the position in the list.
 
-    After the batches are used up: `too_long` holds (file, line) of what was left out, `problems` the
-    files that cannot be read. An exception cannot pass through the engine that pulls the batches, so it waits there.
+    Once the batches are consumed, `too_long` holds (file, line) of what was left out, and `problems` the files that cannot be
+    read: an exception cannot pass through the engine that pulls the batches, so it is kept there.
     """
 
     files: list[Path]
@@ -159,7 +160,7 @@ def number_of_lines(path: Path) -> int:
 
 
 def _owned(values: np.ndarray[Any, Any]) -> pa.Buffer:
-    """A copy in Arrow's own memory: freeing it does not need the interpreter, for which an engine's thread may wait for ever."""
+    """A copy in Arrow's own memory: freeing it needs no interpreter lock, which an engine's thread might wait for for ever."""
     buffer = pa.allocate_buffer(values.nbytes)
     np.frombuffer(buffer, dtype=values.dtype)[:] = values
     return buffer

@@ -1,7 +1,7 @@
 """Reader for the CSV set of §21 KHEntgG, which every German hospital produces for InEK.
 
-Direct identifiers that nothing here needs (month of birth, place, insurer) are never read. What a
-spreadsheet damaged and can be known for certain is repaired and said so; the rest is left to quality.
+Direct identifiers that nothing here needs (month of birth, place, insurer) are never read. Damage by a spreadsheet is
+repaired, and reported, only where the original value is certain; the rest is left to quality.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from assets.contract.codes import ADMISSION_REASONS_UNCOUNTED
 from assets.contract.schemas import CANONICAL
 from assets.intake import consent_csv
 from assets.intake.connector import Export
+from assets.intake.consent_csv import OF_CASE
 from assets.intake.delimited import note_repeated, read_all
 from assets.intake.findings import Findings, RejectedExport
 
@@ -54,7 +55,8 @@ OPS: Final[dict[str, tuple[str, ...]]] = {
 FILES: Final = ("fall.csv", "fab.csv", "icd.csv", "ops.csv")
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
-# `24` as hour is the end of that day by §21: the calendar day stays the same.
+# By §21 the hour `24` is the end of that day, so the calendar day stays the same. A case without a patient number is a patient
+# of its own, under a prefix: the bare number of the case may be somebody else's patient number.
 _SQL: Final = f"""
 CREATE MACRO p21_day(t) AS CASE WHEN regexp_matches(t, '^[0-9]{{12}}$|^[0-9]{{8}}$')
   THEN CAST(try_strptime(t[1:8], '%Y%m%d') AS DATE) END;
@@ -63,11 +65,11 @@ CREATE MACRO dotted_icd(t) AS CASE
 CREATE MACRO dotted_ops(t) AS CASE
   WHEN regexp_matches(t, '^[1-9][0-9a-z]{{3}}') THEN t[1] || '-' || t[2:4]
     || CASE WHEN length(t) > 4 AND t[5] <> '.' THEN '.' ELSE '' END || t[5:] ELSE t END;
-CREATE TEMP TABLE fall_rows AS SELECT * FROM fall
+CREATE TEMP TABLE fall_rows AS SELECT * REPLACE (coalesce(patient_id, '{OF_CASE}' || case_id) AS patient_id) FROM fall
   QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, case_id ORDER BY export_id DESC, source_line DESC) = 1
     OR case_id IS NULL;
 CREATE TEMP TABLE cases AS
-SELECT {_PROVENANCE}, case_id, coalesce(patient_id, case_id) AS patient_id,
+SELECT {_PROVENANCE}, case_id, patient_id,
   CASE WHEN discharged IS NULL THEN 'in-progress' ELSE 'finished' END AS status,
   CASE WHEN upper(cause) = 'B' OR upper(segment) = 'PIA' OR lpad(reason, 4, '0')[1:2] IN {ADMISSION_REASONS_UNCOUNTED}
        THEN 'other' ELSE 'inpatient' END AS care,
@@ -84,23 +86,22 @@ SELECT {_PROVENANCE}, case_id, coalesce(patient_id, case_id) AS patient_id,
     AS department
 FROM fall_rows;
 CREATE TEMP TABLE persons AS
-SELECT {_PROVENANCE}, coalesce(patient_id, case_id) AS patient_id, insured_id,
+SELECT {_PROVENANCE}, patient_id, insured_id,
   try_cast(birth_year AS SMALLINT) AS birth_year, CAST(NULL AS TINYINT) AS birth_month, CAST(NULL AS TINYINT) AS birth_day,
   CASE lower(sex) WHEN 'm' THEN 'm' WHEN 'w' THEN 'w' WHEN 'd' THEN 'other' WHEN 'x' THEN 'other' WHEN 'u' THEN 'other'
     END AS sex,
   CASE WHEN regexp_matches(postal_code, '^[0-9]{{4}}$') THEN '0' || postal_code ELSE postal_code END AS postal_code,
   CAST(NULL AS DATE) AS deceased_on
-FROM fall_rows WHERE coalesce(patient_id, case_id) IS NOT NULL
-QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, coalesce(patient_id, case_id)
-  ORDER BY export_id DESC, source_line DESC) = 1;
+FROM fall_rows WHERE patient_id IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, patient_id ORDER BY export_id DESC, source_line DESC) = 1;
 CREATE TEMP TABLE diagnoses AS
-SELECT {", ".join("i." + c for c in _PROVENANCE.split(", "))}, i.case_id, coalesce(f.patient_id, f.case_id) AS patient_id,
+SELECT {", ".join("i." + c for c in _PROVENANCE.split(", "))}, i.case_id, f.patient_id,
   dotted_icd(rtrim(regexp_replace(upper(i.code), '[^A-Z0-9.]', '', 'g'), '.')) AS icd_code,
   CASE WHEN upper(i.kind) = 'HD' THEN 'principal' WHEN upper(i.kind) IN ('ND', 'SD') THEN 'secondary' ELSE 'other' END
     AS role, i.certainty
 FROM icd i JOIN fall_rows f USING (clinic, export_id, case_id) WHERE i.code IS NOT NULL;
 CREATE TEMP TABLE procedures AS
-SELECT {", ".join("o." + c for c in _PROVENANCE.split(", "))}, o.case_id, coalesce(f.patient_id, f.case_id) AS patient_id,
+SELECT {", ".join("o." + c for c in _PROVENANCE.split(", "))}, o.case_id, f.patient_id,
   dotted_ops(o.code) AS ops_code, p21_day(o.day) AS performed_on
 FROM ops o JOIN fall_rows f USING (clinic, export_id, case_id) WHERE o.code IS NOT NULL;
 CREATE TEMP TABLE repairs AS
@@ -110,7 +111,7 @@ SELECT export_id, source_file, source_line, unnest([
   CASE WHEN regexp_matches(admitted, '^[0-9]{{8}}24') OR regexp_matches(discharged, '^[0-9]{{8}}24')
     THEN 'hour_24' END]) AS rule FROM fall_rows;
 """
-# A set may hold the diagnoses of more cases than it delivers, so a file is named once, by its first such row.
+# A set may hold diagnoses of more cases than it delivers, so each file is reported once, by its first such row.
 _OF_NO_CASE: Final = """
 SELECT export_id, source_file, min(source_line) FROM (
   SELECT export_id, source_file, source_line, case_id FROM icd UNION ALL SELECT export_id, source_file, source_line, case_id FROM ops)
@@ -154,7 +155,6 @@ def read(
         .cast(CANONICAL[name])
         for name in ("cases", "persons", "diagnoses", "procedures")
     }
-    case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, time_zone)
+    tables["consent_provisions"] = consent_csv.read(con, exports, tables["cases"], findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

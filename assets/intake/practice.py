@@ -1,4 +1,4 @@
-"""Reader for the practice template: one CSV that a spreadsheet can write, for who runs no hospital system.
+"""Reader for the practice template: one CSV that a spreadsheet can write, for practices without a hospital system.
 
 `practice.csv`, `;`-separated, one row a visit; dates as `dates` reads them; `visit_type` is
 `emergency` (Notfall) or `planned` (geplant). Consents come in `consent.csv` beside it.
@@ -93,7 +93,6 @@ def read(
         for name in ("cases", "persons", "diagnoses")
     }
     tables["procedures"] = CANONICAL["procedures"].empty_table()
-    case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-    tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, time_zone)
+    tables["consent_provisions"] = consent_csv.read(con, exports, tables["cases"], findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

@@ -1,4 +1,4 @@
-"""Landed exports → canonical tables: chooses the reader, sorts out exports that cannot be used."""
+"""Landed exports → canonical tables: chooses the reader, and rejects exports that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _brings_consents(path: Path, clinic: Clinic) -> bool:
 
 
 def _check(export: Export) -> None:
-    """Raise `RejectedExport` where the export as a whole cannot be read. Consents alone are fine: who withdraws is not asked for cases."""
+    """Raise `RejectedExport` where the export as a whole cannot be read. Consents alone are fine: a withdrawal needs no case."""
     files, clinic = export.files(), export.clinic
     tables = any(f.name.lower() in _TABLES[clinic.format] for f in files)
     if tables or not any(_brings_consents(f, clinic) for f in files):
@@ -52,8 +52,8 @@ def _read_together(exports: list[Export], city: City, findings: Findings, earlie
         if clinic.format == "fhir":
             tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
             if clinic.consent_source == "csv":
-                case_patients = tables["cases"].select(["clinic", "case_id", "patient_id"])
-                tables["consent_provisions"] = consent_csv.read(con, exports, case_patients, findings, city.time_zone)
+                cases = tables["cases"]
+                tables["consent_provisions"] = consent_csv.read(con, exports, cases, findings, city.time_zone)
             return tables
         read = p21.read if clinic.format == "p21" else practice.read
         tables = read(con, exports, findings, city.time_zone)
@@ -67,9 +67,9 @@ def _read_together(exports: list[Export], city: City, findings: Findings, earlie
 def read_exports(
     exports: list[Export], city: City, earlier: list[Export] | None = None
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
-    """Canonical tables of all exports, and rejected exports with their rule. Other exports go on.
+    """Canonical tables of all exports, and the rejected ones with their rule.
 
-    All exports of a clinic are read at once; what turns out broken is left out, and the others are read again.
+    All exports of a clinic are read at once; if some turn out broken, the others are read again without them.
     """
     findings, rejected = Findings(), {}
     parts: list[dict[str, pa.Table]] = []

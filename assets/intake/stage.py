@@ -1,7 +1,6 @@
-"""Intake of a range of arrival days: pull, read, hand canonical tables on inside the confidential zone.
+"""Intake over a range of arrival days: pull, read, and stage canonical tables inside the confidential zone.
 
-Staged tables hold original identifiers: they are encrypted, belong to one run, and the identity stage
-erases them.
+Staged tables hold original identifiers: they are encrypted, belong to one run, and are removed by the identity stage.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City, CityFileError
 from assets.contract.schemas import CANONICAL, only
-from assets.intake import connector, kernel
+from assets.intake import kernel
 from assets.intake.connector import Delivery, Export, building_upon, built_upon, landed, pull
 from assets.intake.fhir_load import STRUCTURES, kind_of
 from assets.intake.landing import expire, require_raw_files
@@ -33,11 +31,11 @@ from assets.lake.progress import NotStaged, reopen
 CONSENT_DELIVERIES: Final = pa.schema(
     [("clinic", pa.string()), ("arrival_day", pa.date32()), ("export_id", pa.string())]
 )
-"""The exports in which a clinic delivered consents, be they none, and not changes only."""
+"""The whole exports in which a clinic delivered consents, possibly none."""
 
 
 ENOUGH_LINES: Final = 20
-"""Fewer unreadable lines of a file say nothing of the export."""
+"""Fewer unreadable lines of a file say nothing about the export."""
 
 
 REFUSED: Final = "refused_exports"
@@ -46,10 +44,10 @@ _KEPT_DAYS: Final = 400
 
 
 def require_clinics(lake: Lake, city: City) -> None:
-    """Raise `CityFileError` where the city file lacks a clinic that data are stored of.
+    """Raise `CityFileError` where the city file lacks a clinic of which data are stored.
 
-    Under another key its patients would be other persons, with a budget of their own, and without an entry nothing
-    that it delivers is read, withdrawals least of all. So an entry is kept for good, with `delivers_until`.
+    Under another key its patients would be other persons with a second budget, and without an entry nothing it delivers
+    would be read, withdrawals included. So an entry stays for good, with `delivers_until` once the clinic leaves.
     """
     raw = {p.parent.name for p in lake.landing.glob("[a-z0-9]*/[0-9]*-[0-9]*-[0-9]*")}  # a disk has lost+found, too
     delivered = (
@@ -79,11 +77,6 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     outcomes = Counter(f"{d.clinic}: {d.outcome}" for d in found)
     audit.record(lake, "pull", first=days[0], last=days[-1], exports=outcomes, raw_files_expired=expired)
     return found
-
-
-def refusal(folder: Path, today: date) -> str | None:
-    """Why `folder` could not be taken from an inbox today, or None. Value-free, says what to do."""
-    return connector._refusal(folder, connector.delivered(folder), today, today)
 
 
 def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
@@ -119,7 +112,7 @@ def read(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -
 
 
 def refused_exports(lake: Lake) -> dict[tuple[str, str], str]:
-    """(arrival day, clinic) of which the newest export could not be used → the folder's reason, or the rule."""
+    """(arrival day, clinic) whose newest export could not be used → the reason of the folder, or the rule."""
     record = lake.read_record(REFUSED) or {}
     return {(day, clinic): why for day, clinics in record.items() for clinic, why in clinics.items()}
 
@@ -155,19 +148,19 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
     folders, shares = {e.export_id: e.folder for e in exports}, dict[str, float]()
     for clinic, export, file, gone, kept in rows:
         path = folders[export] / file
-        # Lines that are read and left out on purpose, as department contacts are, stand in no table.
+        # Lines that are left out on purpose, such as department contacts, are in no table.
         every = number_of_lines(path) if kind_of(path) in STRUCTURES else gone + kept
         shares[clinic] = max(round(gone / every, 4), shares.get(clinic, 0.0))
     return shares
 
 
 def _consent_deliveries(exports: Sequence[Export], tables: dict[str, pa.Table]) -> pa.Table:
-    # Those of a Bundle are told from what it holds; a deleted one names no patient and is no delivery of the others.
+    # A Bundle's content tells; a deleted consent names no patient, and is not a delivery of the others.
     provisions, findings = tables["consent_provisions"], tables["findings"]
     of_somebody = (
         provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
     )
-    # Who is missing where the server could not export everything may be missing for that reason alone.
+    # If the server could not export everything, a consent may be missing for that reason alone.
     partial = (
         findings.filter(pc.equal(findings.column("rule"), "server_reported_error")).column("export_id").to_pylist()
     )

@@ -1,4 +1,4 @@
-"""Bytes to text: which encoding a delivered file is in, decided strictly and said aloud."""
+"""Which encoding a delivered file is in, decided strictly and reported."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def _digest(entry: dict[str, Any]) -> str:
 
 
 def _tail(handle: int) -> tuple[int, bytes]:
-    """Where the last stretch of the file begins, and its bytes; longer than any entry."""
+    """Offset and bytes of the end of the file; longer than any entry."""
     size = os.fstat(handle).st_size
     begin = max(0, size - _TAIL_BYTES)
     return begin, os.pread(handle, size - begin, begin)
@@ -61,24 +61,25 @@ def _lines(content: bytes) -> list[bytes]:
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
-def _backwards(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Entries that can be read, newest first."""
+def _backwards(lines: list[bytes]) -> Iterator[tuple[int, str]]:
+    """Number and hash of each entry that has them, newest first."""
     for line in reversed(lines):
-        with suppress(ValueError, TypeError):
-            yield dict(json.loads(line))
+        with suppress(ValueError, TypeError, KeyError):
+            entry = json.loads(line)
+            yield int(entry["seq"]), str(entry["hash"])
 
 
 def record(lake: Lake, event: str, **about: Any) -> None:
     """Append an event; `about`: counts, hashes, days, names of rules and clinics. Durable when it returns.
 
-    A log that was tampered with goes on, but the witness does not go with it: `verify` tells it from then on.
+    A log that was tampered with is still appended to, but the witness no longer advances, so `verify` reports it.
     """
     zone = open_zone(lake)
     with _locked(lake.confidential / FILE) as handle:
         lines = _lines(_tail(handle)[1])
-        last: dict[str, Any] = next(_backwards(lines), {"seq": 0, "hash": GENESIS})
-        entry = {"seq": last["seq"] + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event,
-                 "about": json.loads(json.dumps(about, default=str)), "previous": last["hash"]}  # fmt: skip
+        seq, previous = next(_backwards(lines), (0, GENESIS))
+        entry = {"seq": seq + 1, "at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event,
+                 "about": json.loads(json.dumps(about, default=str)), "previous": previous}  # fmt: skip
         entry["hash"] = _digest(entry)
         os.lseek(handle, 0, os.SEEK_END)
         data = (json.dumps(entry, sort_keys=True, ensure_ascii=True) + "\n").encode()
@@ -87,14 +88,14 @@ def record(lake: Lake, event: str, **about: Any) -> None:
         os.fsync(handle)
         seen = witness.seen(lake.keys.witness, zone.id, LOG)
         if seen is None or _goes_on_from(seen, lines):
-            witness.advance(lake.keys.witness, zone.id, LOG, Head(entry["seq"], entry["hash"]))
+            witness.advance(lake.keys.witness, zone.id, LOG, Head(seq + 1, str(entry["hash"])))
 
 
 def _goes_on_from(seen: Head, lines: list[bytes]) -> bool:
     """Whether the log still holds the entry that the witness saw; nearly always its last one."""
-    for entry in _backwards(lines):
-        if entry.get("seq", 0) <= seen.entries:
-            return bool(entry.get("seq") == seen.entries and entry.get("hash") == seen.hash)
+    for seq, digest in _backwards(lines):
+        if seq <= seen.entries:
+            return Head(seq, digest) == seen
     return False
 
 

@@ -7,6 +7,7 @@ ledger, which is handed in as bytes and out again (`privacy.recovery`), and when
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,15 +23,16 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
 from assets.lake.files import fsync_directory, make_directory
-from assets.lake.lake import Lake
+from assets.lake.lake import STAGING, Lake
 from assets.lake.zone import open_zone
 
 FORMAT: Final = 1
 PIECE_BYTES: Final = 16 * 2**20
-LEFT_OUT: Final = ("staging", "spill")
+LEFT_OUT: Final = (STAGING, "spill")
 """What belongs to one run only. The ledger's own files are left out as well: it is stored as entries."""
 UNPACKED: Final = ".restoring"
 """Folder beside the zones in which a restore unpacks. One that was killed leaves it, with rows that are erased later."""
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ABOUT: Final = "about.json"
 _SCHEMA: Final = pa.schema([("path", pa.string()), ("piece", pa.int32()), ("content", pa.binary())])
 
@@ -51,7 +53,8 @@ class Backup:
 def _files(lake: Lake) -> Iterator[Path]:
     for path in sorted(p for p in lake.confidential.rglob("*") if p.is_file()):
         first = path.relative_to(lake.confidential).parts[0]
-        if first not in LEFT_OUT and not first.startswith(("ledger.sqlite", ".")):
+        # A hidden file is one that a killed process left half written: its rows may be erased everywhere else.
+        if first not in LEFT_OUT and not first.startswith("ledger.sqlite") and not path.name.startswith("."):
             yield path
 
 
@@ -130,8 +133,12 @@ def unpack(lake: Lake, source: Path) -> Backup:
             raise BackupError(f"{source}: it is damaged; use another backup")
         if about["keys"] != lake.keys.fingerprints():
             raise BackupError(f"{source}: it belongs to other keys; set DIGITALSTADT_KEYS to theirs")
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         shutil.rmtree(root, ignore_errors=True)
+        if getattr(error, "errno", None) in _NO_ROOM:
+            raise BackupError(
+                f"{lake.root}: there is no room to unpack {source}; make room, then restore again"
+            ) from None
         raise BackupError(
             f"{source}: it cannot be opened: it is no backup, is damaged, or was made under another encryption key"
         ) from None

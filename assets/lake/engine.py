@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -21,11 +22,13 @@ import pyarrow as pa
 from assets.lake.files import make_directory
 
 MEMORY_VARIABLE: Final = "DIGITALSTADT_MEMORY"
+ABANDONED_SECONDS: Final = 7 * 24 * 3600
+"""After so long nobody on another machine still uses a folder of spilled rows."""
 _spill: Path | None = None
 
 
 def memory_limit() -> str:
-    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: Arrow tables need theirs beside it."""
+    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: the other half is for Arrow tables."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = Path("/sys/fs/cgroup/memory.max")
     allowed = group.read_text().strip() if group.exists() else "max"
@@ -54,9 +57,20 @@ def spill_into(folder: Path) -> None:
     """Let connections that are opened from now on spill into `folder`, encrypted; remove what dead processes left."""
     global _spill  # noqa: PLW0603 - a process has one lake, and a stage's functions do not know it
     _spill = spill_folder(folder)
-    for left in folder.glob(f"{socket.gethostname()}-[0-9]*"):
-        if not _runs(int(left.name.rpartition("-")[2])):
+    for left in folder.glob("*-[0-9]*"):
+        host, _, process = left.name.rpartition("-")
+        # A container's name does not come again, and no run takes so long.
+        dead = not _runs(int(process)) if host == socket.gethostname() else _age(left) > ABANDONED_SECONDS
+        if dead:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since `path` was last changed; 0 where somebody else has removed it meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _httpfs() -> Path:
@@ -103,15 +117,15 @@ def connect(folders: Iterable[Path] = ()) -> duckdb.DuckDBPyConnection:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: otherwise what one step held adds to the peak of the next."""
+    """Return freed memory to the system: otherwise what one step held adds to the next step's peak."""
     pa.default_memory_pool().release_unused()
 
 
 def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
     """Copy Arrow tables into temporary tables under their names.
 
-    DuckDB takes a registered Arrow table for one row and joins two large ones to a cross product first; of its
-    own tables it knows the size.
+    DuckDB estimates a registered Arrow table at one row, and so may plan a cross product of two large ones. It knows the
+    size of its own tables.
     """
     for name, table in tables.items():
         con.register(f"arrow_{name}", table)

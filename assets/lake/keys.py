@@ -13,6 +13,7 @@ import hmac
 import os
 import secrets
 import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -24,7 +25,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from assets.lake.files import atomic_write, make_directory
+from assets.lake.files import atomic_write
+from assets.lake.lease import lease
 from assets.lake.witness import witness_path
 
 KEYS_VARIABLE: Final = "DIGITALSTADT_KEYS"
@@ -84,11 +86,13 @@ def missing_keys(folder: Path) -> list[str]:
 
 
 def create_keys(folder: Path) -> bool:
-    """Create key files where they are missing; True if any was created. Never overwrites."""
-    make_directory(folder)
-    missing = missing_keys(folder)
-    for name in missing:
-        atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
+    """Create key files where they are missing; True if any was created. Never overwrites, two processes at once neither."""
+    if not missing_keys(folder):
+        return False
+    with lease(folder, "creation of keys", wait_seconds=10):
+        missing = missing_keys(folder)
+        for name in missing:
+            atomic_write(folder / name, secrets.token_bytes(KEY_BYTES))
     return bool(missing)
 
 
@@ -183,12 +187,15 @@ def _permuted(values: pa.Array, period: bytes | None, back: bool) -> pa.Array:
     return pa.array([digits[n : n + width] for n in range(0, len(digits), width)], pa.string()).take(encoded.indices)
 
 
-def keyed_ids(table: pa.Table, column: str, keys: Keyring, *labels: str) -> pa.Table:
-    """(clinic, id, key) for each distinct id in `column` of each clinic; key: as stored, by the subkey (*labels, clinic)."""
+def keyed_ids(table: pa.Table, column: str, keys: Keyring, labels: Callable[[str], Sequence[str]]) -> pa.Table:
+    """(clinic, id, key) for each distinct id in `column` of each clinic; null is left out.
+
+    `key`: the keyed hash as it is stored; `labels`: those of a clinic's subkey.
+    """
     parts = []
     for clinic in table.column("clinic").unique().to_pylist():
         ids = table.column(column).filter(pc.equal(table.column("clinic"), clinic)).unique().drop_null()
-        key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels, clinic)))
+        key = keys.cover(keyed_hashes(ids, derive(keys.pseudonym, *labels(clinic))))
         parts.append(pa.table({"clinic": pa.repeat(clinic, len(ids)), "id": ids, "key": key}))
     empty = pa.table({n: pa.array([], pa.string()) for n in ("clinic", "id", "key")})
     return pa.concat_tables([empty, *parts])

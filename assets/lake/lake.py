@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from assets.lake.files import atomic_write, make_directory
 from assets.lake.keys import Keyring
 
 DATA_VARIABLE: Final = "DIGITALSTADT_DATA"
+STAGING: Final = "staging"
+"""Folder of the tables that the stages of one run hand to each other."""
 _PLACES: Final = b"days"
 """In the (encrypted) footer of each file: how many rows each of its days has, in the order of the rows."""
 
@@ -52,7 +55,7 @@ def _places(file: pq.ParquetFile) -> dict[date, tuple[int, int]]:
 
 
 def _repeats(column: pa.ChunkedArray) -> bool:
-    """Whether a dictionary of the column pays: one of ids, all different, takes longer to build and is larger."""
+    """Whether dictionary encoding pays: for ids, all different, it is slower and larger."""
     some = column.slice(0, _SAMPLE)
     return len(some.unique()) * 2 < len(some)
 
@@ -165,7 +168,7 @@ class Lake:
         if path.exists():
             with self._open(path) as file:
                 former = dict.fromkeys(_places(file))
-        if former.keys() - new.keys():  # rows that all go are not even read
+        if former.keys() - new.keys():  # else nothing of the file is kept, and it need not be read
             former.update(self.read_month(table, month))
         if any(rows is not None or day in former for day, rows in new.items()):
             self.write_month(table, month, {d: r for d, r in {**former, **new}.items() if r is not None})
@@ -179,7 +182,7 @@ class Lake:
             buffer,
             compression="zstd",
             use_dictionary=[n for n in rows.column_names if _repeats(rows.column(n))],
-            write_statistics=False,  # everything is read whole: nobody would look at them
+            write_statistics=False,  # files are read whole, so nothing would use them
             encryption_properties=pe.create_encryption_properties(footer_key=self.keys.encryption),
         )
         return buffer.getvalue()
@@ -212,8 +215,9 @@ class Lake:
     ) -> pa.Table:
         """The columns of `schema` of all rows of `table`, or of those of `days`; a day that it lacks counts as empty.
 
-        `where` (without `days`): which of all rows, as told from a few of their columns; whole tables grow with the
-        years, so what needs many columns asks for the rows that it is about. Arrow reads what Arrow wrote: DuckDB 1.5.5 fails to decrypt column chunks of more than one page.
+        `where` (without `days`): mask over all rows, found by a few of their columns; tables grow with the years, so whoever
+        needs many columns asks for some rows only. Arrow reads, because DuckDB 1.5.5 fails to decrypt column chunks of more
+        than one page.
         """
         asked = None if days is None else set(days)
         paths = self._months(table) if asked is None else sorted({self._file(table, day) for day in asked})
@@ -239,6 +243,11 @@ class Lake:
         gone = set(days)
         for month in sorted({day.replace(day=1) for day in gone}):
             self._replace(table, month, {day: None for day in gone if day.replace(day=1) == month})
+
+    def discard_staged(self) -> None:
+        """Remove all that is staged, of runs that failed too: it holds original identifiers, and erasure does not search it."""
+        if (self.confidential / STAGING).exists():
+            shutil.rmtree(self.confidential / STAGING)
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Write a small value-free JSON record below the confidential zone."""

@@ -22,7 +22,8 @@ from assets.lake.files import make_directory
 
 FILE: Final = ".lease"
 _POLL_SECONDS: Final = 0.2
-_held: dict[Path, int] = {}
+_held: dict[Path, tuple[int, int]] = {}
+"""Data root → handle of the lock, and how many hold it."""
 _guard: Final = threading.Lock()
 
 
@@ -71,12 +72,14 @@ def lease(root: Path, purpose: str, wait_seconds: float = 0, database: str | Non
     """
     key = root.absolute()
     with _guard:
-        _held[key] = _held.get(key, 0) + 1
-        nested = _held[key] > 1
-    handle = -1
+        handle, depth = _held.get(key, (-1, 0))
+        if depth:
+            _held[key] = (handle, depth + 1)
+    if not depth:  # noted only once it is held: another thread must not take a lock that is waited for as held
+        handle = _acquire(root, purpose, wait_seconds)
+        with _guard:
+            _held[key] = (handle, 1)
     try:
-        if not nested:
-            handle = _acquire(root, purpose, wait_seconds)
         if database:
             from assets.lake.database_lock import database_lock
 
@@ -86,6 +89,8 @@ def lease(root: Path, purpose: str, wait_seconds: float = 0, database: str | Non
             yield
     finally:
         with _guard:
-            _held[key] -= 1
-        if handle >= 0:
-            os.close(handle)
+            handle, depth = _held.pop(key)
+            if depth > 1:
+                _held[key] = (handle, depth - 1)
+            else:
+                os.close(handle)

@@ -67,7 +67,7 @@ def _from_0(lake: Lake) -> dict[str, Any]:
 
 
 def _from_1(lake: Lake) -> dict[str, Any]:
-    """A file for each day became one for each month. A day whose file is still there counts as that file says."""
+    """A file for each day became one for each month. Where a day's file is still there, it wins."""
     for folder in sorted(p for p in lake.confidential.rglob("*") if p.is_dir()):
         table = folder.relative_to(lake.confidential).as_posix()
         for month, paths in groupby(_day_files(folder), key=lambda p: date.fromisoformat(p.stem).replace(day=1)):
@@ -80,7 +80,7 @@ def _from_1(lake: Lake) -> dict[str, Any]:
 
 
 def _from_2(lake: Lake) -> dict[str, Any]:
-    """A delivery of consents is known by its export too: of two on one day the second counts. Of former days the day does."""
+    """Deliveries of consents gained the id of their export, so that the second of a day counts; older ones get none."""
     table, column = "consent_deliveries", "export_id"
 
     def known(rows: pa.Table) -> pa.Table:
@@ -100,13 +100,16 @@ def _holds_data(lake: Lake) -> bool:
     return any(lake.confidential.glob("*/[0-9]*.parquet")) or (lake.confidential / "ledger.sqlite").exists()
 
 
-def _upgrade(lake: Lake, version: int) -> dict[str, Any]:
-    record: dict[str, Any] = {}
+def _up_to_date(lake: Lake) -> dict[str, Any]:
+    """The record, made where there is none, after the steps it needs. Read under the lease: another process may be at it."""
     with lease(lake.root, "upgrade of the data root", wait_seconds=10):
-        while version < FORMAT:
-            record = STEPS[version](lake)
+        record = lake.read_record(RECORD) or {"format": 0}
+        if not int(record["format"]) and not _holds_data(lake):
+            record = {"format": FORMAT, "id": secrets.token_hex(8), "keys": lake.keys.fingerprints()}
             lake.write_record(RECORD, record)
-            version = int(record["format"])
+        while int(record["format"]) < FORMAT:
+            record = STEPS[int(record["format"])](lake)
+            lake.write_record(RECORD, record)
     return record
 
 
@@ -116,18 +119,13 @@ def open_zone(lake: Lake) -> Zone:
     Raises `ZoneError` where it is newer than this software or was made with other keys.
     """
     record = lake.read_record(RECORD)
-    if record is None and not _holds_data(lake):
-        record = {"format": FORMAT, "id": secrets.token_hex(8), "keys": lake.keys.fingerprints()}
-        lake.write_record(RECORD, record)
-    elif record is None:
-        record = _upgrade(lake, 0)
+    if record is None or int(record["format"]) < FORMAT:
+        record = _up_to_date(lake)
     if int(record["format"]) > FORMAT:
         raise ZoneError(
             f"{lake.root} was written by a newer version of this software (format {record['format']}, known: {FORMAT}): "
             "install that version; going back is not possible"
         )
-    if int(record["format"]) < FORMAT:
-        record = _upgrade(lake, int(record["format"]))
     own = lake.keys.fingerprints()
     wrong = [name for name, mark in record["keys"].items() if own.get(name) != mark]
     if wrong == ["period"] and lake.keys.period is None:

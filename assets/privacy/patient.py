@@ -29,7 +29,7 @@ from assets.contract.schemas import (
 )
 from assets.contract.terms import AT_CAP, LEVEL_DAYS
 from assets.identity.persons import known_links, pseudonyms_of_person
-from assets.identity.pseudonymise import patient_keys
+from assets.identity.pseudonyms import patient_keys
 from assets.identity.tombstones import person_rows
 from assets.lake.lake import Lake
 from assets.privacy.at_cap import first_left_out

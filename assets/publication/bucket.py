@@ -90,7 +90,7 @@ def push(city: City, open_data: Path, dry: bool = False) -> list[str]:
             done.append(key)
     except (BotoCoreError, ClientError) as error:
         raise BucketError(
-            f"bucket {target.bucket}: {type(error).__name__}: {error}; run it again once mended"
+            f"bucket {target.bucket}: {type(error).__name__}: {error}; run it again once this is fixed"
         ) from None
     return done
 

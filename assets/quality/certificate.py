@@ -1,8 +1,8 @@
 """The certificate: which rules the valid tables passed, bound to the tables' content.
 
-Here: hashes over content, independent of the order of rows, and their verification. Not here: where the
-certificate is stored (`stage`). It holds counts and keyed hashes: it is stored in the clear and named to the engineers, and a
-day of a practice may hold one person, whose row a plain hash would let be guessed.
+Here: hashes over content, independent of the order of rows, and their verification. The hashes are keyed, because
+certificates are stored in the clear and shown to engineers: a day of a practice may hold a single person, whose row could be
+guessed and tried against a plain hash. Not here: where the certificate is stored (`stage`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _zero(kind: pa.DataType) -> pa.Scalar:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The rows with two columns for each: is it null, and its value; what lies in memory under a null is not defined."""
+    """Each column as two, whether it is null and its value: what lies in memory under a null is undefined."""
     columns: dict[str, pa.ChunkedArray] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         columns[f"{name}.null"] = pc.is_null(column)
@@ -69,7 +69,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _stream_sha256(plain: pa.Table) -> str:
-    # Copied, not sliced: the last byte of a slice's bits would hold bits of the rows behind it.
+    # Copied, not sliced: the last byte of a slice's bitmap would hold bits of the rows after it.
     rows, sink = plain.take(pa.array(np.arange(plain.num_rows))).combine_chunks(), _Digest()
     with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema) as writer:
         writer.write_table(rows, max_chunksize=BATCH_ROWS)
@@ -77,7 +77,7 @@ def _stream_sha256(plain: pa.Table) -> str:
 
 
 def table_sha256(table: pa.Table) -> str:
-    """SHA-256 over the Arrow IPC stream of the rows sorted by all columns; over those of each `HASHED_ROWS` where they are more."""
+    """SHA-256 of the rows as an Arrow IPC stream, sorted by all columns; above `HASHED_ROWS`, of the hashes of such parts."""
     rows = in_order(table)
     parts = [_stream_sha256(_plain(rows.slice(n, HASHED_ROWS))) for n in range(0, max(len(rows), 1), HASHED_ROWS)]
     return parts[0] if len(parts) == 1 else _json_sha256(parts)

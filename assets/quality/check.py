@@ -20,9 +20,8 @@ from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
-from assets.intake.connector import Export, delivered
+from assets.intake.connector import Export, delivered, refusal
 from assets.intake.read import is_read, read_exports
-from assets.intake.stage import refusal
 from assets.lake.engine import connect, load
 from assets.quality.rules import rules
 from assets.quality.validate import validate
@@ -36,13 +35,13 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "wrong_resource_type": ("The line holds another type of resource than the file's name says; a .json file has to be a Bundle.", "Put each type into a file of its name, one resource a line."),
     "id_missing": ("The resource has no id.", "Export each resource with its id."),
     "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
-    "line_too_long": ("The line is longer than any resource.", "Leave documents and images out of the export."),
+    "line_too_long": ("The line is too long for a resource.", "Leave documents and images out of the export."),
     "bundle_too_large": ("The Bundle is too large to be read as one.", "Export NDJSON: one resource on each line, or one Bundle of a patient."),
     "deletion_unreadable": ("The entry does not delete one resource by type and id, so nothing was removed.", "Let the server list `DELETE` requests with addresses like `Encounter/1`."),
     "server_reported_error": ("The FHIR server could not export something.", "Look into the OperationOutcome and the server's log."),
-    "server_reported_problem": ("The FHIR server reports a problem of its export.", "Look into the OperationOutcome."),
-    "gzip_unreadable": ("The packed file is damaged, cut short or not packed at all.", "Pack and send it again, or unpacked without .gz."),
-    "gzip_bomb": ("The packed file unpacks to far too much.", "Send it unpacked, or in parts."),
+    "server_reported_problem": ("The FHIR server reports a problem with its export.", "Look into the OperationOutcome."),
+    "gzip_unreadable": ("The packed file is damaged, cut short or not packed at all.", "Pack it again, or send it unpacked and without .gz."),
+    "gzip_bomb": ("The file unpacks to far more data than an export can hold.", "Send it unpacked, or in parts."),
     "encoding_not_utf8": ("The file is not UTF-8 text.", "Export FHIR as UTF-8; the name of a packed file ends in .gz."),
     "encoding_unreadable": ("The file is not text in a known encoding.", "Export UTF-8 or ISO-8859-1/-15, not UTF-16 (\"Unicode\") and no workbook."),
     "encoding_cp1252": ("The file is Windows-1252, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
@@ -50,30 +49,30 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "no_known_file": ("No file is named after a resource type, and none holds Bundles.", "Name files like Patient.ndjson, Encounter.000.ndjson; of archives only .gz is read, so unpack .zip, .tar, .bz2."),
     "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
     "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
-    "file_empty": ("The file is empty.", "Export it again; without a row the header suffices."),
-    "header_not_separated": ("The first line is one column only.", "Separate the columns by ; not by comma or tabulator."),
-    "header_too_long": ("The first line is no header.", "Export a table with a header."),
-    "cell_too_long": ("A cell is longer than anything real.", "Look for a quotation mark that is not closed."),
-    "formula_in_cell": ("A cell begins like a formula of a spreadsheet.", "Export values; format the column as text."),
-    "consent_date_unreadable": ("A date of the consent cannot be read: what it permits counts for nothing, what it denies for everything.", "Write the whole date, 2025-01-31, in a table also 31.01.2025."),
-    "consent_narrowed": ("The consent is narrowed (actor, purpose, data, modifierExtension) in a way that is not understood: what it permits counts for nothing, what it denies for everything.", "Deliver the provisions of the broad consent as its profile has them: type, period, code."),
-    "consent_code_foreign": ("The consent gives a code of the broad consent under another code system: what it permits counts for nothing.", "Deliver the codes with the system urn:oid:2.16.840.1.113883.3.1937.777.24.5.3."),
-    "consent_without_start": ("The consent says of no day from which it holds, so it permits nothing.", "Fill in valid_from."),
-    "consent_codes_unreadable": ("The consent names no code, or one that is none.", "Write them as 6 7 8; format the column as text."),
-    "consent_of_nobody": ("The consent names no patient that is known, so whatever it says counts for nobody.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),
-    "consent_of_case_elsewhere": ("The consent names a case that this delivery does not hold; it is looked for in earlier ones.", "Nothing if the case was delivered before; else deliver both together."),
-    "case_repeated": ("The case stands again further down with something else in the row; the last one counts, this one does not.", "Give each case its own number; look for cells that were filled down."),
-    "diagnosis_kind_unknown": ("From this line on there are diagnoses of a Diagnoseart other than HD, ND, SD; they are no principal ones.", "Write HD, ND or SD."),
-    "rows_of_no_case": ("From this line on there are rows whose case is not in the set; they count nowhere.", "Nothing if their case comes in another delivery; else compare the numbers of the cases: spreadsheets eat leading zeros. In FHIR refer to the Encounter by type and id."),
-    "reference_not_followed": ("From this line on there are contacts that name no patient, or refer to their patient or a diagnosis by a number only, to something contained or by a search: that is not followed.", "Refer by type and id, as in Patient/1."),
-    "version_outdated": ("From this line on there are versions older, by their `meta`, than what came before; what they deny counts, nothing else.", "Nothing; deliver exports in the order in which they were made."),
-    "base_erased": ("Raw files that this export of changes builds on were erased after their retention: what it changes reaches only cases that come with their Encounter, and these may lack what came before.", "Send a whole export, and another one before `retention_days` are over."),
-    "diagnosis_not_icd_10_gm": ("From this line on there are diagnoses without a code of ICD-10-GM; they count nowhere.", "Nothing if the cases' diagnoses are coded beside them; else deliver them in `http://fhir.de/CodeSystem/bfarm/icd-10-gm`."),
-    "name_taken": ("export.json says what a bulk export holds; resources in a file of that name are not read.", "Give the Bundle another name."),
-    "patient_replaced": ("Another record replaces this patient's (link `replaced-by`), so nothing of it is used.", "Let contacts and consents refer to the patient that replaces it."),
-    "csv_unreadable": ("The file is not a table of separated values.", "Separate by ; with one row a line."),
+    "file_empty": ("The file is empty.", "Export it again; if there are no rows, the header alone is enough."),
+    "header_not_separated": ("The first line has only one column.", "Separate the columns by ;, not by comma or tab."),
+    "header_too_long": ("The first line is not a header.", "Export the table with its header."),
+    "cell_too_long": ("A cell is implausibly long.", "Look for a quotation mark that is not closed."),
+    "formula_in_cell": ("A cell begins like a spreadsheet formula.", "Export values; format the column as text."),
+    "consent_date_unreadable": ("A date of the consent cannot be read: its permissions have no effect, its denials apply without limit.", "Write the whole date, 2025-01-31, in a table also 31.01.2025."),
+    "consent_narrowed": ("The consent is restricted (actor, purpose, data, modifierExtension) in a way that is not understood: its permissions have no effect, its denials apply without limit.", "Deliver the provisions of the broad consent as its profile has them: type, period, code."),
+    "consent_code_foreign": ("The consent gives a code of the broad consent under another code system: its permission has no effect.", "Deliver the codes with the system urn:oid:2.16.840.1.113883.3.1937.777.24.5.3."),
+    "consent_without_start": ("The consent has no first day, so it permits nothing.", "Fill in valid_from."),
+    "consent_codes_unreadable": ("The consent names no code, or something that is not a code.", "Write them as 6 7 8; format the column as text."),
+    "consent_of_nobody": ("The consent names no known patient, so it has no effect.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),
+    "consent_of_case_elsewhere": ("The consent names a case that is not in this delivery; it is looked up in earlier ones.", "Nothing if the case was delivered before; else deliver both together."),
+    "case_repeated": ("The case appears again further down with other values; only the last row counts.", "Give each case its own number; look for cells that were filled down."),
+    "diagnosis_kind_unknown": ("From this line on, diagnoses have a Diagnoseart other than HD, ND or SD; none is taken as the principal one.", "Write HD, ND or SD."),
+    "rows_of_no_case": ("From this line on, rows belong to a case that is not in the set; they are not counted.", "Nothing if their case comes in another delivery; else compare the case numbers: spreadsheets drop leading zeros. In FHIR refer to the Encounter by type and id."),
+    "reference_not_followed": ("From this line on, contacts name no patient, or refer to their patient or a diagnosis by a number only, by a search or to a contained resource; such a reference is not followed.", "Refer by type and id, as in Patient/1."),
+    "version_outdated": ("From this line on, versions are older by their `meta` than what came before; only what they deny counts.", "Nothing; deliver exports in the order in which they were made."),
+    "base_erased": ("This export of changes builds on raw files that were erased after their retention: it reaches only cases whose Encounter it holds, and these may lack earlier details.", "Send a whole export, and the next one before `retention_days` are over."),
+    "diagnosis_not_icd_10_gm": ("From this line on, diagnoses have no ICD-10-GM code; they are not counted.", "Nothing if the same diagnoses are coded beside them; else deliver them in `http://fhir.de/CodeSystem/bfarm/icd-10-gm`."),
+    "name_taken": ("export.json is reserved for the description of a bulk export; resources in it are not read.", "Give the Bundle another name."),
+    "patient_replaced": ("Another record replaces this patient (link `replaced-by`), so this one is not used.", "Let contacts and consents refer to the replacing record."),
+    "csv_unreadable": ("The file is not a table of separated values.", "Separate the columns by ;, one row a line."),
     "wrong_number_of_fields": ("The row has more or fewer fields than the header.", "Look for ; or line breaks in a field."),
-    "nul_byte": ("The row holds a NUL byte, as damaged storage or a broken transfer leaves it; nothing of the row was read.", "Export the file again, or take the byte out of that row."),
+    "nul_byte": ("The row holds a NUL byte (damaged storage or a broken transfer); it was not read.", "Export the file again, or remove the byte."),
     "postal_code_leading_zero": ("A postal code had lost its leading zero; it was put back.", "Format the column as text."),
     "admission_reason_leading_zero": ("An Aufnahmegrund had lost its leading zero; it was put back.", "Format the column as text."),
     "hour_24": ("A time had the hour 24; it was read as the end of that day.", "Nothing."),
@@ -106,11 +105,11 @@ THEIR_COLUMNS: Final[dict[str, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome: counts, and findings grouped by rule, file and column. Holds no value of a person."""
+    """The outcome: counts, and findings by rule, file and column. Holds no value of a person."""
 
     cases: int
     consenting: int
-    """Patients of whom a consent was read, whatever it says."""
+    """Patients with a consent in the delivery, whatever it says."""
     deletions: int
     permitted: int
     usable: int
@@ -120,7 +119,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is lost and something can be used; a delivery of consents or deletions alone can be."""
+        """Whether nothing is lost and something is of use: cases, or in a delivery without any, consents or deletions."""
         usable = self.usable if self.cases else self.consenting + self.deletions
         return not any(f["severity"] in SERIOUS for f in self.findings) and usable > 0
 
@@ -172,7 +171,7 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     Raises `ValueError` where the folder could not even be taken in; the message says what to do.
     """
     folder = folder.resolve()
-    if reason := refusal(folder, today):
+    if reason := refusal(folder, delivered(folder), today, today):
         raise ValueError(reason)
     city = city.model_copy(update={"clinics": (clinic,)})
     tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
@@ -199,5 +198,5 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
 
 
 def ignored_files(folder: Path, clinic: Clinic) -> list[str]:
-    """Names from which nothing is read: not wrong, but a misspelt one loses all that is in it."""
+    """Names of files that are not read: not an error, but a misspelt name loses the whole file."""
     return [p.name for p in delivered(folder) if not is_read(p, clinic)]

@@ -1,4 +1,4 @@
-"""How quality developed: the share of each clinic's consented cases in quarantine, by arrival day. Shares, no counts."""
+"""Trend of quality: the share of each clinic's consented cases in quarantine, by arrival day. Shares, no counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assets.lake.lake import Lake
 RECORD: Final = "quality_shares"
 KEPT_DAYS: Final = 400
 ENOUGH_CASES: Final = 20
-"""Below so many cases a share says nothing: one row more or less would be an alarm."""
+"""With fewer cases a share means nothing: a single row would raise an alarm."""
 _KEYS: Final = ("clinic", "arrival_day")
 _BARS: Final = "▁▂▃▄▅▆▇█"
 

@@ -1,8 +1,8 @@
-"""Validation as an engine deals it out: by patient, with the cases that patients share.
+"""How validation is sharded: by patient, together with the cases that patients share.
 
-Why that changes nothing: a rule looks at one row, or at a case and its person; what follows a failing row goes from a
-person to the cases, from a case to its diagnoses and procedures. All of these share a patient or a case of one clinic,
-and no two shards do (`by_patient`). Great Expectations counts failing rows, so its counts add up; that they are the
+Why the result is the same: a rule looks at one row, or at a case and its person; a failing row takes along the person's
+cases, or the case's diagnoses and procedures. All of these share a patient or a case of one clinic, and `by_patient`
+keeps such rows in one shard. Great Expectations counts failing rows, so its counts add up; that they are the
 same as DuckDB's is checked in every shard.
 """
 
@@ -48,9 +48,9 @@ def _summed(results: pa.Table) -> list[RuleResult]:
 
 
 def run(engine: Engine, tables: Tables, city: City) -> Validated:
-    """What `validate` returns; what is written as it is, findings and quarantine, in a total order.
+    """What `validate` returns; findings and quarantine, which are stored as they are, in a total order.
 
-    As `validate`, it takes what it checks out of `tables`.
+    Like `validate`, it removes the checked tables from `tables`.
     """
     checked = {name: tables.pop(name) for name in TABLES}
     whole = merged(engine.each(validate_shard, checked, lambda: _keys(checked), city=city), {})

@@ -3,8 +3,8 @@
 Here: finding the failing rows with the rules' predicates in DuckDB, having GX count them again, and what
 follows from a failing row for the rows that belong to it. Not here: the rules (`rules`), storage (`stage`).
 
-What follows: a failing person takes along the person's cases of that export day, a quarantined case its
-diagnoses and procedures. Every row is either valid or in quarantine, there once, under its first rule.
+A failing person takes along the person's cases of that arrival day, a quarantined case its diagnoses and procedures.
+Every row is either valid or quarantined, in quarantine once, under the first rule that it fails.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _group(place: int, columns: Sequence[str]) -> int:
 
 
 def _judge(con: duckdb.DuckDBPyConnection, table: str, own: Sequence[tuple[int, Rule]], columns: Sequence[str]) -> None:
-    """Makes `judged`, in one pass over the prepared rows that keeps none of them, and adds its failing rows to `failing`.
+    """Create `judged` in one pass over the prepared rows, which are not kept, and add the failing rows to `failing`.
 
     `judged`: each failing row (`_row`) with a bit for each rule that it fails (`mask`), and of each of `columns` every
     value with the number of its rows `n`. Of a column that must be filled it holds only whether it is.
@@ -125,7 +125,7 @@ def _distinct(
 
 
 def _check(con: duckdb.DuckDBPyConnection, table: str, size: int, declared: Sequence[Rule]) -> None:
-    """Adds the failing rows of `table` to `failing`, after GX judged the same prepared rows and counted the same.
+    """Add the failing rows of `table` to `failing`, once GX has counted the same on the same prepared rows.
 
     Of more than `NATIVE_ROWS` rows GX judges each distinct value once, for every rule looks at one column, and of a
     column that must be filled only whether it is.
@@ -172,7 +172,7 @@ def _numbered(table: pa.Table, rows: npt.ArrayLike) -> pa.Table:
 
 
 def _follow(con: duckdb.DuckDBPyConnection, tables: Mapping[str, pa.Table]) -> None:
-    """Adds to `failing` the cases of failing persons, then the diagnoses and procedures of quarantined cases."""
+    """Add to `failing` the cases of failing persons, then the diagnoses and procedures of quarantined cases."""
     steps: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("persons", "cases", "patient_id", f"NOT {EXEMPT}", ["status"]),
         ("cases", "diagnoses", "case_id", "true", []),
@@ -227,8 +227,8 @@ def _split(
 ) -> tuple[pa.Table, pa.Table]:
     """(valid, quarantined with `rule`) of the table `name`, which is taken out of `tables`.
 
-    A row's own failures go before those it follows. Each column is given up when its rows are copied, so that a
-    table is never there twice; without a row in quarantine it is handed on as it is.
+    A row's own failures take precedence over those it follows. Each column is released once its rows are copied, so that a
+    table is never in memory twice; a table without a quarantined row is passed on as it is.
     """
     rows = con.execute(
         """SELECT row, arg_min(rule, (follows, rule)) AS rule FROM failing
@@ -254,10 +254,10 @@ def _split(
 
 
 def validate(tables: dict[str, pa.Table], city: City) -> Validated:
-    """Checks the canonical `cases`, `persons`, `diagnoses` and `procedures`; other tables are left alone.
+    """Check the canonical `cases`, `persons`, `diagnoses` and `procedures`; other tables are left alone.
 
-    Takes these four out of `tables`: who gives them up gets them back divided, without memory for both at once.
-    Raises `QualityDisagreement` if GX counts anything else than DuckDB, `SuiteFailed` if it cannot count.
+    Removes these four from `tables` as it divides them, so that both forms are never in memory at once.
+    Raises `QualityDisagreement` if GX counts otherwise than DuckDB, `SuiteFailed` if it cannot count.
     """
     declared = rules(city)
     sizes = {name: tables[name].num_rows for name in TABLES}

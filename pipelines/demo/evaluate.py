@@ -12,7 +12,7 @@ import pyarrow as pa
 from assets.contract.city import City
 from assets.contract.codes import CARE
 from assets.contract.terms import AT_CAP, LEVEL_DAYS
-from assets.identity.pseudonyms import pseudonyms
+from assets.identity.pseudonyms import case_keys
 from assets.lake.lake import Lake
 from assets.privacy.bounding import decide
 from assets.privacy.plan import price
@@ -30,10 +30,9 @@ def decided_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
     good = good.assign(late=~in_time)[in_week]
     unlinked = good["clinic"] + "/" + good["patient_id"]
     good["person_key"] = np.where(good["insured_id_valid"], good["insured_id"].fillna(""), unlinked)
-    good["case_key"] = ""
-    for clinic, rows in good.groupby("clinic"):
-        ids = pa.chunked_array([pa.array(rows["case_id"])])
-        good.loc[rows.index, "case_key"] = pseudonyms(ids, lake.keys, "pseudonym", str(clinic), "case").to_pylist()
+    ids = {name: list(good[name]) for name in ("clinic", "case_id")}
+    keys = {(row["clinic"], row["id"]): row["key"] for row in case_keys(pa.table(ids), lake.keys).to_pylist()}
+    good["case_key"] = [keys[case] for case in zip(*ids.values(), strict=True)]
     good = good.sort_values(["first_arrival_day", "person_key", "case_key"])
     events = pa.table(
         {

@@ -12,7 +12,7 @@ from assets.consent import stage
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS, PSEUDONYMISED_CASES
 from assets.identity.erasure import no_longer_permitted
-from assets.identity.pseudonymise import patient_keys
+from assets.identity.pseudonyms import patient_keys
 from assets.lake.lake import Lake
 
 EARLIER, START = date(2025, 1, 5), date(2025, 1, 6)

@@ -125,6 +125,8 @@ def test_of_an_incomplete_birth_the_earliest_day_ends_and_the_latest_begins():
     told = {"case_id": "x", "admitted_on": date(2025, 2, 1)}
     assert reason(permits(), majority=of_age({**told, "age_years": 17}, birth_year=None)) == "guardian_consent_ended"
     assert reason(permits(), majority=of_age({**told, "age_years": 16}, birth_year=None)) == "permitted"
+    # One impossible cell must not end everybody's run: quality sets the row aside.
+    assert reason(permits(), majority=of_age({**told, "age_years": 32767}, birth_year=None)) == "permitted"
 
 
 def test_born_on_the_29th_of_february_and_deliveries_that_contradict_each_other():

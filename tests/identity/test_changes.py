@@ -20,7 +20,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
 )
-from assets.identity.pseudonymise import case_keys
+from assets.identity.pseudonyms import case_keys
 from assets.identity.record import verify_cases
 from assets.identity.superseded import with_superseded
 from assets.lake.lake import Lake

@@ -171,6 +171,18 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
 
 
+def test_what_a_failed_run_left_staged_goes_with_the_next_run_whatever_its_days(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    hospital_week(lambda clinic, _, files: deliver(clinic, START + timedelta(5), files))
+    for stage in (lambda *a: intake.take(*a, TODAY), intake.read, consent.run):
+        stage(lake, city, [START + timedelta(5)])
+    assert any("staging/" in place for place in places(lake, NEEDLES))
+    withdrawals(deliver, START + timedelta(6))
+    run(5, 6)
+    assert places(lake, NEEDLES) == set()
+
+
 def test_documents_that_name_their_patient_by_number_only_go_too(run: Run, lake: Lake, deliver: Callable[..., Path]):
     number = {"system": "https://kis.example/number", "value": "GONEnumber"}
     by_number = {"patient": {"type": "Patient", "identifier": number}}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from assets.contract.city import City
-from assets.intake.connector import Export
+from assets.intake.connector import Export, landed, pull
 from assets.intake.read import read_exports
+from assets.lake.lake import Lake
 
 DAY = date(2025, 1, 6)
 HEAD = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
@@ -126,6 +127,19 @@ def test_a_withdrawal_before_the_signature_that_it_stands_beside_takes_that_sign
     rows, _ = read(";p1;2024-11-02;6 7 8;2024-11-02;;2023-12-01\n")
     (deny,) = (r for r in rows if r["decision"] == "deny")
     assert (deny["declared_at"].date(), deny["valid_from"]) == (date(2024, 11, 2), date(2023, 12, 1))
+
+
+def test_a_row_that_names_a_case_is_the_patients_whose_it_was_then(lake: Lake, city: City, deliver):
+    """A case that moved between two deliveries read together: nobody may be permitted by what another patient signed."""
+    visit = "case_id;patient_id;sex;visited_on;visit_type\nv1;{};w;2025-01-05;emergency\n"
+    for n, (who, rows) in enumerate({"p1": ";p1;2024-11-02;6 7 8;2024-11-02;;\nv1;;2024-11-03;6;2024-11-03;;\n",
+                                     "p2": "v1;;2024-11-04;7;2024-11-04;;\n", "p3": ""}.items()):  # fmt: skip
+        deliver("praxisnetz", DAY + timedelta(n), {"practice.csv": visit.format(who), "consent.csv": HEAD + rows})
+    days = [DAY + timedelta(n) for n in range(3)]
+    pull(lake, city, days, DAY + timedelta(5))
+    tables, _ = read_exports(landed(lake, city, days), city)
+    said = {(r["patient_id"], r["code"][-1], r["source_line"]) for r in tables["consent_provisions"].to_pylist()}
+    assert said == {("p1", "6", 2), ("p1", "7", 2), ("p1", "8", 2), ("p1", "6", 3), ("p2", "7", 2)}
 
 
 @pytest.mark.parametrize("padded", [" {} ", '" {}"', "\u00a0{}\u00a0", "{}\t"])

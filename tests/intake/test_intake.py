@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
+from assets.consent.rule import decide
 from assets.contract.city import City, CityFileError, Pause, load_city
 from assets.intake import read, stage
 from assets.intake.connector import delivered, landed, pull
@@ -124,6 +126,58 @@ def test_a_folder_that_cannot_be_taken_says_why(lake: Lake, city: City, deliver:
     deliver(clinic, day, files)
     found = pull(lake, city, [DAY], TODAY)
     assert [d.outcome for d in found] == ["rejected"] and reason in found[0].reason
+
+
+def test_a_file_that_goes_while_it_is_taken_holds_up_nobody_else(
+    lake: Lake, city: City, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+):
+    deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]})
+    deliver("praxisnetz", DAY, {"practice.csv": "case_id\n"})
+    real = shutil.copyfile
+
+    def renamed_meanwhile(source: Path, target: Path) -> Path:
+        if source.name == "Patient.ndjson":
+            source.rename(source.with_name("Patient.1.ndjson"))
+        return real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", renamed_meanwhile)
+        found = {d.clinic: d for d in pull(lake, city, [DAY], TODAY)}
+    assert found["klinik-nord"].outcome == "waiting" and "changed while it was taken" in found["klinik-nord"].reason
+    assert found["praxisnetz"].outcome == "taken"
+    assert {d.clinic: d.outcome for d in pull(lake, city, [DAY], TODAY)}["klinik-nord"] == "taken"
+
+
+def test_the_number_of_a_case_is_nobodys_patient_number(lake: Lake, city: City, deliver: Deliver):
+    """Both are running numbers: what patient 17 signed must not permit case 17 of somebody else."""
+    head = "KH-internes-Kennzeichen;Geschlecht;Aufnahmedatum;Patientennummer\n"
+    rows = "17;w;202501050800;\n18;m;202501050800;17\n19;m;202501050800;\n"
+    consent = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
+    signed = ";17;2024-11-02;6 7 8;2024-11-02;;\n19;;2024-11-02;6 7 8;2024-11-02;;\n"
+    deliver("hospital-sued", DAY, {"FALL.csv": head + rows, "consent.csv": consent + signed})
+    pull(lake, city, [DAY], TODAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    decided = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY).to_pylist()
+    assert sorted(d["case_id"] for d in decided if d["permitted"]) == ["18", "19"]
+
+
+def test_what_is_removed_from_the_inbox_is_on_the_disk_before(
+    lake: Lake, remote_city: Callable[..., City], deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+):
+    """A fetched export is fetched once: a power cut must not leave an empty copy as the only one."""
+    city = remote_city(kind="s3", endpoint_url="http://127.0.0.1:1", bucket="b", region="r", access_key={"env": "A"}, secret_key={"env": "B"})  # fmt: skip
+    folder, synced, real = deliver("klinik-nord", DAY, {"Patient.ndjson": [PATIENT]}), set[int](), os.fsync
+    monkeypatch.setattr("assets.intake.connector.fetch", lambda *_: [])
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), real(handle)))
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and not folder.exists()
+    (export,) = landed(lake, city, [DAY])
+    assert {p.stat().st_ino for p in export.files()} <= synced
+
+
+def test_a_file_in_the_place_of_an_inbox_holds_up_nobody(lake: Lake, city: City, deliver: Deliver):
+    deliver("praxisnetz", DAY, {"practice.csv": "case_id\n"})
+    (lake.inbox / "klinik-nord").write_bytes(b"")
+    assert sorted(d.outcome for d in pull(lake, city, [DAY], TODAY)) == ["rejected", "taken"]
 
 
 def test_a_link_out_of_the_inbox_is_refused(lake: Lake, city: City, deliver: Deliver, tmp_path: Path):

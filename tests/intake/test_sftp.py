@@ -157,6 +157,7 @@ def test_another_host_key_is_refused_and_the_other_clinics_go_on(
         ({"path": "/elsewhere"}, "rejected", "missing"),
         ({"private_key": None, "password": {"env": "SFTP_NOT_SET"}}, "rejected", "SFTP_NOT_SET"),
         ({"private_key": None, "password": {"file": "PASSWORD"}}, "rejected", "log-in"),
+        ({"private_key": "/nowhere/key"}, "rejected", "private_key file cannot be read"),
         ({"port": 1}, "waiting", "cannot be reached"),
         ({"max_gigabytes": 1e-9}, "rejected", "larger"),
     ],

@@ -74,6 +74,7 @@ def test_every_forgery_is_found(lake: Lake, log: Path, forge, said: str):
         lambda lines: [],
         lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
         lambda lines: [*lines[:-1], "no json\n"],
+        lambda lines: [*lines, "{}\n", '{"seq": "x", "hash": 5}\n'],
         _rechain,
     ],
 )

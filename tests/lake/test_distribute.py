@@ -17,7 +17,7 @@ from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CANONICAL, CONSENT_DECISIONS, CONSENT_PROVISIONS, EVENTS
 from assets.identity import kernel as identity
 from assets.identity.persons import LINKS
-from assets.identity.pseudonymise import patient_keys
+from assets.identity.pseudonyms import patient_keys
 from assets.lake.distribute import LOCAL, by_patient, choose, in_order, split
 from assets.lake.engine import connect
 from assets.lake.keys import Keyring

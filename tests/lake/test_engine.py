@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import duckdb
@@ -47,6 +48,16 @@ def test_leftovers_of_a_dead_process_are_removed_those_of_a_living_one_stay(tmp_
         (folder / "x.tmp").touch()
     engine.spill_into(tmp_path)
     assert (dead.exists(), living.exists()) == (False, True)
+
+
+def test_leftovers_of_a_container_that_is_gone_are_removed_after_a_week(tmp_path: Path):
+    """Its name never comes again, so nobody can ask whether its process lives."""
+    old, new = tmp_path / "run-7f3a-1", tmp_path / "run-9c2e-1"
+    for folder, age in ((old, engine.ABANDONED_SECONDS + 60), (new, 3600)):
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    engine.spill_into(tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_connections_share_neither_tables_nor_settings(tmp_path: Path):

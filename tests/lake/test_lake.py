@@ -4,6 +4,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.lake import keys
 from assets.lake.engine import connect
 from assets.lake.files import atomic_write
 from assets.lake.keys import KeyFileError, Keyring, create_keys, derive, read_key
@@ -216,3 +219,18 @@ def test_whatever_starts_a_process_arrow_gives_back_what_is_freed(entry: str):
     clean = {k: v for k, v in os.environ.items() if k != "ARROW_DEFAULT_MEMORY_POOL"}
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=clean)
     assert done.stdout.strip() == "system"
+
+
+def test_two_processes_that_make_keys_at_once_leave_those_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs = bytes(range(32))
+
+    @contextmanager
+    def the_other_was_faster(*_: object, **__: object) -> Iterator[None]:
+        (tmp_path / "keys").mkdir()
+        for name in ("pseudonym.key", "encryption.key", "period.key"):
+            (tmp_path / "keys" / name).write_bytes(theirs)
+        yield
+
+    monkeypatch.setattr(keys, "lease", the_other_was_faster)
+    assert not keys.create_keys(tmp_path / "keys")
+    assert {p.read_bytes() for p in (tmp_path / "keys").iterdir()} == {theirs}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,38 @@ def test_waiting_takes_over_when_the_other_ends(holder: subprocess.Popen[str], t
     holder.kill()  # not SIGTERM: whoever starts the tests with SIGINT ignored makes Dagster ignore that too, children included
     with lease(tmp_path, "x", wait_seconds=20):
         assert f'"process": {os.getpid()}' in (tmp_path / ".lease").read_text()
+
+
+def test_a_thread_does_not_pass_for_a_holder_while_another_one_still_waits(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waiting, refused = threading.Event(), []
+    monkeypatch.setattr("assets.lake.lease.time.sleep", lambda _: waiting.set())
+
+    def wait() -> None:
+        try:
+            with lease(tmp_path, "first", wait_seconds=1):
+                pass
+        except DataRootBusy:
+            refused.append("first")
+
+    first = threading.Thread(target=wait)
+    first.start()
+    assert waiting.wait(20)
+    with pytest.raises(DataRootBusy), lease(tmp_path, "second"):
+        pass
+    first.join()
+    assert refused == ["first"]
+
+
+def test_the_lock_stays_until_the_last_of_a_process_lets_go(tmp_path: Path):
+    outer, inner = lease(tmp_path, "outer"), lease(tmp_path, "inner")
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    ask = HOLD.replace("time.sleep(60)", "")
+    command = [sys.executable, "-c", ask, str(tmp_path)]
+    other = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "cwd": tmp_path, "capture_output": True, "text": True}
+    assert "DataRootBusy" in subprocess.run(command, **other).stderr
+    inner.__exit__(None, None, None)
+    assert subprocess.run(command, **other).stdout == "held\n"

@@ -1,5 +1,7 @@
 """A data root knows its version and its keys, and is never opened with others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -22,6 +24,18 @@ DAY = date(2025, 1, 1)
 def test_a_new_data_root_gets_an_id_once(lake: Lake):
     first = open_zone(lake)
     assert open_zone(lake) == first and len(first.id) == 16 and first.format == zone.FORMAT
+
+
+def test_a_data_root_that_another_process_makes_meanwhile_keeps_its_id(lake: Lake, monkeypatch: pytest.MonkeyPatch):
+    theirs = {"format": zone.FORMAT, "id": "0" * 16, "keys": lake.keys.fingerprints()}
+
+    @contextmanager
+    def the_other_was_faster(*_: object, **__: object) -> Iterator[None]:
+        lake.write_record(zone.RECORD, theirs)
+        yield
+
+    monkeypatch.setattr(zone, "lease", the_other_was_faster)
+    assert open_zone(lake).id == "0" * 16
 
 
 @pytest.mark.parametrize("which", ["pseudonym", "encryption", "period"])

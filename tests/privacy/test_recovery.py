@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import uuid
@@ -17,7 +18,7 @@ import pytest
 
 from assets.consent.changes import BEGUN
 from assets.consent.tombstones import TABLE as TOMBSTONES
-from assets.consent.tombstones import beside_raw, patient_hashes
+from assets.consent.tombstones import beside_raw, copy_beside_raw, patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
 from assets.identity import erasure
@@ -247,6 +248,41 @@ def test_a_damaged_or_foreign_backup_changes_nothing(site: Lake, prompt_city: Ci
     with pytest.raises(BackupError):
         recovery.restore(lake, prompt_city, file)
     assert state(site) == before and not (site.root / ".restoring").exists()
+
+
+def test_a_full_disk_is_not_told_as_a_damaged_backup(
+    site: Lake, prompt_city: City, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, before, real = tmp_path / "city.backup", state(site), Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if ".restoring" in path.parts and mode in ("wb", "ab"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, *rest, **more)
+
+    recovery.make(site, prompt_city, file)
+    with monkeypatch.context() as patch, pytest.raises(BackupError, match="no room to unpack"):
+        patch.setattr(Path, "open", full)
+        recovery.restore(site, prompt_city, file)
+    assert state(site) == before and not (site.root / ".restoring").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_in_no_backup(site: Lake, prompt_city: City, tmp_path: Path):
+    (site.confidential / "cases" / ".2024-12.parquet.ab12cd34").write_bytes(b"rows that may be erased by now")
+    recovery.make(site, prompt_city, tmp_path / "city.backup")
+    assert not list(backup.unpack(site, tmp_path / "city.backup").folder.rglob(".*.ab12cd34"))
+
+
+def test_a_damaged_copy_of_the_tombstones_begins_anew_and_counters_beside_it_stay(
+    site: Lake, prompt_city: City, second_day: Callable[[], None]
+):
+    second_day()
+    copy, counters = beside_raw(site), beside_raw(site).read("bounding", BOUNDING_DECISIONS)
+    for file in (copy.confidential / TOMBSTONES).glob("*.parquet"):
+        file.write_bytes(b"PAR1 half")
+    copy_beside_raw(site)
+    assert copy.read(TOMBSTONES, CONSENT_PROVISIONS) == site.read(TOMBSTONES, CONSENT_PROVISIONS)
+    assert counters.num_rows and copy.read("bounding", BOUNDING_DECISIONS) == counters
 
 
 def test_a_restore_that_waited_for_a_rotation_puts_nothing_under_the_destroyed_keys(

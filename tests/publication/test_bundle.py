@@ -204,6 +204,21 @@ def test_a_killed_publisher_leaves_the_old_release_or_the_new_one(
     assert seen == {old, new} and step > len(FILES) + 5
 
 
+def test_a_version_is_moved_to_its_place_whole_and_not_copied(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    """A reader may look at any moment: also between two files of a copy, where no step of ours stands."""
+    folder, built = tmp_path / "cases_by_area", list[int]()
+
+    def hook(step: str) -> None:
+        if step == "complete":
+            built.extend(p.stat().st_ino for p in folder.glob(f"{bundle.BUILDING}*"))
+            assert bundle.versions(folder) == []
+
+    publish({"cases_by_area": small["cases_by_area"].head(400)}, city, tmp_path, as_of, plan, hook)
+    assert built == [(folder / "2025-12-31").stat().st_ino]
+
+
 def test_formulas_are_neutralised(small: Frames) -> None:
     frame = stamp(small["cases_by_area"].head(4), "2025-12-31").assign(area_name_de=["=1+1", "+x", "@y", "-z"])
     text = csv_bytes(to_arrow(frame)).decode()

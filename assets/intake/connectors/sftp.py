@@ -93,14 +93,18 @@ class SftpStore:
             known_hosts = Path(s.known_hosts)
             if not known_hosts.is_file():
                 raise FetchProblem("the known_hosts file is missing; put the server's host key there")
+            passphrase = secret_value(s.passphrase) if s.passphrase else None
+            try:
+                keys = [asyncssh.read_private_key(str(s.private_key), passphrase)] if s.private_key else None
+            except OSError:
+                raise FetchProblem("the private_key file cannot be read; check its path and rights") from None
             self._connection = await asyncssh.connect(
                 s.host,
                 s.port,
                 username=s.user,
                 known_hosts=str(known_hosts),
                 password=secret_value(s.password) if s.password else None,
-                client_keys=[str(s.private_key)] if s.private_key else None,
-                passphrase=secret_value(s.passphrase) if s.passphrase else None,
+                client_keys=keys,
                 agent_path=None,
                 config=None,
                 connect_timeout=s.timeout_seconds,
