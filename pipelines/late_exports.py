@@ -11,16 +11,16 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from assets.contract.city import City
-from assets.intake.connector import completed_at, delivered
-from assets.lake.progress import finished_days, stretches
+from assets.intake.connector import building_upon, completed_at, delivered
+from assets.lake.progress import days_between, finished_days, stretches
 from pipelines.nightly import one_run
 
 LOOK_BACK_SECONDS: Final = 2 * 86_400
 """How long before the last look a folder may have come and still be looked at: longer than any run."""
 
 
-def changed_folders(inbox: Path, city: City, since: float) -> Iterator[tuple[date, float]]:
-    """(arrival day, when it became complete) of export folders that came after `since` (Unix seconds).
+def changed_folders(inbox: Path, city: City, since: float) -> Iterator[tuple[str, date, float]]:
+    """(clinic, arrival day, when it became complete) of export folders that came after `since` (Unix seconds).
 
     Times are those of the file system's own entries (ctime): a copy that keeps a sender's old times has them too.
     """
@@ -35,7 +35,7 @@ def changed_folders(inbox: Path, city: City, since: float) -> Iterator[tuple[dat
             except (ValueError, OSError):  # no day, or it goes away meanwhile
                 continue
             if complete and complete > since:
-                yield day, complete
+                yield clinic.key, day, complete
 
 
 def looked_at(instance: dg.DagsterInstance, day: date) -> float:
@@ -47,7 +47,8 @@ def looked_at(instance: dg.DagsterInstance, day: date) -> float:
 
 
 def late_exports_sensor(job: Any, city: City, data_root: Path, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    """Asks for the days that are done and whose inbox changed after their run began, neighbours as one run.
+    """Asks for the days that are done and whose inbox changed after their run began, neighbours as one run, with those that
+    were built upon them.
 
     The cursor is the time of the last look, so it never grows. Days that are not done are left to the nightly run.
     """
@@ -64,13 +65,16 @@ def late_exports_sensor(job: Any, city: City, data_root: Path, status: dg.Defaul
         since = float(context.cursor or now.timestamp()) - LOOK_BACK_SECONDS
         done = finished_days(data_root)
         newest: dict[date, float] = {}
-        for day, changed in changed_folders(data_root / "inbox", city, since):
+        until: dict[date, date] = {}
+        for clinic, day, changed in changed_folders(data_root / "inbox", city, since):
             if day in done and day < now.date():
                 newest[day] = max(changed, newest.get(day, 0.0))
+                upon = building_upon(data_root / "landing", city, clinic, day)
+                until[day] = max([day, *upon, *([until[day]] if day in until else [])])
         late = {day: at for day, at in newest.items() if at > looked_at(context.instance, day)}
         requests = [
             one_run(pair, "late", str(max(at for day, at in late.items() if pair[0] <= day <= pair[1])))
-            for pair in stretches(late)
+            for pair in stretches(again for day in late for again in days_between(day, until[day]))
         ]
         return cursor._replace(run_requests=requests)
 

@@ -15,6 +15,7 @@ import pytest
 
 from assets.contract.city import DEFAULT_CITY, City
 from assets.contract.connectors import SftpConnector
+from assets.intake.connector import pull
 from assets.lake.lake import Lake
 from assets.lake.progress import finished_days, mark_finished, reopen, stretches
 from pipelines.definitions import JOB, build_definitions
@@ -198,7 +199,26 @@ def test_an_export_without_marker_is_late_once_it_is_quiet(
     came = max(p.stat().st_ctime for p in (folder, *folder.iterdir()))
     monkeypatch.setattr(time, "time", lambda: came + wait)
     # A run that looked while it was still being written has not taken it: it counts as come when it is quiet.
-    assert list(changed_folders(lake.inbox, city, began - 1)) == [(day(1), came + wait)]
+    assert list(changed_folders(lake.inbox, city, began - 1)) == [("klinik-nord", day(1), came + wait)]
+
+
+def test_days_that_were_built_upon_a_late_export_are_asked_for_with_it(
+    environment: Environment,
+    instance: dg.DagsterInstance,
+    city: City,
+    lake: Lake,
+    deliver: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    changes = {"export.json": '{"scope": "incremental"}'}
+    for n, more in ((0, {}), (2, changes), (3, changes), (4, {}), (5, changes)):
+        deliver("klinik-nord", day(n), {"Patient.ndjson": []} | more)
+    pull(lake, city, [day(n) for n in range(6)], NIGHT.date())
+    mark_finished(lake.root, [day(n) for n in range(6)])
+    began = time.time()
+    monkeypatch.setattr("pipelines.late_exports.looked_at", lambda *_: began)
+    deliver("klinik-nord", day(1), {"Patient.ndjson": []} | changes)
+    assert asked(look(environment, instance, None)) == [(str(day(1)), str(day(3)))]
 
 
 def test_a_late_run_that_fails_leaves_its_day_to_the_next_night(

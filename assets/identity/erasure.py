@@ -61,7 +61,7 @@ _FROZEN: Final = ("events", "late_events")
 """Tables in which a stored day, even an empty one, means that it is closed; in the consent register, that it ran."""
 _IDS: Final = ("clinic", "patient_id", "case_id")
 # These tables grow with the years: only these columns are read, and whole rows of the months in which some must go.
-_DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted")
+_DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted", "reason")
 _JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
 _STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY)
 _CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
@@ -307,7 +307,7 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
     """(clinic, case_id) of cases of this run whose newest version, of whatever day, is not permitted; `decisions`: of all that
-    have one."""
+    have one. Not those that only lacked the consent which came late, with a version of before."""
     with connect() as con:
         load(con, decisions=decisions)
         return con.execute(
@@ -315,7 +315,8 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
             newest AS (
               FROM decisions SEMI JOIN now USING (clinic, case_id)
               QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
-            SELECT clinic, case_id FROM newest WHERE NOT permitted""",
+            SELECT clinic, case_id FROM newest WHERE NOT permitted AND NOT (reason = 'no_consent' AND EXISTS (
+              FROM now n WHERE n.permitted AND n.clinic = newest.clinic AND n.case_id = newest.case_id AND n.patient_id = newest.patient_id))""",
             {"first": days[0], "last": days[-1]},
         ).to_arrow_table()
 

@@ -56,6 +56,7 @@ def without_others(text: str) -> str:
         if record["resourceType"] != "Patient":
             return ""
         record["link"] = [{k: v for k, v in link.items() if k != "other"} for link in record["link"]]
+        record.pop("text", None)  # a narrative tells the same in prose
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
         return ""
     return json.dumps(whole)

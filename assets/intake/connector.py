@@ -228,10 +228,14 @@ def _attempt(lake: Lake, clinic: Clinic, folder: Path, day: date, today: date) -
 
 def landed(lake: Lake, city: City, days: Iterable[date]) -> list[Export]:
     """The landed exports of `days`, in order of clinic, day and arrival."""
+    return _landed(lake.landing, city, days)
+
+
+def _landed(landing: Path, city: City, days: Iterable[date]) -> list[Export]:
     exports = []
     for clinic in city.clinics:
         for day in sorted(set(days)):
-            for folder in sorted((lake.landing / clinic.key / day.isoformat()).glob("[0-9a-f]*")):
+            for folder in sorted((landing / clinic.key / day.isoformat()).glob("[0-9a-f]*")):
                 exports.append(Export(clinic, day, f"{clinic.key}:{day}:{folder.name}", folder))
     return exports
 
@@ -253,12 +257,12 @@ def built_upon(lake: Lake, city: City, exports: Collection[Export]) -> list[Expo
     return found
 
 
-def building_upon(lake: Lake, city: City, clinic: str, last: date) -> list[date]:
+def building_upon(landing: Path, city: City, clinic: str, last: date) -> list[date]:
     """Days after `last` whose landed exports of changes of `clinic` build upon those of before: up to its next whole one."""
     found: list[date] = []
-    folders = (lake.landing / clinic).glob("[0-9]*")
+    folders = (landing / clinic).glob("[0-9]*")
     for later in sorted(d for d in (day_of(p.name) for p in folders) if d and d > last):
-        of_day = landed(lake, city, [later])
+        of_day = _landed(landing, city, [later])
         own = [e for e in of_day if e.clinic.key == clinic]
         if any(not e.changes_only for e in own):
             break

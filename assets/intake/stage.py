@@ -68,8 +68,9 @@ def take(lake: Lake, city: City, days: Sequence[date], today: date) -> list[Deli
     expired = expire(lake, city.retention_days, today, days)
     found = pull(lake, city, days, today)
     taken = [d for d in found if d.outcome == "taken" and d.arrival_day]
-    # Exports of changes that were read already lacked what came late, so they are read again, the next night at the latest.
-    upon = [day for clinic in sorted({d.clinic for d in taken}) for day in building_upon(lake, city, clinic, days[-1])]
+    # Exports of changes that were read already lacked what came late, so they are read again: with it, or the next night.
+    clinics = sorted({d.clinic for d in taken})
+    upon = [day for clinic in clinics for day in building_upon(lake.landing, city, clinic, days[-1])]
     reopen(lake.root, [*(d.arrival_day for d in taken if d.arrival_day), *upon])
     came = (d for d in sorted(found, key=lambda d: d.folder) if d.outcome != "waiting" and d.arrival_day in days)
     newest = {(str(d.arrival_day), d.clinic): d for d in came}

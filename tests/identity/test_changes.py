@@ -148,7 +148,8 @@ def test_who_was_erased_leaves_no_raw_line_behind_that_no_table_holds(
     run(2)
     raw = b"".join(p.read_bytes() for p in (lake.landing / "klinik-nord").rglob("*.ndjson"))
     assert b"GONE" not in raw and b"Patient/stays" in raw
-    assert lake.read("findings", FINDINGS, [START + timedelta(2)]).column("severity").to_pylist() == ["rejected"] * rejected  # fmt: skip
+    found = lake.read("findings", FINDINGS, [START + timedelta(2)]).column("rule").to_pylist()
+    assert found == ["encoding_not_utf8" if rejected else "rows_of_no_case"]
 
 
 def test_of_a_superseded_case_the_newest_version_before_counts_no_more(lake: Lake):
@@ -242,18 +243,22 @@ def test_of_two_records_of_a_patient_the_one_stays_what_it_is_when_the_other_wit
 
 
 def test_a_case_that_comes_late_is_not_stored_where_its_newest_version_was_refused(
-    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable
+    run: Run, lake: Lake, deliver: Callable[..., Path], whole: Callable, small_export: Callable[..., dict[str, Any]]
 ):
-    """It is somebody else's by then, who never consented."""
+    """It is somebody else's by then, who never consented; not where it lacked but the consent, which comes late as well."""
     encounters = whole("p", "q")
     run(0)
     late = encounters["p"] | {"id": "moved"}
-    deliver("klinik-nord", START + timedelta(2), changes(late | {"subject": {"reference": "Patient/nobody"}}))
+    signed = [rows[0] for rows in small_export(START, ["r"]).values()]
+    deliver(
+        "klinik-nord", START + timedelta(2), changes(late | {"subject": {"reference": "Patient/nobody"}}, *signed[:2])
+    )
     run(2)
-    deliver("klinik-nord", START + timedelta(1), changes(late, encounters["q"]))
+    deliver("klinik-nord", START + timedelta(1), changes(late, encounters["q"], *signed))
     run(1)
-    assert sorted(newest(lake, "arrival_day").values()) == [START, START + timedelta(1)], "the case of q came again"
-    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 3
+    days = [START, START + timedelta(1), START + timedelta(1)]
+    assert sorted(newest(lake, "arrival_day").values()) == days, "of p as before, q, and r"
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 4
 
 
 def test_who_withdrew_stays_away_when_a_day_of_before_comes_late(

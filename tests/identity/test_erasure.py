@@ -712,7 +712,10 @@ def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lak
     name, write = ("b.json", lambda *records: bundle(*({"resource": r} for r in records))) if document else (
         "Patient.ndjson", lambda *records: "".join(json.dumps(r) + "\n" for r in records))  # fmt: skip
     other = {"other": {"reference": "Patient/GONE"}}
-    linked = [person("p", link=[{"type": "replaced-by"} | other]), person("q", link=[{"type": "replaces"}])]
+    linked = [
+        person("p", link=[{"type": "replaced-by"} | other], text={"div": "now GONE"}),
+        person("q", link=[{"type": "replaces"}]),
+    ]
     named = [person("GONE", link=[other]), person("r", link=[other], generalPractitioner=[other["other"]]), person("t", link="GONE", managingOrganization=other["other"])]  # fmt: skip
     (folder / name).write_text(write(*linked, *named))
     (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
