@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export DIGITALSTADT_DATA ?= $(CURDIR)/data
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export GX_ANALYTICS_ENABLED := false
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder # two files at a time, in the order of tests/conftest.py
+PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder # more files than two processors: they also wait for disk and servers
 export PYTHONDONTWRITEBYTECODE := # what is compiled once is kept, whatever the caller's environment says
 
 .PHONY: run test test-ckan audit faults bench ui web lint clean sbom dist vulnerabilities

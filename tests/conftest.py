@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -31,10 +32,38 @@ def city() -> City:
     return load_city()
 
 
+@pytest.fixture(scope="session")
+def made_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "keys"
+    create_keys(folder)
+    return folder
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    create_keys(tmp_path / "keys")
+def lake(tmp_path: Path, made_keys: Path) -> Lake:
+    """An empty data root. Keys are the same for every test, so that `once` can copy what was made with them."""
+    shutil.copytree(made_keys, tmp_path / "keys")
     return Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Lake, Callable[[], None]], None]:
+    """`once(lake, make)`: what `make` does to an empty data root, done for the first test of a file that asks.
+
+    The others get a copy, also of the witness beside the keys.
+    """
+    kept = tmp_path_factory.mktemp("once")
+
+    def prepare(lake: Lake, make: Callable[[], None]) -> None:
+        copy, site = kept / make.__name__, lake.root.parent
+        if copy.exists():
+            shutil.copytree(copy, site, symlinks=True, dirs_exist_ok=True)
+            return
+        make()
+        for name in (lake.root.name, "keys"):
+            shutil.copytree(site / name, copy / name, symlinks=True)
+
+    return prepare
 
 
 @pytest.fixture

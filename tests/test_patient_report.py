@@ -45,15 +45,17 @@ def run(lake: Lake, city: City, deliver: Callable[..., Path]) -> Callable[..., N
 
 
 @pytest.fixture
-def fortnight(run: Callable[..., None]) -> None:
+def fortnight(once: Callable[..., None], lake: Lake, run: Callable[..., None]) -> None:
     """Patient q with two cases in two weeks of one period, and r without consent."""
-    run(0, 6, {"FALL.csv": FALL + "f1;1970;w;64297;202412300800;N;54;;q\nf9;1970;w;64297;202412300800;E;54;;r\n",
-               "consent.csv": CONSENT + ";q;2024-01-01;6 7 8;2024-01-01;;\n"})  # fmt: skip
-    run(
-        7,
-        20,
-        {"FALL.csv": FALL + "f1;1970;w;64297;202412300800;N;54;202501021200;q\nf2;1970;w;64297;202501060800;N;55;;q\n"},
-    )
+    begun = FALL + "f1;1970;w;64297;202412300800;N;54;;q\n"
+    ended = FALL + "f1;1970;w;64297;202412300800;N;54;202501021200;q\n"
+    signed = CONSENT + ";q;2024-01-01;6 7 8;2024-01-01;;\n"
+
+    def two_runs() -> None:
+        run(0, 6, {"FALL.csv": begun + "f9;1970;w;64297;202412300800;E;54;;r\n", "consent.csv": signed})
+        run(7, 20, {"FALL.csv": ended + "f2;1970;w;64297;202501060800;N;55;;q\n"})
+
+    once(lake, two_runs)
 
 
 def test_the_report_names_consent_cases_releases_and_the_exact_loss(lake: Lake, city: City, fortnight: None):

@@ -214,7 +214,7 @@ def _finish(frame: pd.DataFrame, dataset: Dataset, city: City) -> pd.DataFrame:
 def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
     """Every dataset of the catalogue from `ESTIMATES`; `data_as_of` and `release_version` are filled at release.
 
-    A level that the plan does not measure is simply not there; a dataset without any row is an empty frame.
+    A level that the plan does not measure is simply not there, and neither is a dataset without any row.
     """
     cells = estimates.to_pandas()
     for name in ("unit_start", "unit_end"):
@@ -244,5 +244,6 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
             if "age_standardised_rate" in dataset.measures:
                 parts.append(_signed(of_care[of_care["dimensions"] == STANDARDISED], "age_standardised_rate"))
             frame = pd.concat(parts, ignore_index=True)
-        frames[dataset.key] = _finish(with_coverage(frame, covered, city), dataset, city)
+        if len(frame):
+            frames[dataset.key] = _finish(with_coverage(frame, covered, city), dataset, city)
     return frames

@@ -14,7 +14,7 @@ from datetime import date
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
@@ -27,6 +27,9 @@ from assets.publication.catalogue import CODES, MEASURES, dataset
 from assets.publication.guarantee import Guarantee
 from assets.publication.sql_box import EXAMPLES, MANIFEST, NO_BOX
 from assets.publication.sql_tables import TABLES, tables_json
+
+if TYPE_CHECKING:
+    import jinja2
 
 WEB: Final = Path(__file__).parent / "web"
 TITLE: Final = Text(de="Gesundheit in Zahlen", en="Health in numbers")
@@ -136,12 +139,17 @@ def page_data(frames: dict[str, pd.DataFrame], city: City) -> dict[str, Any]:
     }
 
 
-def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str:
+@cache
+def _template() -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(WEB), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    return environment.get_template("index.html.j2")
+
+
+def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str:
     shown = []
     for release in published:
         about = dataset(release.dataset)
@@ -161,7 +169,7 @@ def _html(published: Sequence[Published], city: City, promise: Guarantee) -> str
             }
         )
     as_of: date = max(p.data_as_of for p in published)
-    return environment.get_template("index.html.j2").render(
+    return _template().render(
         city=city, title=TITLE, datasets=shown, promise=promise, data_as_of=as_of.isoformat(), examples=EXAMPLES
     )
 

@@ -34,7 +34,7 @@ def run(lake: Lake, city: City) -> tuple[dict[str, Any], dict[str, pd.DataFrame]
     estimates = publishable(lake, city)
     if not estimates.num_rows:
         return {"datasets": {}, "changed": 0}, {}
-    frames = {key: frame for key, frame in build(estimates, city).items() if len(frame)}
+    frames = build(estimates, city)
     make_directory(lake.open_data, 0o755)
     as_of = max(estimates.column("unit_end").to_pylist())
     promise = guarantee(city)

@@ -73,7 +73,9 @@ def stay(name: str, who: str, start: str = "2024-12-30", **over: Any) -> dict[st
 
 @pytest.fixture
 def run(lake: Lake, city: City) -> Run:
-    def execute(first: int, last: int | None = None, within: City = city) -> None:
+    """Run days, counted from START, up to the measurements; `public`: and publish, which knows of no person."""
+
+    def execute(first: int, last: int | None = None, within: City = city, public: bool = False) -> None:
         days = [START + timedelta(n) for n in range(first, (first if last is None else last) + 1)]
         intake.take(lake, within, days, TODAY)
         intake.read(lake, within, days)
@@ -81,9 +83,21 @@ def run(lake: Lake, city: City) -> Run:
         quality.run(lake, within, days)
         identity.run(lake, within, days)
         privacy.run(lake, within, days)
-        publication.run(lake, within)
+        if public:
+            publication.run(lake, within)
 
     return execute
+
+
+@pytest.fixture
+def week(once: Callable[..., None], run: Run, lake: Lake, deliver: Callable[..., Path]) -> None:
+    """`hospital_week`, measured and published."""
+
+    def measured_week() -> None:
+        hospital_week(deliver)
+        run(0, 5, public=True)
+
+    once(lake, measured_week)
 
 
 def places(lake: Lake, needles: list[str]) -> set[str]:
@@ -149,15 +163,13 @@ def withdrawals(deliver: Callable[..., Path], day: date) -> None:
 
 
 def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
-    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+    run: Run, week: None, lake: Lake, city: City, deliver: Callable[..., Path]
 ):
-    hospital_week(deliver)
-    run(0, 5)
     mine = [k for k in pseudonyms(lake, *(c.key for c in city.clinics))]
     assert len(places(lake, NEEDLES)) > 8 and places(lake, mine)
     staying = {r["case_key"] for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()}
     withdrawals(deliver, START + timedelta(6))
-    run(6)
+    run(6, public=True)
     left = lake.read("cases", PSEUDONYMISED_CASES)
     stays = {r[c] for r in left.to_pylist() for c in ("patient_key", "case_key", "person_key")}
     assert sorted(left.column("clinic").to_pylist()) == ["hospital-sued", "klinik-nord"] and len(staying) == 5
@@ -199,10 +211,8 @@ def test_documents_that_name_their_patient_by_number_only_go_too(run: Run, lake:
 
 
 def test_a_withdrawal_that_names_only_a_case_of_an_earlier_delivery_withdraws(
-    run: Run, lake: Lake, deliver: Callable[..., Path]
+    run: Run, week: None, lake: Lake, deliver: Callable[..., Path]
 ):
-    hospital_week(deliver)
-    run(0, 5)
     rows = "caseGONEcsv;;;;;;2025-01-04\ncaseUNKNOWN;;2025-01-01;6 7 8;2025-01-01;;\n;other;2025-13-01;6;x;;\n"
     deliver("hospital-sued", START + timedelta(6), {"consent.csv": CONSENT + rows})
     run(6)
@@ -216,11 +226,15 @@ def test_a_withdrawal_that_names_only_a_case_of_an_earlier_delivery_withdraws(
 
 
 def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_does_not_heal(
-    run: Run, lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    week: None,
+    lake: Lake,
+    city: City,
+    deliver: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Killed before the n-th change of a file, for every 6th n (every one in `make faults`); then the same day again."""
-    hospital_week(deliver)
-    run(0, 5)
     mine, day = pseudonyms(lake, *(c.key for c in city.clinics)), START + timedelta(6)
     withdrawals(deliver, day)
     for stage in (lambda *a: intake.take(*a, TODAY), intake.read, consent.run, quality.run):
@@ -266,10 +280,8 @@ def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_do
 
 
 def test_who_is_permitted_again_after_an_interrupted_erasure_is_not_erased_later(
-    run: Run, lake: Lake, city: City, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    run: Run, week: None, lake: Lake, city: City, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    hospital_week(deliver)
-    run(0, 5)
     denied = fhir_consent("GONEfhir", kind="deny", on="2025-01-04", ident="w1")
     deliver("klinik-nord", START + timedelta(6), {"Consent.ndjson": [denied]})
     with monkeypatch.context() as patch:
@@ -284,9 +296,9 @@ def test_who_is_permitted_again_after_an_interrupted_erasure_is_not_erased_later
     assert "GONEfhir" in lake.read("consent_register", CONSENT_PROVISIONS).column("patient_id").to_pylist()
 
 
-def test_the_erasure_record_is_machine_readable_and_holds_no_value(run: Run, lake: Lake, deliver: Callable[..., Path]):
-    hospital_week(deliver)
-    run(0, 5)
+def test_the_erasure_record_is_machine_readable_and_holds_no_value(
+    run: Run, week: None, lake: Lake, deliver: Callable[..., Path]
+):
     withdrawals(deliver, START + timedelta(6))
     run(6)
     record = lake.read_record(f"erasure/{START + timedelta(6)}")
@@ -297,10 +309,8 @@ def test_the_erasure_record_is_machine_readable_and_holds_no_value(run: Run, lak
 
 
 def test_the_same_export_and_an_old_consent_delivered_again_do_not_bring_the_patient_back(
-    run: Run, lake: Lake, deliver: Callable[..., Path]
+    run: Run, week: None, lake: Lake, deliver: Callable[..., Path]
 ):
-    hospital_week(deliver)
-    run(0, 5)
     withdrawals(deliver, START + timedelta(6))
     run(6)
     run(0, 6)
@@ -673,9 +683,7 @@ def test_raw_files_go_after_their_retention_and_a_run_that_needs_them_says_so(ru
     run(8, within=kept)
 
 
-def test_tombstones_hold_no_permit_and_no_id(run: Run, lake: Lake, deliver: Callable[..., Path]):
-    hospital_week(deliver)
-    run(0, 5)
+def test_tombstones_hold_no_permit_and_no_id(run: Run, week: None, lake: Lake, deliver: Callable[..., Path]):
     withdrawals(deliver, START + timedelta(6))
     run(6)
     rows = lake.read(TOMBSTONES, CONSENT_PROVISIONS).to_pylist()

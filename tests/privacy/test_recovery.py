@@ -26,7 +26,7 @@ from assets.identity.tombstones import MARK
 from assets.intake.stage import take
 from assets.lake import audit, backup
 from assets.lake.backup import BackupError
-from assets.lake.keys import KeyFileError, Keyring, create_keys
+from assets.lake.keys import KeyFileError, create_keys
 from assets.lake.lake import DamagedTable, Lake
 from assets.privacy import recovery, rotation
 from assets.privacy.evidence import LedgerBehind
@@ -38,27 +38,18 @@ START = date(2024, 12, 30)
 SECOND = START + timedelta(1)
 
 
-@pytest.fixture(scope="module")
-def first_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test that asks for a `site` leaves a copy of it for the others."""
-    return tmp_path_factory.mktemp("first") / "site"
-
-
 @pytest.fixture
 def site(
-    lake: Lake, deliver: Callable[..., Path], small_export: Callable[..., Any], prompt_city: City, run_days: Any,
-    first_site: Path, tmp_path: Path,
+    once: Callable[..., None], lake: Lake, deliver: Callable[..., Path], small_export: Callable[..., Any],
+    prompt_city: City, run_days: Any,
 ) -> Lake:  # fmt: skip
     """A data root after its first day: three patients."""
-    if first_site.exists():
-        for name in ("data", "keys"):
-            shutil.rmtree(tmp_path / name, ignore_errors=True)
-            shutil.copytree(first_site / name, tmp_path / name, symlinks=True)
-        return Lake(tmp_path / "data", Keyring.load(tmp_path / "keys"))
-    deliver("klinik-nord", START, small_export(START, ["CANARY-anna", "CANARY-bert", "CANARY-cora"]))
-    run_days(lake, prompt_city, [START])
-    for name in ("data", "keys"):
-        shutil.copytree(tmp_path / name, first_site / name, symlinks=True)
+
+    def first_day() -> None:
+        deliver("klinik-nord", START, small_export(START, ["CANARY-anna", "CANARY-bert", "CANARY-cora"]))
+        run_days(lake, prompt_city, [START])
+
+    once(lake, first_day)
     return lake
 
 

@@ -266,6 +266,22 @@ def test_extreme_days_are_caught_not_raised(city: City):
     assert result.quarantined["cases"].column("rule").to_pylist() == ["cases.admitted_on_missing"]
 
 
+def test_gx_is_asked_about_tables_with_rows_only(city: City, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def agreeing(table: str, _frame: Any, declared: Any) -> dict[str, int]:
+        asked.append(table)
+        return {rule.id: 0 for rule in declared}
+
+    monkeypatch.setattr(module, "run_gx", agreeing)
+    given = tables()
+    for empty in ("diagnoses", "procedures"):
+        given[empty] = given[empty].slice(0, 0)
+    result = validate(given, city)
+    assert asked == ["cases", "persons"]
+    assert {r.table for r in result.rule_results} == set(TABLES), "what holds of no row is told all the same"
+
+
 def test_disagreement_and_gx_errors_fail_closed_without_values(city: City, monkeypatch: pytest.MonkeyPatch):
     broken = tables(cases=[{"care": CANARY}])
     monkeypatch.setattr(module, "run_gx", lambda table, frame, declared: {r.id: 0 for r in declared})
