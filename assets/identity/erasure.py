@@ -306,7 +306,10 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
-    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all that have one."""
+    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all that may have one.
+
+    Also where the newest came before, and only an older day runs again: what was said last of a case stands.
+    """
     with connect() as con:
         load(con, decisions=decisions)
         return con.execute(
@@ -314,7 +317,7 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
             newest AS (
               FROM decisions SEMI JOIN now USING (clinic, case_id)
               QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
-            SELECT clinic, case_id FROM newest WHERE NOT permitted AND arrival_day BETWEEN $first AND $last""",
+            SELECT clinic, case_id FROM newest WHERE NOT permitted""",
             {"first": days[0], "last": days[-1]},
         ).to_arrow_table()
 
@@ -370,7 +373,10 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     gone = _with_interrupted(lake, gone, standing)
     now = lake.read("consent_decisions", _DECIDED, days)
-    decisions = _decisions(lake, gone, now.filter(pc.invert(now.column("permitted"))))
+    # Where later days ran before, any case of this run may have been refused by then.
+    ahead = days[-1] < max(lake.days("consent_decisions"), default=days[-1])
+    asked = now if ahead else now.filter(pc.invert(now.column("permitted")))
+    decisions = _decisions(lake, gone, asked)
     theirs = _cases_of(decisions, gone)
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")
     stored = lake.read("cases", _STORED)
