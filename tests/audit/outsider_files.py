@@ -260,18 +260,14 @@ def _consent_csv(state: State, folder: Path, whole: bool) -> None:
     for document in (d for d in state.documents.values() if whole or d.id in state.touched["documents"]):
         style = _style(state.clinic, document.id)
         signed = document.declared.isoformat(timespec="minutes")
+        alone = style.random() < 0.5  # a withdrawal in a row of its own, which names neither signature nor codes
+        withdrawn = _german(style, document.withdrawn)
         for first, last in dict.fromkeys((f, t) for _, _, f, t in document.provisions):
             codes = " ".join(c for _, c, f, t in document.provisions if (f, t) == (first, last))
-            rows.append(
-                [
-                    document.patient,
-                    signed,
-                    codes,
-                    _german(style, first),
-                    _german(style, last),
-                    _german(style, document.withdrawn),
-                ]
-            )
+            period = [_german(style, first), _german(style, last)]
+            rows.append([document.patient, signed, codes, *period, "" if alone else withdrawn])
+        if alone and withdrawn:
+            rows.append([document.patient, "", "", "", "", withdrawn])
     if rows or whole:
         lines = [
             "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on",

@@ -261,14 +261,15 @@ def _consent_csv(folder: Path, found: Delivery) -> None:
         return
     found.consents = True
     for _, _, row in _rows(path):
-        signed, withdrawn = _local(row["signed_on"]), _day(row["withdrawn_on"])
-        said = [
-            Provision(True, c, _day(row["valid_from"]), _day(row["valid_to"]), signed)
-            for c in row["policy_codes"].split()
-        ]
-        if withdrawn:  # a denial without a time of day: the end of its day
-            said.append(Provision(False, "*", withdrawn, None, max(signed, datetime.combine(withdrawn, time.max))))
-        name = f"{row['patient_id']}:{signed}"  # rows of one signature are one document
+        withdrawn = _day(row["withdrawn_on"])
+        # A denial without a time of day: the end of its day.
+        denied = datetime.combine(withdrawn or date.min, time.max)
+        signed = _local(row["signed_on"]) if row["signed_on"] else denied
+        period = _day(row["valid_from"]), _day(row["valid_to"])
+        said = [Provision(True, code, *period, signed) for code in row["policy_codes"].split()]
+        if withdrawn:
+            said.append(Provision(False, "*", withdrawn, None, max(signed, denied)))
+        name = f"{row['patient_id']}:{row['signed_on']}"  # rows of one signature are one document
         before = found.documents[name].provisions if name in found.documents else ()
         found.documents[name] = Document(name, row["patient_id"], "active", signed, False, (*before, *said))
 

@@ -146,6 +146,8 @@ class World:
         else:
             born = date(1930, 1, 1) + timedelta(rng.randrange(27_000))
         number, linked = insured_number(rng), rng.random() < 0.7
+        if rng.random() < 0.05:  # a wrong check digit
+            number = number[:-1] + str((int(number[-1]) + 1) % 10)
         for clinic in rng.sample(CLINICS, rng.choice([1, 1, 2, 3])):
             state = self.states[clinic.key]
             patient = Patient(self._name(state, "patient"), born, rng.choice("mwmwmwmwdx"), rng.choice(POSTAL_CODES),
@@ -301,9 +303,14 @@ class World:
             chance, of_age = rng.random() / scale, birthday(patient.birth, 18)
             if chance < 0.03 and standing:
                 self._withdraw(state, rng.choice(standing), day)
+                if rng.random() < 0.2:  # and signs again on that day
+                    self._sign(state, patient, day)
             elif chance < 0.055:
                 self._sign(state, patient, day - timedelta(rng.choice([0, 0, 1, 3])))
-            elif chance < 0.065:
+            elif chance < 0.06:
+                self._withdraw(state, self._sign(state, patient, day), day)
+                self._sign(state, patient, day)
+            elif chance < 0.07:
                 self._sign(state, patient, day, rng.choice(["6", "78", "67"]))
             elif 0 <= (day - of_age).days <= 3 and rng.random() < 0.4:
                 self._sign(state, patient, min(day, of_age + timedelta(rng.choice([-1, 0, 1]))))

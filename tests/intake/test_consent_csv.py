@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import date, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from assets.contract.city import City
+from assets.consent.rule import standing
+from assets.contract.city import City, ConsentRule
+from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.connector import Export
 from assets.intake.read import read_exports
 
@@ -126,6 +129,14 @@ def test_a_withdrawal_before_the_signature_that_it_stands_beside_takes_that_sign
     rows, _ = read(";p1;2024-11-02;6 7 8;2024-11-02;;2023-12-01\n")
     (deny,) = (r for r in rows if r["decision"] == "deny")
     assert (deny["declared_at"].date(), deny["valid_from"]) == (date(2024, 11, 2), date(2023, 12, 1))
+
+
+def test_a_withdrawal_on_the_day_of_the_signature_counts_to_the_end_of_that_day(read):
+    """Else whoever signs at ten, withdraws and is entered once more at two would be let in by the order of entries."""
+    rows, _ = read(";p1;2024-11-02T10:00;6 7 8;2024-11-02;;2024-11-02\n;p1;2024-11-02T14:00;6 7 8;2024-11-02;;\n")
+    table = pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS)
+    rule = ConsentRule(decided_by="test", decided_on=None, note="")
+    assert standing(table, rule, DAY).column("ok").to_pylist() == [False]
 
 
 @pytest.mark.parametrize("padded", [" {} ", '" {}"', "\u00a0{}\u00a0", "{}\t"])
