@@ -301,7 +301,7 @@ class World:
             standing = [d for d in state.documents.values() if d.patient == patient.id and d.status == "active"
                         and not d.withdrawn and d.provisions[0][0] == "permit"]  # fmt: skip
             chance, of_age = rng.random() / scale, birthday(patient.birth, 18)
-            if chance < 0.03 and standing:
+            if chance < 0.04 and standing:
                 self._withdraw(state, rng.choice(standing), day)
                 if rng.random() < 0.2:  # and signs again on that day
                     self._sign(state, patient, day)
