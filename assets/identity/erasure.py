@@ -306,8 +306,11 @@ def _keep_record(lake: Lake, on: date, hashes: list[str], about: dict[str, Any])
 
 
 def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
-    """(clinic, case_id) of cases of this run whose newest version, of whatever day, is not permitted; `decisions`: of all that
-    have one. Not those that only lacked the consent which came late, with a version of before."""
+    """(clinic, case_id) of cases of this run whose newest version is not permitted; `decisions`: of all that may have one.
+
+    Also where the newest came before, and only an older day runs again: what was said last of a case stands. Not those
+    that only lacked the consent which came late, with a version of before.
+    """
     with connect() as con:
         load(con, decisions=decisions)
         return con.execute(
@@ -372,8 +375,9 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     gone = pa.concat_tables([gone, deleted.append_column("erased_before", pa.repeat(False, deleted.num_rows))])
     gone = _with_interrupted(lake, gone, standing)
     now = lake.read("consent_decisions", _DECIDED, days)
-    # What comes late may be permitted where a newer version was refused, as that of a case which is somebody else's by now.
-    asked = now if on > days[-1] else now.filter(pc.invert(now.column("permitted")))
+    # Where later days ran before, any case of this run may have been refused by then.
+    ahead = days[-1] < max(lake.days("consent_decisions"), default=days[-1])
+    asked = now if ahead else now.filter(pc.invert(now.column("permitted")))
     decisions = _decisions(lake, gone, asked)
     theirs = _cases_of(decisions, gone)
     keys = case_keys(pa.concat_tables([theirs, _refused_now(decisions, days)]), lake.keys).column("key")

@@ -13,7 +13,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from assets.contract.codes import CONSENT_CODE_SYSTEM
+from assets.contract.codes import CONSENT_CODE_SYSTEM, until_sql
 from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.connector import Export
 from assets.intake.dates import macros
@@ -73,7 +73,7 @@ WITH permits AS (
          'permit' AS decision, valid_from AS period_from, valid_to AS period_to, signed_on AS declared FROM rows),
 denies AS (
   SELECT *, '*' AS code, 'deny' AS decision, withdrawn_on AS period_from, CAST(NULL AS VARCHAR) AS period_to,
-         CASE WHEN moment(signed_on) > moment(withdrawn_on) THEN signed_on ELSE withdrawn_on END AS declared
+         CASE WHEN moment(signed_on) > {until_sql("moment(withdrawn_on)")} THEN signed_on ELSE withdrawn_on END AS declared
   FROM rows WHERE withdrawn_on IS NOT NULL)
 SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
   CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, moment(signed_on)) END

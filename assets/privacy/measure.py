@@ -124,20 +124,25 @@ def known_by(city: City, table: MeasuredTable, unit: Unit) -> date:
     return (city.known_on(last) if by_day else city.week_known_on(last)) + timedelta(table.extra_lag_days)
 
 
-def due(city: City, frozen: Collection[date], through: date, known: Collection[str]) -> list[Due]:
-    """Measurements whose days are all frozen, whose extra lag is over on `through`, and that are not in `known`.
+def due(
+    city: City, frozen: Collection[date], closed: Collection[date], through: date, known: Collection[str]
+) -> list[Due]:
+    """Measurements whose extra lag is over on `through`, that are not in `known`, and whose days are all `frozen`.
 
-    In the order in which they become due, so that daily runs and one backfill spend a budget in the same way.
+    Of a week, its late leaf and what is longer the days must be `closed`: their late cases are in as well. In the order in which
+    they become due, so that daily runs and one backfill spend a budget in the same way.
     """
-    days, windows = set(frozen), defaultdict[date, set[date]](set)
-    for day in days:
+    windows = defaultdict[date, set[date]](set)
+    for day in frozen:
         windows[city.window_start(day)].add(day)
+    complete = {True: set(frozen), False: set(closed).intersection(frozen)}
     found = []
     for table, own in ((table, own) for start, own in windows.items() for table in city.at(start).plan.tables):
         units = {Unit(city.unit_start(table.time, day)) for day in own}
         if table.time == "day":
             units |= {Unit(city.unit_start("week", day), late=True) for day in own}
         for unit in sorted(units):
+            days = complete[table.time == "day" and not unit.late]
             ripe = known_by(city, table, unit) <= through
             if ripe and days.issuperset(unit_days(table, unit)) and measurement_id(table, unit) not in known:
                 found.append((table, unit))

@@ -182,8 +182,11 @@ def closing_weeks(lake: Lake, city: City, through: date) -> list[date]:
 
 
 def missing_days(lake: Lake, city: City, through: date) -> list[date]:
-    """Arrival days that never ran and hold back an event day whose lag is over on `through`, ascending."""
-    behind = (arrival_days(city, day) for day in _open_days(lake, city, through))
+    """Arrival days that never ran and hold back an event day, or the late cases of its week, whose lag is over on `through`."""
+    behind = [arrival_days(city, day) for day in _open_days(lake, city, through)]
+    closed = set(lake.days("late_events"))
+    waiting = (day for day in lake.days("events") if day not in closed and city.week_known_on(day) <= through)
+    behind += [arrival_days_of_week(city, day) for day in waiting]
     return sorted(set().union(*behind) - set(recorded_days(lake)))
 
 
@@ -302,7 +305,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     def window_of(what: Due) -> date:
         return city.window_start(what[1].start)
 
-    wanted = due(city, lake.days("events"), through, ledger.committed().keys())
+    wanted = due(city, lake.days("events"), lake.days("late_events"), through, ledger.committed().keys())
     key = derive(lake.keys.pseudonym, "ledger", "snapshot")
     measured = sum(
         measure(*terms[start], ledger, list(mine), load, key, partial(kernel.count, engine))

@@ -60,7 +60,7 @@ def committed_year(city: City, events: pa.Table, left_out: pa.Table) -> tuple[li
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")
         frozen = [city.budget.epoch + timedelta(n) for n in range(WINDOW_DAYS)]
-        measure(city, plan, ledger, due(city, frozen, date.max, ()), load, b"audit")
+        measure(city, plan, ledger, due(city, frozen, frozen, date.max, ()), load, b"audit")
         (window,) = ledger.windows().values()
         problems = ledger.verify()
         assert not problems, problems

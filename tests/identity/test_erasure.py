@@ -907,6 +907,25 @@ def test_a_case_that_was_moved_to_somebody_else_stays_when_the_former_patient_go
     verify_cases(lake)
 
 
+@pytest.mark.parametrize("whose, until", [("q", START), ("p", START + timedelta(9))], ids=["another's", "too long"])
+def test_a_case_that_is_refused_does_not_come_back_when_an_older_day_runs_again(run: Run, lake: Lake, deliver: Callable[..., Path], whose: str, until: date):  # fmt: skip
+    """It is somebody's now who permitted nothing, or lasts longer than it may be collected."""
+    consents = [
+        fhir_consent("p"),
+        fhir_consent("p", kind="deny", on="2024-02-02", start=str(START + timedelta(5)), ident="no-more"),
+    ]
+    consents[1]["provision"]["provision"] = consents[1]["provision"]["provision"][:1]
+    both = {"Patient.ndjson": [person("p"), person("q")], "Consent.ndjson": consents}
+    deliver("klinik-nord", START, both | {"Encounter.ndjson": [stay("c1", "p")]})
+    run(0)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 1
+    newer = stay("c1", whose) | {"period": {"start": str(START), "end": str(until)}}
+    deliver("klinik-nord", START + timedelta(1), both | {"Encounter.ndjson": [newer]})
+    for day in (1, 0):
+        run(day)
+        assert not lake.read("cases", PSEUDONYMISED_CASES).num_rows
+
+
 def test_a_case_that_was_moved_counts_neither_for_the_former_patient_nor_beside_the_new_ones(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
     """It was decided by the room that the former patient's other cases left."""
     consents = [fhir_consent("p"), fhir_consent("q")]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from assets.contract.city import City
+from assets.consent.rule import standing
+from assets.contract.city import City, ConsentRule
+from assets.contract.schemas import CONSENT_PROVISIONS
 from assets.intake.connector import Export, landed, pull
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -140,6 +143,14 @@ def test_a_row_that_names_a_case_is_the_patients_whose_it_was_then(lake: Lake, c
     tables, _ = read_exports(landed(lake, city, days), city)
     said = {(r["patient_id"], r["code"][-1], r["source_line"]) for r in tables["consent_provisions"].to_pylist()}
     assert said == {("p1", "6", 2), ("p1", "7", 2), ("p1", "8", 2), ("p1", "6", 3), ("p2", "7", 2)}
+
+
+def test_a_withdrawal_on_the_day_of_the_signature_counts_to_the_end_of_that_day(read):
+    """Else whoever signs at ten, withdraws and is entered once more at two would be let in by the order of entries."""
+    rows, _ = read(";p1;2024-11-02T10:00;6 7 8;2024-11-02;;2024-11-02\n;p1;2024-11-02T14:00;6 7 8;2024-11-02;;\n")
+    table = pa.Table.from_pylist(rows, schema=CONSENT_PROVISIONS)
+    rule = ConsentRule(decided_by="test", decided_on=None, note="")
+    assert standing(table, rule, DAY).column("ok").to_pylist() == [False]
 
 
 @pytest.mark.parametrize("padded", [" {} ", '" {}"', "\u00a0{}\u00a0", "{}\t"])

@@ -119,7 +119,7 @@ def work(folder: Path, small: tuple[City, PricedPlan], step: Steps, too_early: b
             patch.setattr(Ledger, "commit", publish_and_commit)
         ledger = Ledger(location)
         days = [city.budget.epoch + timedelta(n) for n in range(7)]
-        wanted = measuring.due(city, days, days[-1] + timedelta(9), ledger.committed().keys())
+        wanted = measuring.due(city, days, days, days[-1] + timedelta(9), ledger.committed().keys())
         measuring.measure(city, plan, ledger, wanted, lambda table, start: None, b"k")
         if not too_early:
             publish({m: c.values for m, c in ledger.committed().items()})

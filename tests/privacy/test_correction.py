@@ -245,7 +245,8 @@ def noise(city: City) -> Callable[[int], dict[str, Committed]]:
 
     def make(days: int) -> dict[str, Committed]:
         measured = {}
-        for table, unit in due(city, [city.budget.epoch + timedelta(n) for n in range(days)], FAR, ()):
+        frozen = [city.budget.epoch + timedelta(n) for n in range(days)]
+        for table, unit in due(city, frozen, frozen, FAR, ()):
             spread: Noise = next(p.noise for p in plan.tables if p.table.name == table.name)
             about = {"unit_start": unit.start.isoformat(), "table": table.name, **spread.parameters}
             measured[measurement_id(table, unit)] = Committed("w", 0, about, values(table, spread))

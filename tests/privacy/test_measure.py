@@ -75,10 +75,10 @@ def first_days(city: City, n: int) -> list[date]:
 
 def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: Ledger, load: Load):
     plan, days = price(city), first_days(city, 364)
-    wanted = measuring.due(city, days, LATER, ())
+    wanted = measuring.due(city, days, days, LATER, ())
     measuring.measure(city, plan, ledger, wanted, load, b"k")
     assert spent(ledger) == [plan.spent_units]
-    assert measuring.due(city, days, LATER, ledger.committed().keys()) == []
+    assert measuring.due(city, days, days, LATER, ledger.committed().keys()) == []
     result = estimates(city, ledger.committed())
     assert set(result.column("status").to_pylist()) == {"final"}
     frame = result.to_pandas().query("dimensions not in ['patients_at_cap', 'area+standard_age']")
@@ -92,7 +92,7 @@ def test_a_year_charges_exactly_the_plan_and_is_drawn_once(city: City, ledger: L
 @pytest.mark.parametrize("through", [9, 30, 37, 60, 200, 366, 380, 394])
 def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledger, load: Load, through: int):
     plan, days = price(city), first_days(city, min(through - 2, 364))
-    wanted = measuring.due(city, days, city.budget.epoch + timedelta(through), ())
+    wanted = measuring.due(city, days, days, city.budget.epoch + timedelta(through), ())
     measuring.measure(city, plan, ledger, wanted, load, b"k")
     frame = estimates(city, ledger.committed()).to_pandas()
     frame = frame[~frame["dimensions"].isin(["patients_at_cap", "area+standard_age"])].copy()
@@ -114,7 +114,7 @@ def test_whatever_is_published_adds_up_at_every_moment(city: City, ledger: Ledge
 
 def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger: Ledger, load: Load):
     plan, days = price(city), first_days(city, 364)
-    measuring.measure(city, plan, ledger, measuring.due(city, days, days[-1] + timedelta(3), ()), load, b"k")
+    measuring.measure(city, plan, ledger, measuring.due(city, days, days, days[-1] + timedelta(3), ()), load, b"k")
     waiting = estimates(city, ledger.committed())
     of_cases = waiting.filter(pc.not_equal(waiting.column("dimensions"), "patients_at_cap"))
     assert set(of_cases.column("status").to_pylist()) == {"provisional"}
@@ -124,7 +124,7 @@ def test_estimates_are_final_only_when_nothing_can_move_them(city: City, ledger:
 def test_a_crash_after_reserving_spends_nothing_twice(
     city: City, ledger: Ledger, load: Load, step: str, monkeypatch: pytest.MonkeyPatch
 ):
-    plan, wanted = price(city), measuring.due(city, first_days(city, 28), LATER, ())
+    plan, wanted = price(city), measuring.due(city, first_days(city, 28), first_days(city, 28), LATER, ())
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -140,10 +140,17 @@ def test_a_crash_after_reserving_spends_nothing_twice(
 
 
 def test_a_share_cannot_change_inside_a_window(city: City, ledger: Ledger, load: Load):
-    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 56), LATER, ()), load, b"k")
+    measuring.measure(
+        city,
+        price(city),
+        ledger,
+        measuring.due(city, first_days(city, 56), first_days(city, 56), LATER, ()),
+        load,
+        b"k",
+    )
     tables = tuple(t.model_copy(update={"share": 0.01}) if t.name == "day" else t for t in city.plan.tables)
     other = city.model_copy(update={"plan": city.plan.model_copy(update={"tables": tables})})
-    wanted = measuring.due(other, first_days(city, 60), LATER, ledger.committed().keys())
+    wanted = measuring.due(other, first_days(city, 60), first_days(city, 60), LATER, ledger.committed().keys())
     with pytest.raises(measuring.PlanChanged, match="day"):
         measuring.measure(other, price(other), ledger, wanted, load, b"k")
 
@@ -155,7 +162,14 @@ def test_no_table_of_a_plan_comes_goes_or_changes_its_share_inside_a_window(city
         other = city.model_copy(update={"plan": city.plan.model_copy(update={"acceptance": (), **changes})})
         measuring.require_agreed(other, {city.budget.epoch: Terms(other, price(other))}, ledger)
 
-    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 28), LATER, ()), load, b"k")
+    measuring.measure(
+        city,
+        price(city),
+        ledger,
+        measuring.due(city, first_days(city, 28), first_days(city, 28), LATER, ()),
+        load,
+        b"k",
+    )
     assert "window_outcome" not in {c.parameters["table"] for c in ledger.committed().values()}
     require()
     day, *others = city.plan.tables
@@ -179,16 +193,23 @@ def test_a_used_up_budget_pauses_the_series_and_borrows_nothing(city: City, ledg
     days = first_days(city, 364 + 35)
     small = replace(price(city), budget_units=price(city).spent_units // 2)
     measuring.measure(
-        city, small, ledger, measuring.due(city, days[:40], city.budget.epoch + timedelta(43), ()), load, b"k"
+        city,
+        small,
+        ledger,
+        measuring.due(city, days[:40], days[:40], city.budget.epoch + timedelta(43), ()),
+        load,
+        b"k",
     )
     before = ledger.committed()
-    measuring.measure(city, small, ledger, measuring.due(city, days, LATER, before.keys()), load, b"k")
+    measuring.measure(city, small, ledger, measuring.due(city, days, days, LATER, before.keys()), load, b"k")
     first, second = ledger.windows().values()
     assert first.paused and first.planned_units + first.set_aside_units <= first.cap_units == small.budget_units
     committed = ledger.committed()
     assert before.items() <= committed.items() and ledger.verify() == []
     assert (
-        measuring.measure(city, small, ledger, measuring.due(city, days[:364], LATER, committed.keys()), load, b"k")
+        measuring.measure(
+            city, small, ledger, measuring.due(city, days[:364], days[:364], LATER, committed.keys()), load, b"k"
+        )
         == 0
     )
     scopes = [scope for scope, window in ledger.windows().items() if window.paused]
@@ -205,7 +226,14 @@ def test_a_ledger_does_not_tell_which_units_of_time_are_empty(city: City, ledger
     def nobody(table: MeasuredTable, unit: Unit) -> pa.Table:
         return load(table, unit).slice(0, 0)
 
-    measuring.measure(city, price(city), ledger, measuring.due(city, first_days(city, 28), LATER, ()), nobody, b"k")
+    measuring.measure(
+        city,
+        price(city),
+        ledger,
+        measuring.due(city, first_days(city, 28), first_days(city, 28), LATER, ()),
+        nobody,
+        b"k",
+    )
     with ledger.store.read() as execute:
         digests = [row[0] for row in execute("SELECT snapshot FROM entries WHERE kind = 'reserve'")]
     assert len(digests) == len(set(digests)) > 28

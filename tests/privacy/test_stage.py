@@ -293,6 +293,20 @@ def test_a_run_says_how_many_cases_came_late_by_clinic(
     assert [r["too_late"] for r in (first, second, third)] == [{}, {}, {"klinik-nord": 1}]
 
 
+def test_a_day_that_never_ran_holds_back_the_week_whose_late_cases_it_may_bring(
+    patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """The week from 6 January closes on day 19. Else it would be measured without them, for good."""
+    lake, rows = new_lake("held back"), case_table([make_case("a", "on time", 7), make_case("b", "late", 7, 10)])
+    run(lake, patient_city, rows, 0, 16)
+    assert run(lake, patient_city, rows, 18, 21)["missing_days"] == [arrival(17)]
+    measured = Ledger(lake.ledger_path).committed()
+    assert "day:2025-01-06:1" in measured and not {"day:2025-01-06+late:1", "week_area:2025-01-06:1"} & measured.keys()
+    assert run(lake, patient_city, rows, 17, 17)["missing_days"] == []
+    run(lake, patient_city, rows, 22, 22)
+    assert exact(lake, "day:2025-01-06+late:1") == 1 and exact(lake, "week_area:2025-01-06:1") == 2
+
+
 def test_late_cases_are_bounded_in_order_of_arrival(
     patient_city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None
 ):

@@ -57,7 +57,7 @@ def noisy(city: City) -> Noisy:
     def make(days: int) -> dict[str, Committed]:
         measured = {}
         frozen = [EPOCH + timedelta(n) for n in range(days)]
-        for table, unit in due(city, frozen, EPOCH + timedelta(9999), ()):
+        for table, unit in due(city, frozen, frozen, EPOCH + timedelta(9999), ()):
             drawn = next(p.noise for p in plan.tables if p.table.name == table.name)
             cells = 2 * int(np.prod([len(city.categories(d)) for d in table.axes], dtype=int))
             values = np.rint(rng.normal(0, drawn.variance**0.5, cells)).astype(int).tolist()

@@ -1,0 +1,35 @@
+"""Faults planted into the pipeline on purpose: a comparison that does not notice them is worth nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from assets.consent import rule
+from assets.intake import fhir, fhir_load
+from assets.intake.landing import Erased
+
+
+def planted() -> Iterator[tuple[str, str, Any]]:
+    """Faults: what is wrong then, and what of the pipeline is replaced by what."""
+    open_denial, unread = "coalesce(valid_to, DATE '9999-12-31')", "try_cast(r.meta.lastUpdated AS TIMESTAMPTZ)"
+    columns, macros = fhir_load._columns, fhir._macros
+    yield (
+        "a denial without end lasts a day",
+        "assets.consent.rule._DENIES",
+        rule._DENIES.replace(open_denial, "coalesce(valid_to, valid_from)"),
+    )
+    yield "days are those of UTC", "assets.intake.fhir._macros", lambda _zone: macros("UTC")
+    yield (
+        "the newest version is not known",
+        "assets.intake.fhir_load._columns",
+        (lambda kind, of: columns(kind, of).replace(unread, "CAST(NULL AS TIMESTAMPTZ)")),
+    )
+    yield "raw copies stay", "assets.identity.erasure.erase_patients", lambda *_: Erased()
+    yield (
+        "caps let everything through",
+        "assets.privacy.bounding._fits",
+        lambda _days, new, _limits: np.ones(len(new), dtype=bool),
+    )
