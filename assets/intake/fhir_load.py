@@ -130,7 +130,7 @@ def _begins_with_bundle(path: Path) -> bool:
 
 
 def is_document(path: Path) -> bool:
-    """Whether a file is one JSON document."""
+    """Whether a file is one JSON document, as a Bundle in a file of its own is."""
     return path.name.lower().removesuffix(".gz").endswith(".json")
 
 
@@ -315,7 +315,7 @@ class Loader:
         )
 
     def _load_bundles(self) -> None:
-        """Take Bundles apart: files that are one, files with one on each line, and the deletions of a bulk export, which come so."""
+        """Take Bundles apart: a file that is one, a file with one on each line, and the deletions of a bulk export, which come the same way."""
         for number, (_, path, kind) in enumerate(self._files):
             if kind == BUNDLE and is_document(path):
                 self._take_apart(number, path)

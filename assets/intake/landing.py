@@ -29,7 +29,7 @@ import pyarrow as pa
 from assets.intake.bundles import NotTakenApart, put_together, take_apart, without_others
 from assets.intake.connector import MANIFEST, Export, may_be_read
 from assets.intake.delimited import BLANKS, header_of
-from assets.intake.fhir_load import MAX_BUNDLE_BYTES
+from assets.intake.fhir_load import MAX_BUNDLE_BYTES, is_document
 from assets.intake.findings import RejectedExport
 from assets.intake.lines import MAX_LINE_BYTES, allowed_bytes, read_text
 from assets.intake.needles import Sieve, line_bounds
@@ -135,17 +135,12 @@ def _is_table(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
-def _is_document(path: Path) -> bool:
-    """Whether a file is one JSON document, as Bundles are."""
-    return path.name.lower().removesuffix(".gz").endswith(".json")
-
-
 def _batches(path: Path) -> Iterator[tuple[bytes, bool]]:
     """Whole lines, some megabytes at a time; whether the last one is endless, of which only the beginning is there.
 
     A document is one line. `EOFError` where a file unpacks to more than any reader takes.
     """
-    if _is_document(path):
+    if is_document(path):
         text = read_text(path, MAX_BUNDLE_BYTES)
         if text is None:
             raise EOFError
@@ -281,7 +276,7 @@ def _search(
             for content, endless in _batches(path):
                 # Blank lines by the million would each become an object, where the sieve holds nothing back.
                 looked_at = [] if content.isspace() else sieve.lines(content, _is_table(path))
-                if looked_at and _is_document(path):
+                if looked_at and is_document(path):
                     take_apart(content.decode())
                     looked_at = [(0, content)]
                 # To count the lines of what is small and holds nothing costs more than to search it.
@@ -295,9 +290,9 @@ def _search(
                 if size >= BATCH_BYTES:
                     flush()
         except (OSError, EOFError, zlib.error, RejectedExport, NotTakenApart):
-            broken += [path] if not _is_document(path) or _may_hold(path, set(ids)) else []
+            broken += [path] if not is_document(path) or _may_hold(path, set(ids)) else []
     flush()
-    broken += [path for path, lines in hits.items() if _is_document(path) and b"" in lines.values()]
+    broken += [path for path, lines in hits.items() if is_document(path) and b"" in lines.values()]
     return {path: lines for path, lines in hits.items() if lines and path not in broken}, broken
 
 
@@ -311,7 +306,7 @@ def _without(path: Path, gone: dict[int, bytes]) -> None:
             with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
                     bounds = (
-                        np.array([0, len(content)]) if _is_document(path) else line_bounds(content, _is_table(path))
+                        np.array([0, len(content)]) if is_document(path) else line_bounds(content, _is_table(path))
                     )
                     at, following = 0, first + len(bounds) - 1
                     for n in numbers[(numbers >= first) & (numbers < following)].tolist():
@@ -381,7 +376,7 @@ def erase_patients(
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
     # Files that name patients go last: after a crash they still tell which cases are whose.
     for path, lines in sorted(
-        hits.items(), key=lambda hit: _is_document(hit[0]) or hit[0].name.lower().startswith(_NAMING)
+        hits.items(), key=lambda hit: is_document(hit[0]) or hit[0].name.lower().startswith(_NAMING)
     ):
         _without(path, lines)
         changed[path.parent][path.name] = len(lines)
