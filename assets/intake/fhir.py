@@ -31,7 +31,8 @@ def _macros(time_zone: str) -> str:
 
     They run on every line, so a cheap test stands before what is dear. A reference to another type, to what is
     contained in the line itself (`#`) or to whatever a search finds (`?`) names nobody: ids repeat between them.
-    `icd_of`: the first code that may stand alone, not its manifestation (`*`) or addition (`!`). `home`: neither a
+    `icd_of`: the first code that may stand alone, not its manifestation (`*`) or addition (`!`). `coded_in`: of that
+    code system, or one of the codes `unnamed` without any, as test data of the MII have them. `home`: neither a
     former address nor a post box; postal codes of other countries repeat ours. `misplaced`: one of the consent's codes
     under another code system, where it means something else or nothing.
     """
@@ -63,8 +64,10 @@ def _macros(time_zone: str) -> str:
         AND a.use IS DISTINCT FROM 'old' AND a.type IS DISTINCT FROM 'postal')[1];
     CREATE MACRO german_code(a) AS CASE WHEN a.country IS NULL
         OR upper(trim(a.country)) IN ('DE', 'DEU', 'D', '276', 'DEUTSCHLAND', 'GERMANY') THEN a.postalCode END;
-    CREATE MACRO coded_in(concepts, sys) AS coded(CASE WHEN len(concepts) = 1 THEN concepts[1].coding
-        ELSE flatten(list_transform(concepts, lambda t: t.coding)) END, sys);
+    CREATE MACRO codings(concepts) AS CASE WHEN len(concepts) = 1 THEN concepts[1].coding
+        ELSE flatten(list_transform(concepts, lambda t: t.coding)) END;
+    CREATE MACRO coded_in(concepts, sys, unnamed) AS coalesce(coded(codings(concepts), sys),
+        list_filter(codings(concepts), lambda c: c.system IS NULL AND c.code IN unnamed)[1].code);
     CREATE MACRO sub_code(extensions, outer_url, inner_url) AS CASE WHEN len(extensions) > 0 THEN
         list_filter(list_filter(extensions, lambda e: e.url LIKE outer_url)[1].extension,
                     lambda e: e.url = inner_url)[1].valueCoding.code END;
@@ -94,10 +97,12 @@ FIELDS: Final = {
        ELSE CASE WHEN r.gender IS NULL THEN 'other' END END AS sex,
   german_code(home(r.address)) AS postal_code, local_day(r.deceasedDateTime) AS deceased_on,
   list_contains(list_transform(r.link, lambda l: l.type), 'replaced-by') AS replaced""",
-    "Encounter": """
+    "Encounter": f"""
   CASE WHEN r.partOf IS NOT NULL THEN coalesce(ref_id(r.partOf.reference, 'Encounter'), '#') END AS parent,
   ref_id(r.subject.reference, 'Patient') AS patient_id, r.status AS fhir_status,
-  CASE r.class.code WHEN 'I' THEN 'IMP' WHEN 'E' THEN 'EMER' ELSE r.class.code END AS class_code, coded_in(r.type, '%Kontaktebene') AS level, coded_in(r.type, '%kontaktart-de') AS contact_kind,
+  CASE r.class.code WHEN 'I' THEN 'IMP' WHEN 'E' THEN 'EMER' ELSE r.class.code END AS class_code,
+  coded_in(r.type, '%Kontaktebene', ('einrichtungskontakt', 'abteilungskontakt', 'versorgungsstellenkontakt')) AS level,
+  coded_in(r.type, '%kontaktart-de', {CONTACT_KINDS_UNCOUNTED}) AS contact_kind,
   upper(coalesce(coded(r.hospitalization.admitSource.coding, '%Aufnahmeanlass'),
     list_filter(r.hospitalization.admitSource.coding, lambda c: c.system IS NULL)[1].code)) AS admission_cause,
   sub_code(r.extension, '%Aufnahmegrund', 'ErsteUndZweiteStelle')

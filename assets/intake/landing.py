@@ -305,9 +305,7 @@ def _without(path: Path, gone: dict[int, bytes]) -> None:
             packed = path.name.lower().endswith(".gz")
             with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else contextlib.nullcontext(raw) as out:
                 for content, _ in _batches(path):
-                    bounds = (
-                        np.array([0, len(content)]) if is_document(path) else line_bounds(content, _is_table(path))
-                    )
+                    bounds = np.array([0, len(content)]) if is_document(path) else line_bounds(content, _is_table(path))
                     at, following = 0, first + len(bounds) - 1
                     for n in numbers[(numbers >= first) & (numbers < following)].tolist():
                         out.write(memoryview(content)[at : bounds[n - first]])

@@ -435,6 +435,13 @@ def test_a_class_that_hl7_does_not_know_is_not_guessed(read: Callable, of_class:
     assert read(PATIENT, ENCOUNTER | {"class": of_class})["cases"].column("care").to_pylist() == [care]
 
 
+@pytest.mark.parametrize("code", ["abteilungskontakt", "versorgungsstellenkontakt"])
+def test_a_contact_below_a_case_is_no_case_though_its_level_names_no_system(read: Callable, code: str):
+    """Public test data of the MII write the level so; this one lost what it is part of."""
+    ward = ENCOUNTER | {"id": "w", "type": [{"coding": [{"code": code}]}]}
+    assert read(PATIENT, ENCOUNTER, ward)["cases"].column("case_id").to_pylist() == ["e"]
+
+
 def test_contacts_whose_case_is_elsewhere_are_told_once(read: Callable):
     ward = {"type": [{"coding": [{"system": "http://fhir.de/CodeSystem/Kontaktebene", "code": "abteilungskontakt"}]}]}
     of_case, of_other = {"partOf": {"reference": "Encounter/e"}}, {"partOf": {"reference": "Encounter/other"}}
