@@ -27,7 +27,7 @@ from assets.lake.engine import connect
 from assets.lake.lake import Lake, Mask
 
 RECORD: Final = "consent_judged"
-"""The last run after which every stored case and patient had been judged: evaluation day, rule, number of provisions."""
+"""Evaluation day, rule and number of provisions of the last run after which everybody had been judged."""
 TOLD_BY: Final = only(
     CONSENT_PROVISIONS, "clinic", "arrival_day", "patient_id", "consent_id", "declared_at", "valid_from", "valid_to"
 )
@@ -97,8 +97,8 @@ def to_judge(
 
 
 def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
-    """Mask of `register` (clinic, patient_id, consent_id): rows of `patients` (clinic, patient_id), and of every document
-    that names one of them."""
+    """Mask of `register` (clinic, patient_id, consent_id): rows of `patients` (clinic, patient_id), and of every
+    document that names one of them."""
     with connect() as con:
         ids = register.select(["clinic", "patient_id", "consent_id"])
         con.register("ids", ids.append_column("n", pa.array(np.arange(register.num_rows))))
@@ -113,6 +113,6 @@ def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
 
 
 def remember(lake: Lake, city: City, on: date, provisions: int, full: pa.Table) -> None:
-    """Record that everybody has been judged on the day `on` and erased where due; `provisions`: rows of the register."""
+    """Record that everybody is judged as of the day `on`, and erased where due; `provisions`: rows of the register."""
     record: dict[str, Any] = {"day": on.isoformat(), "rule": _version(city), "provisions": provisions}
     lake.write_record(RECORD, record | {"full": _full_of(full)})

@@ -23,9 +23,9 @@ MAJORITY: Final = pa.schema(
         ("of_age_by", pa.timestamp("us")),
     ]
 )
-"""`of_age_from`: earliest possible birthday; `of_age_by`: last moment before the latest possible one, in the city's local time.
+"""`of_age_from`: earliest possible birthday; `of_age_by`: last moment before the latest possible one, in local time.
 
-A document with a day and no time counts as declared when that day begins, so one signed on the birthday is the person's own.
+A document with a day and no time counts as declared when that day begins: signed on the birthday, it is the person's.
 """
 
 # A person without a year of birth: the age that a case states bounds it.
@@ -39,7 +39,7 @@ WITH born AS (
       ELSE make_date(p.birth_year, 12, 31) END AS last
   FROM persons p WHERE p.birth_year IS NOT NULL
   UNION ALL
-  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER) + 1) AS DATE),
+  SELECT c.clinic, c.arrival_day, c.patient_id, CAST(c.admitted_on - to_years(c.age_years::INTEGER + 1) AS DATE),
     CAST(c.admitted_on - to_years(CAST(c.age_years AS INTEGER)) AS DATE)
   FROM cases c ANTI JOIN (FROM persons WHERE birth_year IS NOT NULL) p USING (clinic, arrival_day, patient_id)
   WHERE c.age_years IS NOT NULL AND c.admitted_on IS NOT NULL)
@@ -58,8 +58,8 @@ def coming_of_age(persons: pa.Table, cases: pa.Table, register: pa.Table, age: i
 
 
 def known(delivered: pa.Table) -> pa.Table:
-    """One row for each patient of `delivered` (`MAJORITY`): of the newest day, so that a corrected birth date counts, and
-    the widest span where that day contradicts itself."""
+    """One row for each patient of `delivered` (`MAJORITY`): of the newest day, so that a corrected birth date counts,
+    and the widest span where that day contradicts itself."""
     with connect() as con:
         load(con, delivered=delivered)
         return con.execute(

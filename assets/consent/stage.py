@@ -69,12 +69,12 @@ def documents_of(lake: Lake, patients: pa.Table) -> pa.Table:
 
 
 def register_of(lake: Lake, patients: pa.Table, live: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """`documents_of`, plus the tombstones of patients among them or `live` who were erased before; and these patients."""
+    """`documents_of`, plus the tombstones of those among them or `live` who were erased before; and these patients."""
     return recognise(lake.read(TOMBSTONES, CONSENT_PROVISIONS), documents_of(lake, patients), live, lake.keys)
 
 
 def judged_now(lake: Lake, city: City, days: Sequence[date]) -> pa.Table | None:
-    """(clinic, patient_id) whose answer may change in a run of `days`, apart from those it delivers; None: everybody."""
+    """(clinic, patient_id) whose answer a run of `days` may change, besides those it delivers; None: everybody."""
     register, tombstones = lake.read(REGISTER, TOLD_BY), lake.read(TOMBSTONES, TOLD_BY)
     day, full = evaluation_day(lake, days), full_exports(lake, city)
     return to_judge(lake, city, days, day, register, tombstones, full, majority(lake, city))
@@ -114,8 +114,8 @@ def _judge(
 
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
-    """`provisions` with a patient for those that name none: that of the deleted document's earlier versions, or of the case
-    that a row of `consent.csv` names and an earlier delivery held. A row of an unknown case is dropped."""
+    """`provisions` with a patient for those that name none: that of the deleted document's earlier versions, or of the
+    case that a row of `consent.csv` names and an earlier delivery held. A row of an unknown case is dropped."""
     nameless = provisions.filter(pc.is_null(provisions.column("patient_id"))).column("consent_id").unique()
     if not len(nameless):
         return provisions
@@ -143,8 +143,8 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
 
 
 def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Table) -> pa.Table:
-    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: lines of a
-    rejected export, or of an export of changes, which may bring a diagnosis without its patient."""
+    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: lines
+    of a rejected export, or of an export of changes, which may bring a diagnosis without its patient."""
     if not lake.rows(TOMBSTONES):
         return PATIENTS.empty_table()
     rejected = findings.filter(pc.equal(findings.column("severity"), "rejected")).column("export_id").to_pylist()

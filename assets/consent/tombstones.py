@@ -99,8 +99,8 @@ def recognise(tombstones: pa.Table, register: pa.Table, live: pa.Table, keys: Ke
     """`register` plus the tombstones of patients who are delivered again, and (clinic, patient_id) of these patients.
 
     `live`: (clinic, patient_id) of everybody whom the clinics delivered in this run. A tombstone of a document that is
-    delivered again gets the document's id back, in memory only: by now the document may be somebody else's, for whom its
-    revocation counts too.
+    delivered again gets the document's id back, in memory only: by now the document may be somebody else's, for whom
+    its revocation counts too.
     """
     names = ["clinic", "patient_id"]
     if not tombstones.num_rows:

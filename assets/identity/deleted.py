@@ -1,4 +1,4 @@
-"""Cases that a clinic deleted in its own system: they leave the tables, and reading a day again does not bring them back.
+"""Cases that a clinic deleted in its own system: they leave the tables, and a day that is read again brings none back.
 
 Not here: patients who withdrew (`erasure`), deletions within one run (the reader leaves them out).
 """

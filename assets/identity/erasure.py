@@ -131,8 +131,8 @@ def no_longer_permitted(lake: Lake, city: City, days: Sequence[date], stored: pa
 
 
 def _newest_before(stored: pa.Table, patients: pa.Table, days: Sequence[date]) -> pa.Table:
-    """`CASES` under pseudonyms: the newest version of each `stored` case, where it is one of `patients` (clinic, id, key)
-    and did not come on `days`; `patient_id`: the patient's id."""
+    """`CASES` under pseudonyms: the newest version of each `stored` case, where it is one of `patients` (clinic, id,
+    key) and did not come on `days`; `patient_id`: the patient's id."""
     theirs = stored.column("case_key").filter(
         pc.is_in(stored.column("patient_key"), patients.column("key").combine_chunks())
     )
@@ -199,7 +199,7 @@ def _erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases
     counters = [BOUNDING_DECISIONS.empty_table()]
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
-        # Counters from before a link was known become the person's, who may remain at another clinic; then the link goes.
+        # Counters from before a link was known become the person's, who may live on elsewhere; then the link goes.
         retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
         if not retired.equals(bounding):
             lake.write_days("bounding", held, retired, "decided_on")
@@ -229,10 +229,10 @@ def _of(rows: pa.Table, patients: pa.Table, cases: pa.Table) -> pa.Array:
 
 
 def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Sequence[date]) -> pa.Array:
-    """Whose raw lines may lie in earlier deliveries: everybody's but of those who were erased and have not come back since.
+    """Whose raw lines may lie in earlier deliveries: everybody's but of those erased who have not come back since.
 
-    Whoever signed again after a withdrawal was kept until now, with documents and decisions of earlier days. So were the
-    former patient's versions of a case that has just become theirs.
+    Whoever signed again after a withdrawal was kept until now, with documents and decisions of earlier days. So were
+    the former patient's versions of a case that has just become theirs.
     """
     now = pa.array(days, pa.date32())
     kept, decided = (
@@ -325,7 +325,7 @@ def _refused_now(decisions: pa.Table, days: Sequence[date]) -> pa.Table:
 
 
 def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
-    """`_DECIDED` of all versions of `cases`, and of every case that was ever of one of `patients` (clinic, patient_id)."""
+    """`_DECIDED` of all versions of `cases` and of every case that was ever of `patients` (clinic, patient_id)."""
     ids = _ids(lake, "consent_decisions", CONSENT_DECISIONS)
     theirs = ids.filter(among(ids, patients.select(PATIENTS.names))).select(["clinic", "case_id"])
     of_cases = pa.concat_tables([theirs, cases.select(theirs.column_names)])

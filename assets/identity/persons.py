@@ -1,10 +1,11 @@
 """Who a person is: the patient of a clinic, until an insured number links them to one person over all clinics.
 
-Bounding, patients at their cap, erasure and a patient's report all ask here, so that their answers cannot differ. A link
-is learnt from a patient's first valid number and never changes, even if a day runs again or comes late with another number;
-of several in one run the first by arrival day counts, then by pseudonym. Rows stored before a link was known are not
-rewritten: they become the person's when they are read. Links of an erased patient are sealed, readable only with the
-patient's pseudonym, so that whoever comes again is the same person. Not here: counters of the erased (`tombstones`).
+Bounding, patients at their cap, erasure and a patient's report all ask here, so that their answers cannot differ. A
+link is learnt from a patient's first valid number and never changes, even if a day runs again or comes late with
+another number; of several in one run the first by arrival day counts, then by pseudonym. Rows stored before a link was
+known are not rewritten: they become the person's when they are read. Links of an erased patient are sealed, readable
+only with the patient's pseudonym, so that whoever comes again is the same person. Not here: counters of the erased
+(`tombstones`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Tabl
 
 
 def pseudonyms_of_person(lake: Lake, patient: pa.Array) -> pa.Array:
-    """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, in any clinic: the patient's own,
-    the person that a link names, sealed or not, and every patient linked to that person."""
+    """All pseudonyms under which the person of `patient` (pseudonym) may have been counted, in any clinic: the
+    patient's own, the person that a link names, sealed or not, and every patient linked to that person."""
     with connect() as con:
         load(con, known=links_with(lake, lambda: patient), asked=pa.table({"patient_key": patient}))
         query = f"SELECT person_key FROM known SEMI JOIN asked USING (patient_key) {THAT_COUNTS}"

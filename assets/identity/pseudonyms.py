@@ -1,7 +1,8 @@
 """Keyed pseudonyms: HMAC-SHA-256 under a subkey for each purpose (RFC 2104, RFC 5869).
 
-Each clinic has its own subkeys for patients and for cases, so the same id in two clinics, or as a case and as a patient,
-gives pseudonyms that cannot be linked. Not here: who is one person (`persons`), what else a row holds (`pseudonymise`).
+Each clinic has its own subkeys for patients and for cases, so the same id in two clinics, or as a case and as a
+patient, gives pseudonyms that cannot be linked. Not here: who is one person (`persons`), what else a row holds
+(`pseudonymise`).
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def record_days(lake: Lake, days: Sequence[date], tables: Mapping[str, pa.Table]
 def announce_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Table) -> None:
     """Note what an erasure is about to leave of `days` of `table`; `rows`: at least the rows of these days.
 
-    Noted before the table is written: if the process died in between, the rows would fit no record, and somebody would have
-    to run those days again.
+    Noted before the table is written: if the process died in between, the rows would fit no record, and somebody would
+    have to run those days again.
     """
     left = {day.isoformat(): recorded for day, recorded in _hashes(rows, days).items()}
     intent = {"table": table, "days": left}
@@ -67,8 +67,8 @@ def announce_erasure(lake: Lake, table: str, days: Iterable[date], rows: pa.Tabl
 def conclude_erasure(lake: Lake, schemas: Mapping[str, pa.Schema] | None = None) -> None:
     """Update the records to the erasure that was announced, if any.
 
-    With `schemas` (of the recorded tables) the erasure was interrupted: only days that already hold what was announced are
-    updated; the others were not rewritten, and their rows are erased again.
+    With `schemas` (of the recorded tables) the erasure was interrupted: only days that already hold what was announced
+    are updated; the others were not rewritten, and their rows are erased again.
     """
     intent = lake.read_record(ERASING)
     if intent is None:

@@ -1,9 +1,9 @@
 """Stored cases whose new version was quarantined: they are not counted until a valid version comes.
 
-The clinic has replaced the stored version, and the replacement cannot be used. Counting the old one would be a guess, and
-would differ from a city that never saw it; erasing it would go too far, because the consent stands and a corrected delivery
-brings the case back. So the old version is stored again, on the new day, as one that is not counted. What is frozen by then
-stays. Not here: cases that a clinic deleted (`deleted`), patients who withdrew (`erasure`).
+The clinic has replaced the stored version, and the replacement cannot be used. Counting the old one would be a guess,
+and would differ from a city that never saw it; erasing it would go too far, because the consent stands and a corrected
+delivery brings the case back. So the old version is stored again, on the new day, as one that is not counted. What is
+frozen by then stays. Not here: cases that a clinic deleted (`deleted`), patients who withdrew (`erasure`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Contribution counters of erased patients, under keyed hashes.
 
 They keep leaving and joining again from spending a second budget: what was counted stays counted until its window ends,
-though nothing tells any more whose it was. Whoever is delivered again gets them back under their pseudonym; to every other
-module a hash is somebody who is not here. A copy of them and of sealed links lies in `landing/_erased/`, because an earlier
-backup has neither. Not here: consents (`consent.tombstones`), what a sealed link is (`persons`).
+though nothing tells any more whose it was. Whoever is delivered again gets them back under their pseudonym; to every
+other module a hash is somebody who is not here. A copy of them and of sealed links lies in `landing/_erased/`, because
+an earlier backup has neither. Not here: consents (`consent.tombstones`), what a sealed link is (`persons`).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def retire(
 ) -> pa.Table:
     """`BOUNDING_DECISIONS` with hashes in place of the pseudonyms of erased cases and of persons without a case left.
 
-    `case_keys`: erased cases. `moved`: cases of erased patients that are somebody else's by now; they keep their pseudonym,
-    because they were decided for the former patient, count for nobody, and nothing else would tell. `living`: those of the
-    given persons who still have a case, under their own or a patient's pseudonym. Tombstones whose window ended before
-    `on` are dropped.
+    `case_keys`: erased cases. `moved`: cases of erased patients that are somebody else's by now; they keep their
+    pseudonym, because they were decided for the former patient, count for nobody, and nothing else would tell.
+    `living`: those of the given persons who still have a case, under their own or a patient's pseudonym. Tombstones
+    whose window ended before `on` are dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
@@ -77,9 +77,9 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
 def restore_counters(lake: Lake, cases: pa.Table) -> None:
     """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`).
 
-    A person is found by the patient too, because somebody without an insured number may come again with one. Pseudonyms are
-    hashed only if any counter is retired. The first call covers all stored cases: earlier versions of this software left
-    counters retired whose persons had come again.
+    A person is found by the patient too, because somebody without an insured number may come again with one. Pseudonyms
+    are hashed only if any counter is retired. The first call covers all stored cases: earlier versions of this software
+    left counters retired whose persons had come again.
     """
     named = cases if lake.read_record(_RETURNED) else lake.read("cases", _NAMED)
     back: dict[str, tuple[pa.Array, pa.Array]] = {}
@@ -115,7 +115,7 @@ def only_retired(bounding: pa.Table) -> pa.Table:
 
 
 def copy_counters(lake: Lake, retired: pa.Table) -> None:
-    """Make the copy in landing hold `retired`, all retired counters of `lake`, and its sealed links, and nothing else."""
+    """Make the copy in landing hold exactly `retired`, all retired counters of `lake`, and its sealed links."""
     copy = beside_raw(lake)
     for name, column, rows in (
         ("bounding", "decided_on", retired),

@@ -2,8 +2,8 @@
 
 Columns: `case_id` or `patient_id`, `signed_on`, `policy_codes` (`6 7 8` or full codes), `valid_from`, `valid_to`,
 `withdrawn_on`; dates as `dates` reads them. A withdrawal denies every code from that day on, without end. A document is
-known by patient and `signed_on`; delivering it again replaces the former version. A date that cannot be read permits nothing
-or denies everything, and becomes a finding.
+known by patient and `signed_on`; delivering it again replaces the former version. A date that cannot be read permits
+nothing or denies everything, and becomes a finding.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ COLUMNS: Final = {
 }
 
 OF_CASE: Final = "case:"
-"""Prefix of a case's id where that stands for something else: for the `consent_id` of a row whose case this run does not know,
-and for the patient of a case that names none."""
+"""Prefix of a case's id where that stands for something else: for the `consent_id` of a row whose case this run does
+not know, and for the patient of a case that names none."""
 
 _ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
@@ -47,7 +47,7 @@ CREATE TEMP TABLE rows AS
 SELECT c.* REPLACE (coalesce(c.patient_id, o.patient_id) AS patient_id)
 FROM consent_rows c LEFT JOIN case_owners o USING (clinic, arrival_day, case_id);
 """
-"""A case may move to another patient between two deliveries; a row belongs to the patient whose case it was on its day."""
+"""A case may move to another patient between deliveries: a row is of the patient whose case it was on its day."""
 
 _PROBLEMS: Final = """
 SELECT export_id, source_file, source_line, unnest(list_concat(

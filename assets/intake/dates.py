@@ -1,8 +1,8 @@
 """Days and times in CSV, as people, spreadsheets and hospital systems write them, as SQL macros.
 
-`moment(t)`: 2025-01-31, 31.01.2025 or 20250131, with or without a time; a time with an offset is converted to the city's.
-`day(t)`: its calendar day there. Anything else is NULL, also a two-digit year (it would be the year 25) and the hour 24
-(the end of that day to some, of the next to others).
+`moment(t)`: 2025-01-31, 31.01.2025 or 20250131, with or without a time; a time with an offset is converted to the
+city's. `day(t)`: its calendar day there. Anything else is NULL, also a two-digit year (it would be the year 25) and the
+hour 24 (the end of that day to some, of the next to others).
 """
 
 from __future__ import annotations

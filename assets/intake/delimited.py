@@ -51,9 +51,10 @@ def header_of(path: Path, encoding: str, delimiter: str) -> list[str]:
 class _Screen:
     """Turns a table's bytes, block by block, into UTF-8 lines that are safe to parse; unsafe lines become empty.
 
-    A quote that is never closed would swallow the lines after it, an endless line all memory. In these formats no cell spans
-    lines, and none holds a NUL byte. Line numbers: `empty`, all lines that are empty now, blank ones included; `open_quotes`;
-    `nul`; `too_long`, with the cell (from 0) that makes the line too long, or None where there are too many cells.
+    A quote that is never closed would swallow the lines after it, an endless line all memory. In these formats no cell
+    spans lines, and none holds a NUL byte. Line numbers: `empty`, all lines that are empty now, blank ones included;
+    `open_quotes`; `nul`; `too_long`, with the cell (from 0) that makes the line too long, or None where there are too
+    many cells.
     """
 
     def __init__(self, encoding: str) -> None:

@@ -14,8 +14,8 @@ from assets.intake.connector import Export
 class RejectedExport(Exception):
     """The export cannot be used at all. The message is the rule; `file` and `line` say where.
 
-    `folder` tells which of the exports read together it is, `others` what else was wrong in the same pass: reading a year
-    again for each broken export in it would take for ever.
+    `folder` tells which of the exports read together it is, `others` what else was wrong in the same pass: reading a
+    year again for each broken export in it would take for ever.
     """
 
     def __init__(self, rule: str, path: Path | None = None, line: int | None = None) -> None:

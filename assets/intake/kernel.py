@@ -1,9 +1,9 @@
 """How reading is sharded: by clinic.
 
-Why the result is the same: no reader looks at a file of another clinic. Nothing smaller would do: a diagnosis may come in
-another export than its case, a contact than the case above it, a consent than the case it names. So one worker reads all of
-a clinic's exports of a run; running fewer days at once makes that less. The landing copy is read, whatever connector filled
-it, so workers on other machines need that folder at the same path.
+Why the result is the same: no reader looks at a file of another clinic. Nothing smaller would do: a diagnosis may come
+in another export than its case, a contact than the case above it, a consent than the case it names. So one worker reads
+all of a clinic's exports of a run; running fewer days at once makes that less. The landing copy is read, whatever
+connector filled it, so workers on other machines need that folder at the same path.
 """
 
 from __future__ import annotations

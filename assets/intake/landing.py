@@ -131,7 +131,7 @@ def _form_of(path: Path) -> _Form:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether lines of a file may end with a carriage return, as some spreadsheets write them and the reader takes them."""
+    """Whether a line of a file may end with a carriage return alone, as the reader of tables takes it."""
     return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 

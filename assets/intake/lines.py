@@ -75,8 +75,8 @@ def read_text(path: Path, most_bytes: int) -> str | None:
 def count_lines(path: Path) -> int | None:
     """How many lines a file has; None where DuckDB's own reader must not read it.
 
-    It must not where the file is packed, begins with a byte order mark, has a wildcard in its name, or may hold an over-long
-    line.
+    It must not where the file is packed, begins with a byte order mark, has a wildcard in its name, or may hold an
+    over-long line.
     """
     if path.name.lower().endswith(".gz") or any(sign in str(path.resolve()) for sign in "*?["):
         return None
@@ -97,8 +97,8 @@ def count_lines(path: Path) -> int | None:
 class Lines:
     """The lines of `files` as batches of `SCHEMA`; `file` is the position in the list.
 
-    Once the batches are consumed, `too_long` holds (file, line) of what was left out, and `problems` the files that cannot be
-    read: an exception cannot pass through the engine that pulls the batches, so it is kept there.
+    Once the batches are consumed, `too_long` holds (file, line) of what was left out, and `problems` the files that
+    cannot be read: an exception cannot pass through the engine that pulls the batches, so it is kept there.
     """
 
     files: list[Path]
@@ -160,7 +160,7 @@ def number_of_lines(path: Path) -> int:
 
 
 def _owned(values: np.ndarray[Any, Any]) -> pa.Buffer:
-    """A copy in Arrow's own memory: freeing it needs no interpreter lock, which an engine's thread might wait for for ever."""
+    """A copy in Arrow's own memory: freeing it takes no interpreter lock, on which an engine's thread might hang."""
     buffer = pa.allocate_buffer(values.nbytes)
     np.frombuffer(buffer, dtype=values.dtype)[:] = values
     return buffer

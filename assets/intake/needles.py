@@ -1,8 +1,8 @@
 """Which lines of a raw file could name one of many ids: a fast sieve before lines are parsed.
 
 It may pass lines that name none, but never holds back one that does. An id stands in a line as its own bytes, with two
-exceptions: a line with a JSON escape of a printable character always passes, and so does every line of a block with a NUL
-byte, as in UTF-16. Not here: what names a patient (`landing`).
+exceptions: a line with a JSON escape of a printable character always passes, and so does every line of a block with a
+NUL byte, as in UTF-16. Not here: what names a patient (`landing`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sieve:
 
 
 def line_bounds(content: bytes, returns: bool = False) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where each line begins, and last where the last one ends: at a newline, with `returns` also at a carriage return alone."""
+    """Where each line begins, and the end of the last; lines end with a newline, with `returns` also with a lone CR."""
     data = np.frombuffer(content, np.uint8)
     ends = data == ord("\n")
     if returns:

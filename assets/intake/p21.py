@@ -55,8 +55,8 @@ OPS: Final[dict[str, tuple[str, ...]]] = {
 FILES: Final = ("fall.csv", "fab.csv", "icd.csv", "ops.csv")
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
-# By §21 the hour `24` is the end of that day, so the calendar day stays the same. A case without a patient number is a patient
-# of its own, under a prefix: the bare number of the case may be somebody else's patient number.
+# By §21 the hour `24` is the end of that day, so the calendar day stays the same. A case without a patient number is a
+# patient of its own, under a prefix: the bare number of the case may be somebody else's patient number.
 _SQL: Final = f"""
 CREATE MACRO p21_day(t) AS CASE WHEN regexp_matches(t, '^[0-9]{{12}}$|^[0-9]{{8}}$')
   THEN CAST(try_strptime(t[1:8], '%Y%m%d') AS DATE) END;

@@ -37,7 +37,7 @@ def _brings_consents(path: Path, clinic: Clinic) -> bool:
 
 
 def _check(export: Export) -> None:
-    """Raise `RejectedExport` where the export as a whole cannot be read. Consents alone are fine: a withdrawal needs no case."""
+    """Raise `RejectedExport` where a whole export cannot be read. Consents alone are fine: a withdrawal has none."""
     files, clinic = export.files(), export.clinic
     tables = any(f.name.lower() in _TABLES[clinic.format] for f in files)
     if tables or not any(_brings_consents(f, clinic) for f in files):

@@ -28,7 +28,7 @@ _spill: Path | None = None
 
 
 def memory_limit() -> str:
-    """`$DIGITALSTADT_MEMORY` (as `4GB`), else half of the machine or control group: the other half is for Arrow tables."""
+    """`$DIGITALSTADT_MEMORY` (`4GB`), else half of the machine or control group; Arrow tables need the other half."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = Path("/sys/fs/cgroup/memory.max")
     allowed = group.read_text().strip() if group.exists() else "max"
@@ -124,8 +124,8 @@ def give_back() -> None:
 def load(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
     """Copy Arrow tables into temporary tables under their names.
 
-    DuckDB estimates a registered Arrow table at one row, and so may plan a cross product of two large ones. It knows the
-    size of its own tables.
+    DuckDB estimates a registered Arrow table at one row, and so may plan a cross product of two large ones. It knows
+    the size of its own tables.
     """
     for name, table in tables.items():
         con.register(f"arrow_{name}", table)

@@ -86,7 +86,7 @@ def missing_keys(folder: Path) -> list[str]:
 
 
 def create_keys(folder: Path) -> bool:
-    """Create key files where they are missing; True if any was created. Never overwrites, two processes at once neither."""
+    """Create missing key files; True if any was created. Never overwrites, even if two processes do it at once."""
     if not missing_keys(folder):
         return False
     with lease(folder, "creation of keys", wait_seconds=10):

@@ -215,9 +215,9 @@ class Lake:
     ) -> pa.Table:
         """The columns of `schema` of all rows of `table`, or of those of `days`; a day that it lacks counts as empty.
 
-        `where` (without `days`): mask over all rows, found by a few of their columns; tables grow with the years, so whoever
-        needs many columns asks for some rows only. Arrow reads, because DuckDB 1.5.5 fails to decrypt column chunks of more
-        than one page.
+        `where` (without `days`): mask over all rows, found by a few of their columns; tables grow with the years, so
+        whoever needs many columns asks for some rows only. Arrow reads, because DuckDB 1.5.5 fails to decrypt column
+        chunks of more than one page.
         """
         asked = None if days is None else set(days)
         paths = self._months(table) if asked is None else sorted({self._file(table, day) for day in asked})
@@ -245,7 +245,7 @@ class Lake:
             self._replace(table, month, {day: None for day in gone if day.replace(day=1) == month})
 
     def discard_staged(self) -> None:
-        """Remove all that is staged, of runs that failed too: it holds original identifiers, and erasure does not search it."""
+        """Remove all staged tables, of failed runs too: they hold original ids, and no erasure searches them."""
         if (self.confidential / STAGING).exists():
             shutil.rmtree(self.confidential / STAGING)
 

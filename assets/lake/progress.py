@@ -19,7 +19,7 @@ RECORDS: Final = Path("confidential") / "records"
 FINISHED: Final = "finished_days"
 STORED: Final = "stored_days"
 MEASURED: Final = "measured_days"
-"""How far a day has come. Dagster's interface can start any stage alone: a day with a stage left out must not pass as done."""
+"""How far a day has come: Dagster can start any stage alone, and a day with a stage left out must not pass as done."""
 ONE_DAY: Final = timedelta(days=1)
 
 Stretch = tuple[date, date]
@@ -67,7 +67,7 @@ def mark_finished(root: Path, days: Sequence[date], mark: str = FINISHED) -> Non
 
 
 def require_passed(root: Path, days: Sequence[date], mark: str) -> None:
-    """Raise `NotStaged` unless each of `days` is done, or came as far as `mark` since something was last taken for it."""
+    """Raise `NotStaged` unless each of `days` is done, or came as far as `mark` since it last got a delivery."""
     if missing := set(days) - finished_days(root, mark) - finished_days(root):
         raise NotStaged(
             f"{len(missing)} days, the first is {min(missing)}, did not go through the stages before this one"

@@ -101,7 +101,7 @@ def _holds_data(lake: Lake) -> bool:
 
 
 def _up_to_date(lake: Lake) -> dict[str, Any]:
-    """The record, made where there is none, after the steps it needs. Read under the lease: another process may be at it."""
+    """The record, created or upgraded. Read again under the lease: another process may have just done it."""
     with lease(lake.root, "upgrade of the data root", wait_seconds=10):
         record = lake.read_record(RECORD) or {"format": 0}
         if not int(record["format"]) and not _holds_data(lake):

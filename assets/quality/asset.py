@@ -23,8 +23,8 @@ DESCRIPTION = described(
     "`consented_records`",
     "staged valid tables, quarantine with rule and line, and a certificate bound to the data's hash, without which "
     "nothing later goes on.",
-    "two engines disagree or a rule gave no result: nothing was passed on. A failed check is not a failed run: its rows are "
-    "quarantined, everything else is passed on.",
+    "two engines disagree or a rule gave no result: nothing was passed on. A failed check is not a failed run: its "
+    "rows are quarantined, everything else is passed on.",
     "`digitalstadt check-export` (the same rules at the clinic), `docs/runbook.md#validated_records`",
 )
 

@@ -1,8 +1,8 @@
 """The certificate: which rules the valid tables passed, bound to the tables' content.
 
 Here: hashes over content, independent of the order of rows, and their verification. The hashes are keyed, because
-certificates are stored in the clear and shown to engineers: a day of a practice may hold a single person, whose row could be
-guessed and tried against a plain hash. Not here: where the certificate is stored (`stage`).
+certificates are stored in the clear and shown to engineers: a day of a practice may hold a single person, whose row
+could be guessed and tried against a plain hash. Not here: where the certificate is stored (`stage`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _stream_sha256(plain: pa.Table) -> str:
 
 
 def table_sha256(table: pa.Table) -> str:
-    """SHA-256 of the rows as an Arrow IPC stream, sorted by all columns; above `HASHED_ROWS`, of the hashes of such parts."""
+    """SHA-256 of the sorted rows as an Arrow IPC stream; of more than `HASHED_ROWS`, of the hashes of such parts."""
     rows = in_order(table)
     parts = [_stream_sha256(_plain(rows.slice(n, HASHED_ROWS))) for n in range(0, max(len(rows), 1), HASHED_ROWS)]
     return parts[0] if len(parts) == 1 else _json_sha256(parts)

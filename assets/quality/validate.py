@@ -227,8 +227,8 @@ def _split(
 ) -> tuple[pa.Table, pa.Table]:
     """(valid, quarantined with `rule`) of the table `name`, which is taken out of `tables`.
 
-    A row's own failures take precedence over those it follows. Each column is released once its rows are copied, so that a
-    table is never in memory twice; a table without a quarantined row is passed on as it is.
+    A row's own failures take precedence over those it follows. Each column is released once its rows are copied, so
+    that a table is never in memory twice; a table without a quarantined row is passed on as it is.
     """
     rows = con.execute(
         """SELECT row, arg_min(rule, (follows, rule)) AS rule FROM failing

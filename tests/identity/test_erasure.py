@@ -279,6 +279,29 @@ def test_a_process_that_dies_while_it_erases_leaves_nothing_that_the_next_run_do
     assert last > 20
 
 
+def test_an_erasure_that_died_behind_the_register_is_finished_by_the_next_run(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """By then nothing that is delivered or registered names the patient any more: only what was noted before does."""
+    rule = city.consent.model_copy(update={"guardian_consent_ends_at": 18})
+    minors, real = city.model_copy(update={"consent": rule}), erasure._rewrite
+    hospital_week(deliver)
+    run(0, 5, within=minors)
+    assert "confidential/majority/2024-12.parquet" in places(lake, ["GONEfhir"])
+    withdrawals(deliver, START + timedelta(6))
+
+    def dying(lake: Lake, table: str, *rest: Any) -> int:
+        if table == "majority":
+            raise KeyboardInterrupt
+        return real(lake, table, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(erasure, "_rewrite", dying)
+        run(6, within=minors)
+    run(6, within=minors)
+    assert places(lake, NEEDLES) == set()
+
+
 def test_who_is_permitted_again_after_an_interrupted_erasure_is_not_erased_later(
     run: Run, week: None, lake: Lake, city: City, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
