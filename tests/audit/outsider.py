@@ -292,11 +292,13 @@ class Trial:
         """Of who withdrew or whose consent ended, no file holds anything under an id or a pseudonym."""
         erased = {(c.key, p) for c in self.clinics.values() for p in c.erased}
         self.compared["erased"] += len(erased)
+        raw = set()
         for path in (p for p in self.lake.landing.rglob("*") if p.is_file() and p.name != "manifest.json"):
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             clinic = path.relative_to(self.lake.landing).parts[0]
-            for patient in (p for c, p in erased if c == clinic and p.encode() in content):
-                self._differ(day, clinic, patient, "erased: in a raw copy")
+            raw |= {(c, p) for c, p in erased if c == clinic and p.encode() in content}
+        for clinic, patient in sorted(raw):
+            self._differ(day, clinic, patient, "erased: in a raw copy")
         tables = [("consent_decisions", CONSENT_DECISIONS), ("consent_register", CONSENT_PROVISIONS)]
         for name, schema in (*tables, *((f"quarantine/{n}", CANONICAL[n]) for n in ("cases", "persons", "diagnoses"))):
             rows = self.lake.read(name, schema).select(["clinic", "patient_id"]).to_pylist()
