@@ -274,19 +274,23 @@ class Trial:
         yield {(r["clinic"], f"{r['case_id']} of {r['arrival_day']}"): r["rule"] for r in rows}
 
     def _lines(self, days: list[date]) -> Iterator[dict[tuple[str, Any], str]]:
-        yield {
-            (c.key, (str(day), *place)): place[2]
+        """Of two deliveries of a day only damage is compared: what of the first is replaced needs no repair."""
+        twice = {(c.key, day) for c in self.clinics.values() for day in days if len(c.landed.get(day, ())) > 1}
+
+        def asked(clinic: str, day: date, rule: str) -> bool:
+            return rule in LINE_RULES and (rule == LINE_RULES[0] or (clinic, day) not in twice)
+
+        said = [
+            (c.key, d, *place)
             for c in self.clinics.values()
-            for day in days
-            for d in c.landed.get(day, ())
-            for place in d.findings
-        }
-        rows = self.lake.read("findings", FINDINGS, days).to_pylist()
-        yield {
-            (r["clinic"], (str(r["arrival_day"]), r["source_file"], r["source_line"], r["rule"])): r["rule"]
-            for r in rows
-            if r["rule"] in LINE_RULES
-        }
+            for d in days
+            for x in c.landed.get(d, ())
+            for place in x.findings
+        ]
+        yield {(c, (str(day), *place)): place[2] for c, day, *place in said if asked(c, day, place[2])}
+        names = ("clinic", "arrival_day", "source_file", "source_line", "rule")
+        rows = [[r[n] for n in names] for r in self.lake.read("findings", FINDINGS, days).to_pylist()]
+        yield {(c, (str(day), *place)): place[2] for c, day, *place in rows if asked(c, day, place[2])}
 
     def _compare_erased(self, day: date) -> None:
         """Of who withdrew or whose consent ended, no file holds anything under an id or a pseudonym."""

@@ -124,6 +124,7 @@ class Clinic:
     links: dict[str, str] = field(default_factory=dict)
     remembered: list[tuple[date, Document]] = field(default_factory=list)
     erased: set[str] = field(default_factory=set)
+    erased_ever: set[str] = field(default_factory=set)
     uncounted: set[str] = field(default_factory=set)
     """Cases that this run took out of what is frozen."""
 
@@ -146,6 +147,8 @@ class Clinic:
                     if kind == "Consent":
                         revoked[name].append(datetime.combine(day, time.min))
         found: dict[str, Statements] = defaultdict(Statements)
+        for patient in self.erased_ever:  # who comes again without a consent leaves nothing either
+            found[patient] = Statements()
         for name, versions in said.items():
             versions.sort(key=lambda v: v[0])
             place, newest = versions[-1]
@@ -364,6 +367,7 @@ class Clinic:
             for day in theirs:
                 del versions[day]
         self.erased = {p for p, s in standing.items() if s.ended(today)}
+        self.erased_ever |= self.erased
         for patient in self.erased:
             self._forget(patient)
 
