@@ -198,10 +198,12 @@ class Clinic:
                 base = [*self.landed[before], *base]
                 if any(not d.changes for d in self.landed[before]):
                     break
-        known, came = Delivery(), set()
+        known, came, had = Delivery(), set(), defaultdict[str, set[str]](set)
         for delivery in [*base, *own]:
             mine = delivery in own
-            hung = self._cases_of(known, delivery) if mine and delivery.changes else set()
+            for contact in delivery.contacts.values():
+                had[contact.id].add(contact.patient)
+            hung = self._cases_of(known, delivery, had) if mine and delivery.changes else set()
             for kind, resources in (
                 ("Encounter", known.contacts),
                 ("Condition", known.diagnoses),
@@ -214,17 +216,17 @@ class Clinic:
             known.diagnoses |= delivery.diagnoses
             came |= delivery.contacts.keys() if mine else set()
             if mine and delivery.changes:
-                came |= hung | self._cases_of(known, delivery)
+                came |= hung | self._cases_of(known, delivery, had)
         return known, {c for c in came if c in known.contacts and known.contacts[c].is_case}
 
     @staticmethod
-    def _cases_of(known: Delivery, changed: Delivery) -> set[str]:
-        """Contacts of `known` (and those above them) that something in `changed` belongs to."""
+    def _cases_of(known: Delivery, changed: Delivery, had: Mapping[str, set[str]]) -> set[str]:
+        """Contacts of `known` (and those above them) that something in `changed` belongs to, or once did: `had`, their patients."""
         names = {*changed.contacts, *(n for k, n in changed.deleted if k == "Encounter")}
         diagnoses = {*changed.diagnoses, *(n for k, n in changed.deleted if k == "Condition")}
         names |= {known.diagnoses[d].contact or "" for d in diagnoses if d in known.diagnoses}
         for contact in known.contacts.values():
-            if contact.patient in changed.persons or any(d in diagnoses for d, _, _ in contact.named):
+            if had[contact.id] & changed.persons.keys() or any(d in diagnoses for d, _, _ in contact.named):
                 names.add(contact.id)
         return names | {c.parent for c in known.contacts.values() if c.id in names and c.parent}
 
