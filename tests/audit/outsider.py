@@ -379,7 +379,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("seeds", nargs="+", type=int)
     parser.add_argument("--days", type=int, default=34)
-    parser.add_argument("--people", type=int, default=60)
+    parser.add_argument("--people", type=int, default=40)
     parser.add_argument("--planted", action="store_true")
     asked = parser.parse_args()
     right = [compare(seed, asked.people, asked.days) for seed in asked.seeds]
