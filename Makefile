@@ -37,7 +37,7 @@ lint: $(BIN)/.installed
 # Two at a time, the longest first; what one prints is kept together.
 AUDITS := audit-outsider audit-consent audit-guarantee audit-crashes audit-lines audit-patients audit-bounding
 $(AUDITS): $(BIN)/.installed
-audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; some 35 minutes of processor time
+audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; some 40 minutes of processor time
 	mkdir -p $(DIGITALSTADT_DATA)/audit
 	$(MAKE) --no-print-directory --output-sync --keep-going -j 2 $(AUDITS)
 

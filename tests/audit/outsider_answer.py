@@ -124,6 +124,7 @@ class Clinic:
     links: dict[str, str] = field(default_factory=dict)
     remembered: list[tuple[date, Document]] = field(default_factory=list)
     erased: set[str] = field(default_factory=set)
+    erased_ever: set[str] = field(default_factory=set)
     uncounted: set[str] = field(default_factory=set)
     """Cases that this run took out of what is frozen."""
 
@@ -146,6 +147,8 @@ class Clinic:
                     if kind == "Consent":
                         revoked[name].append(datetime.combine(day, time.min))
         found: dict[str, Statements] = defaultdict(Statements)
+        for patient in self.erased_ever:  # who comes again without a consent leaves nothing either
+            found[patient] = Statements()
         for name, versions in said.items():
             versions.sort(key=lambda v: v[0])
             place, newest = versions[-1]
@@ -195,10 +198,12 @@ class Clinic:
                 base = [*self.landed[before], *base]
                 if any(not d.changes for d in self.landed[before]):
                     break
-        known, came = Delivery(), set()
+        known, came, had = Delivery(), set(), defaultdict[str, set[str]](set)
         for delivery in [*base, *own]:
             mine = delivery in own
-            hung = self._cases_of(known, delivery) if mine and delivery.changes else set()
+            for contact in delivery.contacts.values():
+                had[contact.id].add(contact.patient)
+            hung = self._cases_of(known, delivery, had) if mine and delivery.changes else set()
             for kind, resources in (
                 ("Encounter", known.contacts),
                 ("Condition", known.diagnoses),
@@ -211,17 +216,17 @@ class Clinic:
             known.diagnoses |= delivery.diagnoses
             came |= delivery.contacts.keys() if mine else set()
             if mine and delivery.changes:
-                came |= hung | self._cases_of(known, delivery)
+                came |= hung | self._cases_of(known, delivery, had)
         return known, {c for c in came if c in known.contacts and known.contacts[c].is_case}
 
     @staticmethod
-    def _cases_of(known: Delivery, changed: Delivery) -> set[str]:
-        """Contacts of `known` (and those above them) that something in `changed` belongs to."""
+    def _cases_of(known: Delivery, changed: Delivery, had: Mapping[str, set[str]]) -> set[str]:
+        """Contacts of `known` (and those above them) that something in `changed` belongs to, or once did: `had`, their patients."""
         names = {*changed.contacts, *(n for k, n in changed.deleted if k == "Encounter")}
         diagnoses = {*changed.diagnoses, *(n for k, n in changed.deleted if k == "Condition")}
         names |= {known.diagnoses[d].contact or "" for d in diagnoses if d in known.diagnoses}
         for contact in known.contacts.values():
-            if contact.patient in changed.persons or any(d in diagnoses for d, _, _ in contact.named):
+            if had[contact.id] & changed.persons.keys() or any(d in diagnoses for d, _, _ in contact.named):
                 names.add(contact.id)
         return names | {c.parent for c in known.contacts.values() if c.id in names and c.parent}
 
@@ -364,6 +369,7 @@ class Clinic:
             for day in theirs:
                 del versions[day]
         self.erased = {p for p, s in standing.items() if s.ended(today)}
+        self.erased_ever |= self.erased
         for patient in self.erased:
             self._forget(patient)
 

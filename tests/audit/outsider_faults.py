@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from assets.consent import rule
 from assets.intake import fhir, fhir_load
@@ -29,7 +29,7 @@ def planted() -> Iterator[tuple[str, str, Any]]:
     )
     yield "raw copies stay", "assets.identity.erasure.erase_patients", lambda *_: Erased()
     yield (
-        "caps let everything through",
-        "assets.privacy.bounding._fits",
-        lambda _days, new, _limits: np.ones(len(new), dtype=bool),
+        "a person at two clinics is two",
+        "assets.identity.pseudonymise.linked_persons",
+        lambda insured, _keys: pa.nulls(len(insured), pa.string()),
     )

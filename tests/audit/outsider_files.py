@@ -22,6 +22,7 @@ OID: Final = "2.16.840.1.113883.3.1937.777.24.5.3"
 GENDERS: Final = {"m": "male", "w": "female", "d": "other", "x": "other"}
 BIRTHS: Final = {"unborn": "2031-01-01", "old": "1880-01-01", "no_birth": ""}
 CAUSES: Final = {True: "N", False: "E"}
+UPDATED: Final = {"lastUpdated": "2025-02-02T10:00:00+01:00"}
 Resource = dict[str, Any]
 
 
@@ -202,8 +203,7 @@ def _fhir(state: State, day: date, folder: Path, rng: random.Random, first: bool
 
 
 def _line(resource: Resource, damaged: bool = False) -> str:
-    resource = resource if "meta" in resource else resource | {"meta": {"lastUpdated": "2025-02-02T10:00:00+01:00"}}
-    text = json.dumps(resource)
+    text = json.dumps({"meta": UPDATED} | resource)
     return (text[: len(text) // 2] if damaged else text) + "\n"
 
 
@@ -242,7 +242,7 @@ def _bundle(written: dict[str, list[Resource]], folder: Path) -> None:
             of = {"Encounter": "subject", "Consent": "patient"}.get(kind)
             if of and (listed := address.get(resource[of]["reference"].rpartition("/")[2])):
                 resource = resource | {of: {"reference": listed}}
-            entries.append({"fullUrl": own, "resource": resource})
+            entries.append({"fullUrl": own, "resource": {"meta": UPDATED} | resource})
     (folder / "delivery.json").write_text(
         json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})
     )
