@@ -23,8 +23,9 @@ SHARED = TESTS.parents[1] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with whole runs come first: they take longest, and what runs side by side shall end together."""
-    items.sort(key=lambda item: item.path.parent not in (TESTS, TESTS / "deploy", TESTS / "faults"))
+    """Files with whole runs come first, then the longest: what runs side by side shall end together."""
+    whole_runs = (TESTS, TESTS / "deploy", TESTS / "faults")
+    items.sort(key=lambda item: (item.path.parent not in whole_runs, -item.path.stat().st_size))
 
 
 @pytest.fixture(scope="session")
