@@ -83,9 +83,8 @@ def test_every_command_says_what_to_do_about_a_key_that_others_can_read(call, tm
     (tmp_path / "keys" / "encryption.key").chmod(0o644)
     done = call(*command.split())
     assert done.exit_code == 1 and "Traceback" not in done.output
-    assert (
-        "KeyFileError" in done.stderr and "chmod 600" in done.stderr and "docs/runbook.md#keyfileerror" in done.stderr
-    )
+    said = " ".join(done.stderr.split())  # where a line ends depends on the length of the folder's name
+    assert "KeyFileError" in said and "chmod 600" in said and "docs/runbook.md#keyfileerror" in said
 
 
 def test_what_nobody_foresaw_shows_class_and_place_but_no_value(call, monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +127,7 @@ def test_a_published_copy_that_is_missing_or_damaged_does_not_verify(call, tmp_p
     assert call("ledger", "verify", "--published", tmp_path / "missing.json").exit_code == 2
     (tmp_path / "ledger.json").write_text("{}")
     damaged = call("ledger", "verify", "--published", tmp_path / "ledger.json")
-    assert damaged.exit_code == 1 and "cannot be read" in damaged.stderr
+    assert damaged.exit_code == 1 and "cannot be read" in " ".join(damaged.stderr.split())
 
 
 def test_no_new_keys_are_made_over_data(call, lake: Lake, tmp_path: Path):
@@ -136,7 +135,8 @@ def test_no_new_keys_are_made_over_data(call, lake: Lake, tmp_path: Path):
     lake.write_record("zone", {})
     (tmp_path / "keys" / "encryption.key").unlink()
     done = call("keys")
-    assert done.exit_code == 1 and "lacks encryption.key" in done.stderr and "from their backup" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 1 and "lacks encryption.key" in said and "from their backup" in said
     assert not (tmp_path / "keys" / "encryption.key").exists()
     shutil.rmtree(lake.confidential)
     assert call("keys").output.startswith("created keys")
