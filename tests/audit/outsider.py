@@ -48,7 +48,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
 )
 from assets.identity import stage as identity
-from assets.identity.pseudonyms import pseudonyms
+from assets.identity.pseudonyms import case_keys, patient_keys
 from assets.identity.tombstones import _hashes
 from assets.intake import stage as intake
 from assets.lake.keys import Keyring, create_keys
@@ -163,9 +163,12 @@ class Trial:
         self.case_of: dict[str, tuple[str, str]] = {}
         self.patient_of: dict[str, tuple[str, str]] = {}
         for clinic in self.clinics:
-            for kind, prefix, of in (("case", "n", self.case_of), ("patient", "p", self.patient_of)):
+            for made, column, prefix, of in (
+                (case_keys, "case_id", "n", self.case_of),
+                (patient_keys, "patient_id", "p", self.patient_of),
+            ):
                 ids = [f"{prefix}{n:05}x" for n in range(1, 4000)]
-                keys = pseudonyms(pa.chunked_array([ids]), self.lake.keys, "pseudonym", clinic, kind)
+                keys = made(pa.table({"clinic": [clinic] * len(ids), column: ids}), self.lake.keys).column("key")
                 of.update(zip(keys.to_pylist(), ((clinic, i) for i in ids), strict=True))
         self.key_of = {name: key for key, name in self.case_of.items()}
         retired = _hashes(pa.array([*self.case_of]), self.lake.keys, "case_key").to_pylist()
