@@ -21,7 +21,7 @@ from assets.contract.city import City
 from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS, only
 from assets.intake.connector import landed
 from assets.intake.consent_csv import OF_CASE
-from assets.intake.landing import named_patients
+from assets.intake.naming import named_patients
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order

@@ -1,6 +1,6 @@
 """A Bundle taken apart by its entries, so that one patient's can leave it and the others' stay.
 
-Not here: which entries name a patient (`landing`), what a Bundle means to a reader (`fhir_load`).
+Not here: which entries name a patient (`naming`), what a Bundle means to a reader (`fhir_load`).
 """
 
 from __future__ import annotations

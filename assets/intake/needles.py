@@ -2,7 +2,7 @@
 
 It may pass lines that name none, but never holds back one that does. An id stands in a line as its own bytes, with two
 exceptions: a line with a JSON escape of a printable character always passes, and so does every line of a block with a
-NUL byte, as in UTF-16. Not here: what names a patient (`landing`).
+NUL byte, as in UTF-16. Not here: what names a patient (`naming`).
 """
 
 from __future__ import annotations
