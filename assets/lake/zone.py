@@ -102,7 +102,7 @@ def _holds_data(lake: Lake) -> bool:
 
 def _up_to_date(lake: Lake) -> dict[str, Any]:
     """The record, created or upgraded. Read again under the lease: another process may have just done it."""
-    with lease(lake.root, "upgrade of the data root", wait_seconds=10):
+    with lease(lake.root, "setting up the data root", wait_seconds=10):
         record = lake.read_record(RECORD) or {"format": 0}
         if not int(record["format"]) and not _holds_data(lake):
             record = {"format": FORMAT, "id": secrets.token_hex(8), "keys": lake.keys.fingerprints()}

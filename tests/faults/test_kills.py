@@ -59,10 +59,11 @@ def running(site: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def at_work(site: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until `process` holds the data root."""
+    """Wait until `process` holds the data root for its run, and not only to set it up."""
     lease = site / "data" / ".lease"
     while process.poll() is None:
-        if lease.exists() and f'"process": {process.pid},' in lease.read_text():
+        held = lease.read_text() if lease.exists() else ""
+        if f'"process": {process.pid},' in held and '"purpose": "digitalstadt run' in held:
             return
         time.sleep(0.02)
     raise AssertionError(process.communicate()[0])
