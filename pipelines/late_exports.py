@@ -70,7 +70,7 @@ def late_exports_sensor(job: Any, city: City, data_root: Path, status: dg.Defaul
             if day in done and day < now.date():
                 newest[day] = max(changed, newest.get(day, 0.0))
                 upon = building_upon(data_root / "landing", city, clinic, day)
-                until[day] = max([day, *upon, *([until[day]] if day in until else [])])
+                until[day] = max(until.get(day, day), *upon, day)
         late = {day: at for day, at in newest.items() if at > looked_at(context.instance, day)}
         requests = [
             one_run(pair, "late", str(max(at for day, at in late.items() if pair[0] <= day <= pair[1])))

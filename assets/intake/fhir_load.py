@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ import pyarrow as pa
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.findings import Findings, RejectedExport, raise_all
-from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, first_line, read_text
+from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, first_lines, read_text
 
 MOST_FILES: Final = 256
 """DuckDB's reader keeps buffers for each file that it is given, however small: a hundred thousand took all memory."""
@@ -109,7 +110,7 @@ def kind_of(path: Path) -> str | None:
     """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None.
 
     Servers and people number their files before the type or behind it (`1.Patient.ndjson`, `Patient_2.ndjson`). What
-    has a Bundle on each line, mostly one of a patient, has no type to be named after and is known by its first line.
+    has a Bundle on each line, mostly one of a patient, has no type to be named after and is known by its first lines.
     """
     name = path.name.lower()
     if name.endswith((".json", ".json.gz")):
@@ -122,11 +123,13 @@ def kind_of(path: Path) -> str | None:
 
 
 def _begins_with_bundle(path: Path) -> bool:
-    try:
-        first = json.loads(first_line(path))
-    except (OSError, RejectedExport, ValueError, RecursionError):
-        return False
-    return isinstance(first, dict) and first.get("resourceType") == BUNDLE
+    """Whether the first line that can be read is a Bundle: one that is damaged must not take the others along."""
+    with suppress(OSError, RejectedExport):
+        for line in first_lines(path):
+            with suppress(ValueError, RecursionError):
+                first = json.loads(line)
+                return isinstance(first, dict) and first.get("resourceType") == BUNDLE
+    return False
 
 
 def is_document(path: Path) -> bool:

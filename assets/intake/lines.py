@@ -28,6 +28,7 @@ MAX_RATIO: Final = 200
 """FHIR text shrinks to a thirtieth; a thousandth is a bomb."""
 RATIO_FREE_BYTES: Final = 64 * 2**20
 """Below this, unpacking is harmless whatever the ratio."""
+_FIRST: Final = 100
 SCHEMA: Final = pa.schema([("file", pa.int32()), ("source_line", pa.int64()), ("line", pa.string())])
 _BOM: Final = b"\xef\xbb\xbf"
 _END: Final = ord("\n")
@@ -50,10 +51,16 @@ def allowed_bytes(path: Path) -> int:
     return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
 
 
-def first_line(path: Path) -> bytes:
-    """The first line of a file, packed or not, as far as any line is read."""
+def first_lines(path: Path) -> Iterator[bytes]:
+    """The first lines of a file, packed or not: a hundred, or as much as a single line may have."""
     with _opened(path) as file:
-        return io.BufferedReader(file).readline(MAX_LINE_BYTES).removeprefix(_BOM)
+        lines, left = io.BufferedReader(file), MAX_LINE_BYTES
+        for number in range(_FIRST):
+            line = lines.readline(left)
+            left -= len(line)
+            if not line or left <= 0:
+                return
+            yield line if number else line.removeprefix(_BOM)
 
 
 def read_text(path: Path, most_bytes: int) -> str | None:

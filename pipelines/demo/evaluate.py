@@ -30,9 +30,8 @@ def decided_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
     good = good.assign(late=~in_time)[in_week]
     unlinked = good["clinic"] + "/" + good["patient_id"]
     good["person_key"] = np.where(good["insured_id_valid"], good["insured_id"].fillna(""), unlinked)
-    ids = {name: list(good[name]) for name in ("clinic", "case_id")}
-    keys = {(row["clinic"], row["id"]): row["key"] for row in case_keys(pa.table(ids), lake.keys).to_pylist()}
-    good["case_key"] = [keys[case] for case in zip(*ids.values(), strict=True)]
+    keys = case_keys(pa.Table.from_pandas(good[["clinic", "case_id"]], preserve_index=False), lake.keys).to_pandas()
+    good = good.merge(keys.rename(columns={"id": "case_id", "key": "case_key"}), on=["clinic", "case_id"])
     good = good.sort_values(["first_arrival_day", "person_key", "case_key"])
     events = pa.table(
         {

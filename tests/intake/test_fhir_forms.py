@@ -361,6 +361,16 @@ def test_a_line_of_bundles_that_cannot_be_used_is_told_and_the_others_are_read(r
     assert [p["patient_id"] for p in got["persons"]] == ["p"]
 
 
+@pytest.mark.parametrize("damaged", [b'{"resourceType":"Bundle","entry":[{', b"\xef\xbb\xbf", b"\n \n"])
+def test_a_first_line_that_is_damaged_or_blank_does_not_hide_the_others(read: Callable, damaged: bytes):
+    """What else lies in the folder would be read, and withdrawals in this file would not be missed by anybody."""
+    got = read(
+        by_type([PATIENT]) | {"patients.ndjson": damaged + b"\n" + in_lines(bundle([ENCOUNTER, CONDITION, CONSENT]))}
+    )
+    assert [c["case_id"] for c in got["cases"]] == ["e"]
+    assert [f["rule"] for f in got["findings"]] == ["json_unreadable"] * (b"Bundle" in damaged)
+
+
 def test_a_deletion_in_a_bundle_on_a_line_counts(read: Callable):
     gone = json.dumps({"resourceType": "Bundle", "entry": [{"request": {"method": "DELETE", "url": "Encounter/e"}}]})
     assert read({"patients.ndjson": in_lines(bundle(ALL)) + gone.encode()})["cases"] == []
