@@ -26,7 +26,7 @@ MAX_LINE_BYTES: Final = 1 << 20
 """More than `MAX_FIELDS` cells of `MAX_CELL_CHARACTERS`."""
 BLOCK: Final = 4 * MAX_LINE_BYTES
 BLANKS: Final = " \t\u00a0"
-"""What may pad a cell; `landing` strips the same when it looks for an id."""
+"""What may pad a cell; `naming` strips the same when it looks for an id."""
 _CELL: Final = r'(?:"(?:[^"]|"")*"(?:[^";][^;]*)?|(?:[^";][^;]*)?)'
 _CLOSED_QUOTES: Final = rf"^{_CELL}(?:;{_CELL})*\n$"
 _FORMULA: Final = r"^\s*[=@]|^\t|^[+-].*[^0-9.,]"
