@@ -30,7 +30,8 @@ def decided_truth(truth: pd.DataFrame, lake: Lake, city: City) -> pd.DataFrame:
     good = good.assign(late=~in_time)[in_week]
     unlinked = good["clinic"] + "/" + good["patient_id"]
     good["person_key"] = np.where(good["insured_id_valid"], good["insured_id"].fillna(""), unlinked)
-    keys = case_keys(pa.Table.from_pandas(good[["clinic", "case_id"]], preserve_index=False), lake.keys).to_pandas()
+    ids = pa.table({name: pa.array(good[name], pa.string()) for name in ("clinic", "case_id")})
+    keys = case_keys(ids, lake.keys).to_pandas()
     good = good.merge(keys.rename(columns={"id": "case_id", "key": "case_key"}), on=["clinic", "case_id"])
     good = good.sort_values(["first_arrival_day", "person_key", "case_key"])
     events = pa.table(
