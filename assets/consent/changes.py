@@ -23,7 +23,7 @@ from assets.consent import majority, numbers, rule
 from assets.contract import codes
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_PROVISIONS, only
-from assets.lake.engine import connect
+from assets.lake.engine import connect, rows_of
 from assets.lake.lake import Lake, Mask
 
 RECORD: Final = "consent_judged"
@@ -103,10 +103,11 @@ def among_documents_of(register: pa.Table, patients: pa.Table) -> Mask:
         ids = register.select(["clinic", "patient_id", "consent_id"])
         con.register("ids", ids.append_column("n", pa.array(np.arange(register.num_rows))))
         con.register("patients", patients)
-        rows = con.execute(
+        rows = rows_of(
+            con,
             """WITH mine AS (FROM ids SEMI JOIN patients USING (clinic, patient_id))
-            SELECT n FROM mine UNION SELECT n FROM ids SEMI JOIN mine USING (clinic, consent_id)"""
-        ).to_arrow_table()
+            SELECT n FROM mine UNION SELECT n FROM ids SEMI JOIN mine USING (clinic, consent_id)""",
+        )
     found = np.zeros(register.num_rows, dtype=bool)
     found[rows.column("n").to_numpy()] = True
     return found

@@ -27,7 +27,7 @@ from assets.contract.city import ConsentRule
 from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE, until_sql
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
 from assets.lake.distribute import in_order
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect, load, rows_of
 
 # Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
 FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
@@ -238,7 +238,7 @@ def evaluate(
             "evaluated_on": pa.repeat(pa.scalar(evaluation_day, pa.date32()), cases.num_rows),
         }
         columns = [decisions[name] if name in decisions else cases.column(name) for name in CONSENT_DECISIONS.names]
-        return in_order(pa.table(columns, schema=CONSENT_DECISIONS)), con.execute(_STANDING).to_arrow_table()
+        return in_order(pa.table(columns, schema=CONSENT_DECISIONS)), rows_of(con, _STANDING)
 
 
 def decide(
@@ -273,7 +273,7 @@ def standing(
     """
     with connect() as con:
         _prepare(con, register, rule, evaluation_day, full_exports, majority)
-        return con.execute(_STANDING).to_arrow_table()
+        return rows_of(con, _STANDING)
 
 
 KEPT: Final[tuple[str, ...]] = ("cases", "diagnoses", "procedures", "persons")

@@ -25,7 +25,7 @@ from assets.contract.schemas import (
 from assets.identity.persons import LINKS, THAT_COUNTS
 from assets.identity.pseudonyms import case_keys, linked_persons, patient_keys
 from assets.lake.distribute import in_order
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect, load, rows_of
 from assets.lake.keys import Keyring
 
 _READ: Final = {
@@ -75,12 +75,12 @@ aged AS (
     - CASE WHEN (month(admitted_on), dayofmonth(admitted_on)) < (month, day) THEN 1 ELSE 0 END) AS age,
     discharged_on - admitted_on AS stay FROM joined)
 SELECT clinic, arrival_day, case_key, a.patient_key, coalesce(r.person_key, a.patient_key) AS person_key,
-  CAST($key_id AS VARCHAR) AS key_id, admitted_on, discharged_on,
+  key_id, admitted_on, discharged_on,
   CASE WHEN status IN ({_COUNTED}) AND care IN ({_CARE}) THEN care ELSE '{CARE_UNCOUNTED}' END AS care,
   admission_type AS admission, coalesce(ar.area, '{AREA_ELSEWHERE}') AS area,
   {bin_case_sql("CASE WHEN age < 0 THEN 0 ELSE age END", AGE_GROUPS)} AS age_group, coalesce(sex, 'other') AS sex,
   {chapter_case_sql("icd_code")} AS chapter, {bin_case_sql("stay", LOS_BINS)} AS los, died, consent_reason
-FROM aged a LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)"""
+FROM aged a CROSS JOIN keyring LEFT JOIN resolved r USING (patient_key) LEFT JOIN areas ar USING (postal_code)"""
 _DIAGNOSES: Final = """
 SELECT d.clinic, d.arrival_day, k.key AS case_key, left(d.icd_code, 3) AS icd_code, d.role FROM diagnoses d
 JOIN case_keys k ON k.clinic = d.clinic AND k.id = d.case_id"""
@@ -113,6 +113,7 @@ def pseudonymise(
             con,
             **{name: valid[name].select(columns) for name, columns in _READ.items()},
             areas=areas,
+            keyring=pa.table({"key_id": [keys.key_id]}),
             patient_keys=patient_keys(valid["cases"], keys),
             case_keys=case_keys(valid["cases"], keys),
             persons=persons.drop_columns(["insured_id", "deceased_on"]).append_column(
@@ -122,9 +123,8 @@ def pseudonymise(
             decisions=decisions.select(["clinic", "arrival_day", "case_id", "permitted", "reason"]),
         )
         con.execute(_PREPARE)
-        cases = con.execute(_CASES, {"key_id": keys.key_id}).to_arrow_table()
-        diagnoses, procedures, links = (
-            con.execute(query).to_arrow_table() for query in (_DIAGNOSES, _PROCEDURES, _LINKS)
+        cases, diagnoses, procedures, links = (
+            rows_of(con, query) for query in (_CASES, _DIAGNOSES, _PROCEDURES, _LINKS)
         )
     return {
         "cases": in_order(cases.cast(PSEUDONYMISED_CASES), ("arrival_day", "case_key")),

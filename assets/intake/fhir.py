@@ -23,7 +23,7 @@ from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.fhir_load import Loader, allowed_id, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
-from assets.lake.engine import load
+from assets.lake.engine import load, rows_of
 
 
 def _macros(time_zone: str) -> str:
@@ -334,7 +334,7 @@ def _canonical(con: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table], name
     con.execute(sql)
     schema = CANONICAL[name]
     rows = f"{name} SEMI JOIN own USING (export_id)" if name in ("consent_provisions", "deletions") else name
-    tables[name] = con.execute(f"SELECT {', '.join(schema.names)} FROM {rows}").to_arrow_table().cast(schema)
+    tables[name] = rows_of(con, f"SELECT {', '.join(schema.names)} FROM {rows}").cast(schema)
     con.execute(f"DROP VIEW {name}")
 
 

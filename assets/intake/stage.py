@@ -157,7 +157,7 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
 
 def _consent_deliveries(exports: Sequence[Export], tables: dict[str, pa.Table]) -> pa.Table:
     # A Bundle's content tells; a deleted consent names no patient, and is not a delivery of the others.
-    provisions, findings = tables["consent_provisions"], tables["findings"]
+    provisions, findings = tables["consent_provisions"].select(["patient_id", "export_id"]), tables["findings"]
     of_somebody = (
         provisions.filter(pc.is_valid(provisions.column("patient_id"))).column("export_id").unique().to_pylist()
     )

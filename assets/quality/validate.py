@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from assets.contract.city import City
 from assets.contract.schemas import FINDINGS, PROVENANCE
-from assets.lake.engine import connect, load
+from assets.lake.engine import connect, load, rows_of
 from assets.quality.rules import EXEMPT, NOT_NULL, PREPARED, TABLES, Rule, rules
 from assets.quality.suite import run_gx
 
@@ -109,7 +109,7 @@ def _distinct(
     failing, required, columns = {}, _required(own), _columns(own)
     for place, column in enumerate(columns):
         once = f'(SELECT "{column}", n FROM judged WHERE kind = {_group(place, columns)})'
-        values[column] = con.execute(f'SELECT "{column}" FROM {once}').to_arrow_table().column(0)
+        values[column] = rows_of(con, f'SELECT "{column}" FROM {once}').column(0)
         for number, rule in own:
             if rule.checked_column == column:
                 query = f"SELECT count(*), coalesce(sum(n), 0) FROM {once} WHERE {rule.predicate}"
@@ -136,7 +136,7 @@ def _check(con: duckdb.DuckDBPyConnection, table: str, size: int, declared: Sequ
     found = _counts(con, table)
     if native:
         names = ", ".join(f'"{c}"' for c in columns)
-        frame = con.execute(f"SELECT {names} FROM ({PREPARED[table]})").to_arrow_table()
+        frame = rows_of(con, f"SELECT {names} FROM ({PREPARED[table]})")
     else:
         frame, found = _distinct(con, own, found)
     counted = run_gx(table, frame.to_pandas(), [rule for _, rule in own])
@@ -268,7 +268,7 @@ def validate(tables: dict[str, pa.Table], city: City) -> Validated:
         for name in TABLES:
             con.register(name, tables[name].append_column("_row", pa.array(np.arange(sizes[name]))))
         # Of an Arrow table DuckDB knows no size, and builds the join on the wider of two: this one is never that.
-        con.register("person", con.execute(PREPARED["person"]).to_arrow_table())
+        con.register("person", rows_of(con, PREPARED["person"]))
         for name in TABLES:
             if sizes[name]:  # on many days none come: GX, which takes seconds to load, has nothing to judge then
                 _check(con, name, sizes[name], declared)
