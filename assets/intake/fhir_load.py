@@ -16,6 +16,7 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
+from assets.intake.bundles import MOST_NESTED
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
 from assets.intake.findings import Findings, RejectedExport, raise_all
@@ -172,7 +173,7 @@ class Loader:
     def __init__(
         self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
     ) -> None:
-        kinds = {"Consent", DELETED} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
+        kinds = {"Consent", DELETED, BUNDLE} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
         linked = {*STRUCTURES, DELETED, BUNDLE}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
@@ -325,13 +326,35 @@ class Loader:
         by_line = [n for n, (_, path, k) in enumerate(self._files) if k in (BUNDLE, DELETED) and not is_document(path)]
         if by_line:
             self._take_lines_apart(by_line)
-        self._con.execute(_ENTRIES)
+        self._sort_out()
+        for _ in range(MOST_NESTED):
+            if not self._take_nested_apart():
+                break
+            self._sort_out()
         self.note("wrong_resource_type", f"SELECT file, source_line FROM entries WHERE kind = '{BUNDLE}'")
+        self._con.execute("DROP TABLE parts")
+
+    def _sort_out(self) -> None:
+        """Put what `parts` holds into `entries` and `deleted`."""
+        self._con.execute(_ENTRIES)
         self._delete(
             f"""SELECT file, source_line, {_GONE} AS g FROM parts JOIN sources USING (file)
             WHERE holds = '{DELETED}' OR e.request.method = 'DELETE'"""
         )
-        self._con.execute("DROP TABLE parts")
+
+    def _take_nested_apart(self) -> bool:
+        """Let `parts` hold the entries of the Bundles among `entries`, which leave it; whether there were any.
+
+        A consent service lists all of its consents so, each in a Bundle with what belongs to it.
+        """
+        self._con.execute(
+            f"""CREATE OR REPLACE TEMP TABLE parts AS SELECT file, -1 - place AS bundle, source_line, e FROM (
+              SELECT file, source_line, rowid AS place, unnest(from_json(resource, $structure).entry) AS e
+              FROM entries WHERE kind = '{BUNDLE}') WHERE {_IS_READ}""",
+            {"structure": _BUNDLE},
+        )
+        found = self._con.execute(f"DELETE FROM entries WHERE kind = '{BUNDLE}'").fetchone()
+        return bool(found and found[0])
 
     def _take_apart(self, number: int, path: Path) -> None:
         """Put the entries of a file that is a Bundle into `parts`, numbered as lines are."""

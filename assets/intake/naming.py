@@ -22,7 +22,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from assets.intake.bundles import NotTakenApart, put_together, take_apart, without_others
+from assets.intake.bundles import MOST_NESTED, NotTakenApart, put_together, take_apart, without_others
 from assets.intake.connector import Export, may_be_read
 from assets.intake.delimited import BLANKS, header_of
 from assets.intake.fhir_load import MAX_BUNDLE_BYTES, is_document
@@ -40,7 +40,10 @@ CASE_COLUMNS: Final = ("case_id", "kh-internes-kennzeichen")
 # A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare; a Consent may name
 # its patient by a number of the clinic only, and is then known by its own id. A Bundle names what it holds or deletes by
 # address as well.
-_NDJSON: Final = r"""
+_RESOURCES: Final = " || ".join(
+    f"json_extract(line, '${level * '.entry[*].resource'}')" for level in range(1, MOST_NESTED + 2)
+)
+_NDJSON: Final = rf"""
 WITH read AS (
   SELECT n, line, json_valid(line) AS valid,
     CASE WHEN json_valid(line) THEN json_extract_string(line, '$.resourceType') IS NOT DISTINCT FROM 'Bundle' ELSE false END
@@ -59,7 +62,7 @@ named AS (
   UNION ALL
   SELECT n, CASE json_extract_string(r, '$.resourceType') WHEN 'Patient' THEN 'patient' WHEN 'Encounter' THEN 'case' WHEN 'Consent' THEN 'consent' END,
     json_extract_string(r, '$.id')
-  FROM (SELECT n, unnest(CASE WHEN bundle THEN json_extract(line, '$.entry[*].resource') WHEN valid THEN [CAST(line AS JSON)] END) AS r FROM read)
+  FROM (SELECT n, unnest(CASE WHEN bundle THEN {_RESOURCES} WHEN valid THEN [CAST(line AS JSON)] END) AS r FROM read)
   UNION ALL
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)

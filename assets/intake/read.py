@@ -12,7 +12,7 @@ from assets.contract.city import City, Clinic
 from assets.intake import consent_csv, fhir, p21, practice
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.fhir_load import DELETED, kind_of
+from assets.intake.fhir_load import BUNDLE, DELETED, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 from assets.lake.engine import connect
 
@@ -32,7 +32,7 @@ def is_read(path: Path, clinic: Clinic) -> bool:
 def _brings_consents(path: Path, clinic: Clinic) -> bool:
     """Whether consents are read from a file of that name beside tables."""
     if clinic.consent_source == "fhir":
-        return kind_of(path) in ("Consent", DELETED)
+        return kind_of(path) in ("Consent", DELETED, BUNDLE)
     return path.name.lower() == consent_csv.FILE
 
 

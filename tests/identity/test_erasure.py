@@ -736,6 +736,29 @@ def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, ci
 
 
 @pytest.mark.parametrize("document", [False, True])
+def test_bundles_within_a_bundle_lose_the_patients_entries_too(lake: Lake, city: City, document: bool):
+    """As a consent service lists its consents, each with its patient."""
+
+    def signed(who: str, **more: Any) -> dict[str, Any]:
+        of = {"resource": {"resourceType": "Patient"}, "fullUrl": f"urn:uuid:{who}"}  # its id is this address
+        inner = json.loads(bundle(of, {"resource": fhir_consent(who, patient={"reference": f"urn:uuid:{who}"})}))
+        return {"resource": inner | more}
+
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    name = "consents.json" if document else "consents.ndjson"
+    both = json.loads(bundle(signed("STAYS"), signed("GONE"), {"resource": person("GONE")}))
+    (folder / name).write_text(bundle(signed("a"), signed("GONE"), {"resource": both}, {"resource": person("b")}))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
+    erase_patients(lake, "klinik-nord", ["GONE"], [], None, START)
+    left = json.loads(bundle(signed("STAYS")))
+    assert json.loads((folder / name).read_text()) == json.loads(
+        bundle(signed("a"), {"resource": left}, {"resource": person("b")})
+    )
+    intake.read(lake, city, [START])  # nobody else's rows are missing
+
+
+@pytest.mark.parametrize("document", [False, True])
 def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lake, city: City, document: bool):
     """That it was replaced is its own, and nothing else tells of it."""
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"

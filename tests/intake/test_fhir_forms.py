@@ -316,12 +316,36 @@ def test_a_json_file_that_is_no_bundle_is_quarantined(read: Callable, content: b
     assert [f["rule"] for f in got["findings"]] == [rule] and len(got["cases"]) == 1
 
 
-def test_a_bundle_inside_a_bundle_is_told_and_not_read(read: Callable):
-    inner = json.loads(bundle(ALL))
-    got = read(
-        by_type(ALL) | {"x.json": json.dumps({"resourceType": "Bundle", "entry": [{"resource": inner}]}).encode()}
+def within(*inner: bytes) -> bytes:
+    """A Bundle of Bundles, as a consent service lists all of its consents."""
+    entries = [{"fullUrl": f"urn:uuid:{n}", "resource": json.loads(b)} for n, b in enumerate(inner)]
+    return json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries}).encode()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("name", ["x.json", "patients.ndjson"])
+def test_bundles_within_a_bundle_are_read_and_what_lies_deeper_is_told(read: Callable, name: str, levels: int):
+    """Each counts its addresses anew, and what it deletes counts as well."""
+    whole = json.dumps({"resourceType": "Bundle", "entry": linked_by_uuid(ALL)}).encode()
+    again = [r | {"id": f"{r['id']}2"} for r in ALL if r is not CONDITION]
+    other = json.dumps({"resourceType": "Bundle", "entry": linked_by_uuid(again)}).replace(
+        '"Patient/p"', '"urn:uuid:11-p2"'
     )
-    assert [f["rule"] for f in got["findings"]] == ["wrong_resource_type"] and len(got["cases"]) == 1
+    content = within(whole, other.encode(), deleted("Consent/gone"))
+    for _ in range(levels - 1):
+        content = within(content)
+    got = read({"Patient.ndjson": [PATIENT | {"id": "q"}], name: content + b"\n"})
+    if levels > 2:
+        assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [("wrong_resource_type", 1)]
+        assert got["cases"] == []
+        return
+    assert {(c["case_id"], c["patient_id"]) for c in got["cases"]} == {("e", "p"), ("e2", "p2")}
+    assert {(k["consent_id"], k["patient_id"]) for k in got["consent_provisions"]} == {
+        ("k", "p"),
+        ("k2", "p2"),
+        ("gone", None),
+    }
+    assert got["findings"] == []
 
 
 def test_two_consents_of_one_line_stay_two_documents(read: Callable):

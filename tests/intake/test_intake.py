@@ -388,15 +388,22 @@ def test_a_kind_of_diagnosis_that_is_none_is_named_once_a_file(lake: Lake, city:
     assert sorted(tables["diagnoses"].column("role").to_pylist()) == ["other", "other", "secondary"]
 
 
-@pytest.mark.parametrize("source", ["fhir", "csv"])
+@pytest.mark.parametrize("source", ["fhir", "bundle", "csv"])
 @pytest.mark.parametrize("form", ["p21", "practice", "fhir"])
 def test_a_withdrawal_needs_no_case_beside_it(
     lake: Lake, city: City, deliver: Deliver, small_export: Callable[..., dict[str, list[object]]], form: str, source: str
 ):  # fmt: skip
-    clinics = [c.model_copy(update={"format": form, "consent_source": source}) for c in city.clinics]
+    said = "csv" if source == "csv" else "fhir"
+    clinics = [c.model_copy(update={"format": form, "consent_source": said}) for c in city.clinics]
     withdrawn = small_export(DAY, [], withdrawn=("anna",))["Consent.ndjson"]
     csv = "patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\nanna;2024-01-01;;;;2025-01-05\n"
-    deliver("praxisnetz", DAY, {"consent.csv": csv} if source == "csv" else {"Consent.ndjson": withdrawn})
+    bundle = {"resourceType": "Bundle", "entry": [{"resource": r} for r in withdrawn]}
+    files = {
+        "csv": {"consent.csv": csv},
+        "fhir": {"Consent.ndjson": withdrawn},
+        "bundle": {"gics.json": json.dumps(bundle)},
+    }
+    deliver("praxisnetz", DAY, files[source])
     changed = city.model_copy(update={"clinics": tuple(clinics)})
     pull(lake, changed, [DAY], TODAY)
     tables, rejected = read_exports(landed(lake, changed, [DAY]), changed)
