@@ -14,6 +14,7 @@ the last permit that covers the day was declared after the last deny that does. 
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Final
 
@@ -24,13 +25,20 @@ import pyarrow.compute as pc
 from assets.consent.majority import MAJORITY
 from assets.consent.numbers import among, load_numbered
 from assets.contract.city import ConsentRule
-from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE, until_sql
+from assets.contract.codes import (
+    CONSENT_COLLECT,
+    CONSENT_DOCUMENTS,
+    CONSENT_MODULE_OF,
+    CONSENT_RETROSPECTIVE,
+    CONSENT_TAKEN_BACK,
+    until_sql,
+)
 from assets.contract.schemas import CASES, CONSENT_DECISIONS
 from assets.lake.distribute import in_order
 from assets.lake.engine import connect, load, rows_of
 
-# Komplettwiderruf (all versions of the MII form): denies everything even without nested provisions.
-FULL_WITHDRAWAL: Final = r"\.24\.2\.(2718|2720|2722)( |$)"
+# Denies everything, whatever is nested in it, or nothing.
+FULL_WITHDRAWAL: Final = rf"{re.escape(CONSENT_DOCUMENTS)}\.({'|'.join(CONSENT_TAKEN_BACK)})( |$)"
 FULL_EXPORTS: Final = pa.schema([("clinic", pa.string()), ("day", pa.date32()), ("export_id", pa.string())])
 """Each clinic's newest delivery of all of its consents; only of clinics that declare to deliver all."""
 
@@ -58,7 +66,8 @@ SELECT person, code, CASE WHEN {_DECLARED} THEN declared_at ELSE TIMESTAMP '0001
 FROM versions WHERE newest AND effective AND decision = 'permit' AND period_readable AND code <> '*'"""
 
 # A document that vanished or was set inactive grants nothing any more. What an active one denies stays denied
-# until it is permitted anew by a later declaration: an old version that is delivered again takes nothing back.
+# until it is permitted anew by a later declaration: an old version that is delivered again takes nothing back. Who denies
+# a module denies what is part of it; who permits one permits nothing, for it says nothing of the periods of its parts.
 _DENIES: Final = f"""
 CREATE TEMP TABLE denies AS
 WITH said AS (
@@ -70,12 +79,12 @@ stated AS (
     CASE WHEN period_readable THEN coalesce(valid_to, DATE '9999-12-31') ELSE DATE '9999-12-31' END AS valid_to
   FROM said WHERE decision IS DISTINCT FROM 'permit' AND decision IS DISTINCT FROM 'none'
   UNION ALL
-  SELECT person, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
+  SELECT DISTINCT person, '*', coalesce(declared_at, TIMESTAMP '9999-01-01'),
     coalesce(CAST(declared_at AS DATE), DATE '0001-01-01'), DATE '9999-12-31'
-  FROM said WHERE decision = 'none' AND regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
+  FROM said WHERE regexp_matches(policy_uri, '{FULL_WITHDRAWAL}')
   UNION ALL
   SELECT person, '*', of_age_by, of_age_from, DATE '9999-12-31' FROM majority)
-SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, '*')"""
+SELECT s.* REPLACE (c.code AS code) FROM stated s JOIN needed_codes c ON s.code IN (c.code, c.module, '*')"""
 
 # For `points` (person, code, day): when the permits and the denies that cover the day were last declared. Two hash
 # joins and two aggregates; nested EXISTS would become a join over a join.
@@ -210,7 +219,8 @@ def _prepare(
         CASES.empty_table() if cases is None else cases,
         MAJORITY.empty_table() if majority is None else majority,
     )
-    load(con, needed_codes=pa.table({"code": needed}))
+    modules = pa.array([CONSENT_MODULE_OF.get(code) for code in needed], pa.string())
+    load(con, needed_codes=pa.table({"code": needed, "module": modules}))
     _run(con, ";".join((_VERSIONS, _PERMITS, _DENIES)), evaluation_day=day)
     if rule.reach_back_to_case_of_signature:
         _run(con, _REACH_BACK, codes=over_case, day=day)

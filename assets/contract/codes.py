@@ -129,6 +129,21 @@ CONSENT_COLLECT: Final = f"{CONSENT_CODE_SYSTEM}.6"
 CONSENT_STORE: Final = f"{CONSENT_CODE_SYSTEM}.7"
 CONSENT_USE: Final = f"{CONSENT_CODE_SYSTEM}.8"
 CONSENT_RETROSPECTIVE: Final = f"{CONSENT_CODE_SYSTEM}.45"
+_MODULES: Final = {
+    1: (2, 3, 4, 5, 6, 7, 8, 9, 37), 10: (11, 12, 13, 38), 14: (15, 16, 17, 39), 18: (19, 20, 21, 22, 23), 24: (25,), 26: (27, 28, 29),
+    30: (31,), 44: (45, 46, 47), 48: (49,), 50: (51, 52, 53), 54: (55,),
+}  # fmt: skip
+CONSENT_MODULE_OF: Final = {
+    f"{CONSENT_CODE_SYSTEM}.{part}": f"{CONSENT_CODE_SYSTEM}.{module}"
+    for module, parts in _MODULES.items()
+    for part in parts
+}
+"""Policy → the module that it is part of (CodeSystem MII CS Consent Policy 1.1.0, hierarchy `part-of`; without the
+additional modules Z1 to Z5). A module is a question of the form; its policies have periods of their own."""
+CONSENT_DOCUMENTS: Final = "2.16.840.1.113883.3.1937.777.24.2"
+"""OIDs of the broad consent's documents (CodeSystem MII Consent Version and Modules 0.2.0)."""
+CONSENT_TAKEN_BACK: Final = ("2718", "2720", "2722", "4053", "4054")
+"""Of these documents, by version: Komplettwiderruf, and Ablehnung."""
 
 
 def insured_id_is_valid(insured_id: str) -> bool:

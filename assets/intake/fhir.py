@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from assets.contract.codes import (
     CONSENT_CODE_SYSTEM,
+    CONSENT_DOCUMENTS,
+    CONSENT_MODULE_OF,
     CONTACT_KINDS_UNCOUNTED,
     ENCOUNTER_CLASSES_UNCOUNTED,
     until_sql,
@@ -123,10 +125,11 @@ FIELDS: Final = {
   r.status AS status,
   trim(coded(r.code.coding, '%/ops')) AS ops_code,
   local_day(coalesce(r.performedDateTime, r.performedPeriod.start)) AS performed_on""",
-    "Consent": """
+    "Consent": f"""
   ref_id(r.patient.reference, 'Patient') AS patient_id, r.patient.identifier AS named_by,
   r.status AS status, wall(r.dateTime) AS declared_at,
-  nullif(array_to_string(list_transform(r.policy, lambda p: p.uri), ' '), '') AS policy_uri,
+  nullif(array_to_string(list_concat(list_transform(r.policy, lambda p: p.uri), list_filter(list_transform(codings(r.category),
+    lambda c: c.code), lambda c: starts_with(bare(c), '{CONSENT_DOCUMENTS}.') AND NOT ends_with(c, '.184'))), ' '), '') AS policy_uri,
   CASE WHEN len(r.provision.code) > 0 THEN struct_pack(type := r.provision.type, period := r.provision.period, code := r.provision.code)
     END AS root, len(r.modifierExtension) > 0 OR len(r.provision.modifierExtension) > 0 AS modified,
   r.provision.provision AS provisions""",
@@ -297,6 +300,8 @@ WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_d
 _NARROWED: Final = """SELECT file, source_line FROM "Consent"
 WHERE modified OR len(list_filter(provisions, lambda p: narrowed(p))) > 0"""
 
+_OF_MODULE: Final = f"""SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
+WHERE p.type = 'permit' AND len(list_filter(codings(p.code), lambda c: bare(c.code) IN {(*sorted({*CONSENT_MODULE_OF.values()}),)})) > 0"""
 _MISPLACED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE len(list_filter(flatten(list_transform(p.code, lambda c: c.coding)), lambda c: misplaced(c))) > 0"""
 
@@ -327,6 +332,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     loader.note("consent_date_unreadable", _UNDATED)
     loader.note("consent_narrowed", _NARROWED)
     loader.note("consent_code_foreign", _MISPLACED)
+    loader.note("consent_code_of_module", _OF_MODULE)
 
 
 def _canonical(con: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table], name: str, sql: str) -> None:

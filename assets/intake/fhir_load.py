@@ -56,7 +56,7 @@ STRUCTURES: Final = {
         "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
     "Consent": f"""{{{_HEAD},"status":"VARCHAR",
         "patient":{{"reference":"VARCHAR","identifier":{{"system":"VARCHAR","value":"VARCHAR"}}}},
-        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"modifierExtension":["JSON"],
+        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"category":[{_CODING}],"modifierExtension":["JSON"],
         "provision":{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
         "provision":[{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
         "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON",

@@ -57,6 +57,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "consent_date_unreadable": ("A date of the consent cannot be read: its permissions have no effect, its denials apply without limit.", "Write the whole date, 2025-01-31, in a table also 31.01.2025."),
     "consent_narrowed": ("The consent is restricted (actor, purpose, data, modifierExtension) in a way that is not understood: its permissions have no effect, its denials apply without limit.", "Deliver the provisions of the broad consent as its profile has them: type, period, code."),
     "consent_code_foreign": ("The consent gives a code of the broad consent under another code system: its permission has no effect.", "Deliver the codes with the system urn:oid:2.16.840.1.113883.3.1937.777.24.5.3."),
+    "consent_code_of_module": ("The consent permits a whole module of the broad consent, whose parts have different periods: this permits nothing.", "Permit its policies (6, 7, 8), each with its own period, as the profile asks."),
     "consent_without_start": ("The consent has no first day, so it permits nothing.", "Fill in valid_from."),
     "consent_codes_unreadable": ("The consent names no code, or something that is not a code.", "Write them as 6 7 8; format the column as text."),
     "consent_of_nobody": ("The consent names no known patient, so it has no effect.", "Fill in patient_id or case_id; in FHIR refer to Patient by type and id, and deliver the patient too."),

@@ -28,12 +28,12 @@ from assets.lake.engine import connect
 
 PATIENTS = int(os.environ.get("CONSENT_PATIENTS", "4000"))
 SYSTEM = "2.16.840.1.113883.3.1937.777.24.5.3"
-COLLECT, STORE, USE = (f"{SYSTEM}.{n}" for n in (6, 7, 8))
+MODULE, COLLECT, STORE, USE = (f"{SYSTEM}.{n}" for n in (1, 6, 7, 8))
 TODAY = date(2025, 6, 1)
 ORIGIN = date(2024, 6, 1)
 FULL_DAY = ORIGIN + timedelta(200)
 RULE = ConsentRule(decided_by="test", decided_on=None, note="")
-FORM = "urn:oid:2.16.840.1.113883.3.1937.777.24.2.2718"
+FORMS = tuple(f"urn:oid:2.16.840.1.113883.3.1937.777.24.2.{n}" for n in (2718, 4054))
 ENDED = ("inactive", "rejected", "entered-in-error")
 
 
@@ -57,7 +57,7 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
     length = rng.choice([3, 30, 200, 3000], size)
     open_end, readable = rng.random(size) < 0.25, rng.random(size) > 0.05
     decision = rng.choice(["permit", "deny", "none", "odd"], size, p=[0.85, 0.12, 0.02, 0.01])
-    code = rng.choice([COLLECT, STORE, USE, f"{SYSTEM}.9", "*"], size, p=[0.32, 0.32, 0.32, 0.03, 0.01])
+    code = rng.choice([COLLECT, STORE, USE, f"{SYSTEM}.9", MODULE, "*"], size, p=[0.31, 0.31, 0.31, 0.03, 0.03, 0.01])
     # Half of the patients hold one broad consent on top, so that many are permitted.
     broad = np.repeat(np.flatnonzero(rng.random(n) < 0.7), 3)
     m = len(broad)
@@ -71,6 +71,7 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
     patient = both(who, broad)
     declared = both(declared, np.full(m, 10))
     # Of a third only the day is known; two on one day are common among so few hours.
+    form = rng.random(size + m) < both(np.where(decision == "none", 0.5, 0.01), np.full(m, 0.01))
     hour = np.random.default_rng(seed + 1000).choice([0, 9, 15], size + m)
     columns = {
         "clinic": pa.array(np.where(patient % 2, "odd", "even").tolist()),
@@ -83,7 +84,7 @@ def population(n: int, seed: int) -> tuple[pa.Table, pa.Table]:
         "status": pa.array(both(status, np.full(m, "active")).tolist()),
         "declared_at": pa.array((np.datetime64(ORIGIN, "us") + declared * np.timedelta64(1, "D") + hour * np.timedelta64(1, "h")), pa.timestamp("us"),
                                 mask=both(rng.random(size) < 0.05, np.zeros(m, bool))),
-        "policy_uri": pa.array(np.where(rng.random(size + m) < 0.5, FORM, "urn:oid:other").tolist()),
+        "policy_uri": pa.array(np.where(form, np.array(FORMS)[np.arange(size + m) % 2], "urn:oid:other").tolist()),
         "code": pa.array(both(code, np.tile([COLLECT, STORE, USE], m // 3)).tolist()),
         "decision": pa.array(both(decision, np.full(m, "permit")).tolist()),
         "valid_from": day(both(start, np.full(m, 10))),
@@ -170,15 +171,16 @@ def naive(
                 continue  # revoked, and not declared anew
             grants.append(r)
         if any(r["status"] == "active" for r in now):
-            refusals += [r for r in versions if r["status"] == "active" and r["decision"] != "permit"]
+            refusals += [r for r in versions if r["status"] == "active"]
 
     def refuses(r: dict[str, Any], code: str, day: date) -> bool:
-        if r["decision"] == "none":
-            begin = r["declared_at"].date() if r["declared_at"] else date.min
-            return r["policy_uri"] == FORM and day >= begin
+        if r["policy_uri"] in FORMS and day >= (r["declared_at"].date() if r["declared_at"] else date.min):
+            return True
+        if r["decision"] in ("permit", "none"):
+            return False
         if not r["period_readable"]:
             return True
-        return r["code"] in (code, "*") and r["valid_from"] <= day <= (r["valid_to"] or date.max)
+        return r["code"] in (code, MODULE, "*") and r["valid_from"] <= day <= (r["valid_to"] or date.max)
 
     def covered(code: str, day: date) -> bool:
         for g in grants:

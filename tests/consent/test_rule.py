@@ -14,7 +14,13 @@ from assets.consent.reasons import REASONS
 from assets.consent.rule import FULL_EXPORTS, decide, keep_permitted, standing
 from assets.consent.stage import decision_table
 from assets.contract.city import Clinic, ConsentRule
-from assets.contract.codes import CONSENT_COLLECT, CONSENT_RETROSPECTIVE, CONSENT_STORE, CONSENT_USE
+from assets.contract.codes import (
+    CONSENT_CODE_SYSTEM,
+    CONSENT_COLLECT,
+    CONSENT_RETROSPECTIVE,
+    CONSENT_STORE,
+    CONSENT_USE,
+)
 from assets.contract.schemas import CANONICAL, CASES, CONSENT_PROVISIONS
 from assets.intake import fhir
 from assets.intake.connector import Export
@@ -200,12 +206,36 @@ def test_the_newest_version_is_told_by_day_then_export_then_file(newer: dict[str
     assert reason(permits()[:2] + more) == "permitted"
 
 
-@pytest.mark.parametrize("form", [2718, 2720, 2722])
-def test_every_version_of_the_full_withdrawal_form_denies(form: int):
+@pytest.mark.parametrize("form", [2718, 2720, 2722, 4053, 4054])
+def test_every_version_of_the_full_withdrawal_and_of_the_refusal_denies(form: int):
     uri = f"urn:oid:2.16.840.1.113883.3.1937.777.24.2.{form}"
     stated = provision("*", "none", consent_id="d", declared_at=datetime(2025, 3, 1), policy_uri=uri)
     assert reason([*permits(), stated]) == "withdrawn"
     assert reason([*permits(), stated | {"policy_uri": uri.replace(str(form), "1790")}]) == "permitted"
+    assert reason([*permits(), stated | {"policy_uri": f"{uri}0"}]) == "permitted"
+
+
+def test_a_full_withdrawal_denies_whatever_is_nested_in_it():
+    """The MII's own example denies one module; another denies what is none of ours, or is long over."""
+    form = "urn:oid:2.16.840.1.113883.3.1937.777.24.2.2720"
+    about = {"consent_id": "d", "declared_at": datetime(2025, 3, 1), "policy_uri": form}
+    for nested in (provision(f"{CONSENT_CODE_SYSTEM}.25", "deny", **about), provision(CONSENT_USE, "deny", **about, valid_to=date(2025, 3, 1)),
+                   provision(CONSENT_USE, **about)):  # fmt: skip
+        assert reason([*permits(), nested]) == "withdrawn"
+        assert reason([*permits(declared_at=datetime(2025, 3, 2)), nested]) == "permitted"
+
+
+def test_a_denied_module_denies_what_is_part_of_it_and_a_permitted_one_permits_nothing():
+    module, retrospective, others = (f"{CONSENT_CODE_SYSTEM}.{n}" for n in (1, 44, 18))
+    assert reason([*permits(), *(d | {"code": module} for d in deny(valid_to=None))]) == "withdrawn"
+    assert reason([*permits(), *(d | {"code": others} for d in deny(valid_to=None))]) == "permitted"
+    assert reason([provision(module)]) == "not_permitted_on_evaluation_day"
+    looking_back = RULE.model_copy(update={"retrospective_module": True})
+    before = [provision(CONSENT_COLLECT, valid_from=date(2025, 2, 3)), provision(CONSENT_STORE), provision(CONSENT_USE),
+              provision(f"{CONSENT_CODE_SYSTEM}.45")]  # fmt: skip
+    assert reason(before, rule=looking_back) == "permitted"
+    denied = [d | {"code": retrospective} for d in deny(valid_to=None)]
+    assert reason([*before, *denied], rule=looking_back) == "case_outside_collection_window"
 
 
 def test_a_withdrawal_entered_in_error_is_none():

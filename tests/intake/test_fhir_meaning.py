@@ -246,6 +246,18 @@ def test_a_diagnosis_that_was_ruled_out_is_none(read: Callable, status: str):
     assert read(PATIENT, ENCOUNTER, condition("c", icd("I21.0"), **ruled_out))["diagnoses"].num_rows == 0
 
 
+REFUSAL = "urn:oid:2.16.840.1.113883.3.1937.777.24.2.4054"
+
+
+def denied(code: int) -> dict[str, Any]:
+    return {"type": "deny", "period": {"start": "2024-06-01", "end": "2050-08-31"}, "code": permit(code)["code"]}
+
+
+def document(number: str) -> dict[str, Any]:
+    return {"coding": [{"system": "https://www.medizininformatik-initiative.de/fhir/modul-consent/CodeSystem/mii-cs-consent-version-modules",
+                        "code": f"2.16.840.1.113883.3.1937.777.24.2.{number}"}]}  # fmt: skip
+
+
 DENIED_INSIDE = {"type": "deny", "period": {"start": "2024-01-01"}, "code": permit(8)["code"]}
 LATER = {"id": "l", "dateTime": "2024-06-01"}
 
@@ -263,6 +275,12 @@ LATER = {"id": "l", "dateTime": "2024-06-01"}
                                              "code": [{"coding": [{"display": "MDAT nutzen"}]}]}, **LATER)], False),
         ([consent(permit(6, 7, 8)), consent(policy=[{"uri": "urn:local"}, {"uri": FULL_WITHDRAWAL}], **LATER)], False),
         ([consent(permit(6, 7, 8)), consent(policy=[{"uri": FULL_WITHDRAWAL}, {"uri": "urn:local"}], **LATER)], False),
+        # As the MII has its withdrawals and refusals: a module is denied; nothing is said but by the document; which stands in `category`.
+        ([consent(permit(6, 7, 8)), consent(denied(1), **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(denied(18), **LATER)], True),
+        ([consent(permit(6, 7, 8)), consent(policy=[{"uri": REFUSAL}], **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(category=[document("184"), document("2720")], **LATER)], False),
+        ([consent(permit(6, 7, 8)), consent(category=[document("184"), document("1791")], **LATER)], True),
         # A study's own consent says nothing about this one.
         ([consent(permit(6, 7, 8)), consent({"type": "deny", "period": {"start": "2024-06-01"},
                                              "code": [{"coding": [{"system": "urn:study", "code": "1"}]}]}, **LATER)], True),
@@ -381,6 +399,13 @@ def test_a_code_of_the_broad_consent_under_a_foreign_system_permits_nothing_and_
         assert answer(under(system, permit(6, 7, 8))) == ([False], ["consent_code_foreign"])
     denial = under("urn:oid:1.2.3", permit(8) | {"type": "deny"}) | {"id": "d", "dateTime": "2025-01-01T10:00:00+01:00"}
     assert answer(consent(permit(6, 7, 8)), denial) == ([False], ["consent_code_foreign"])
+
+
+def test_a_permit_of_a_module_permits_nothing_and_is_told(read: Callable, city: City):
+    tables = read(PATIENT, ENCOUNTER, consent(permit(1)), consent(permit(6), id="l"))
+    decisions = decide(tables["cases"], tables["consent_provisions"], city.consent, DAY)
+    assert decisions.column("permitted").to_pylist() == [False]
+    assert [(f["rule"], f["source_line"]) for f in tables["findings"].to_pylist()] == [("consent_code_of_module", 1)]
 
 
 REVOKED = consent(permit(6, 7, 8), status="inactive")
