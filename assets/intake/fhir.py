@@ -130,9 +130,11 @@ FIELDS: Final = {
   r.status AS status, wall(r.dateTime) AS declared_at,
   nullif(array_to_string(list_concat(list_transform(r.policy, lambda p: p.uri), list_filter(list_transform(codings(r.category),
     lambda c: c.code), lambda c: starts_with(bare(c), '{CONSENT_DOCUMENTS}.') AND NOT ends_with(c, '.184'))), ' '), '') AS policy_uri,
-  CASE WHEN len(r.provision.code) > 0 THEN struct_pack(type := r.provision.type, period := r.provision.period, code := r.provision.code)
-    END AS root, len(r.modifierExtension) > 0 OR len(r.provision.modifierExtension) > 0 AS modified,
-  r.provision.provision AS provisions""",
+  CASE WHEN len(r.provision.code) > 0 AND r.provision.type IS DISTINCT FROM 'permit' THEN struct_pack(type := r.provision.type,
+    period := r.provision.period, code := r.provision.code) END AS root,
+  len(r.modifierExtension) > 0 OR len(r.provision.modifierExtension) > 0 AS modified,
+  list_concat(r.provision.provision, CASE WHEN len(r.provision.code) > 0 AND r.provision.type = 'permit' THEN
+    [struct_update(r.provision, provision := NULL)] END) AS provisions""",
 }
 
 _IS_CASE: Final = "coalesce(level = 'einrichtungskontakt', parent IS NULL)"
@@ -242,7 +244,8 @@ WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
 # What is denied inside a permit counts as denied, and so does whatever is nested deeper than any profile allows; a denial
-# whose code cannot be read denies every code (`*`). What the root denies by code, nested provisions may except. What is
+# whose code cannot be read denies every code (`*`). What the root denies by code, nested provisions may except; what it
+# permits by code counts like a nested permit: so a consent service writes one document for each policy. What is
 # narrowed (to an actor, a purpose) or has a modifier that we do not know (FHIR: then it must not be relied on) permits nothing.
 # A consent that states nothing of ours still counts, whether it nests no provisions or those of other code systems:
 # it is the newest version and may withdraw an earlier one (code `*`). So does a deleted one: it ends what its earlier
@@ -261,7 +264,7 @@ listed AS (
   UNION ALL
   SELECT place, root.type, root.period.start, root.period.end, root.code, false,
     flatten(list_transform(provisions, lambda p: flatten(list_transform(p.code, lambda c: list_transform(c.coding, lambda o: bare(o.code))))))
-  FROM "Consent" WHERE root IS NOT NULL AND root.type IS DISTINCT FROM 'permit'),
+  FROM "Consent" WHERE root IS NOT NULL),
 worded AS (SELECT *, flatten(list_transform(concepts, lambda c: c.coding)) AS codings FROM listed),
 each_code AS (
   SELECT * EXCLUDE (concepts, codings), unnest(CASE WHEN len(codings) > 0 THEN list_transform(list_filter(codings,

@@ -39,6 +39,9 @@ _NESTED_EXTENSION: Final = '[{"url":"VARCHAR","extension":[{"url":"VARCHAR","val
 _PERIOD: Final = '{"start":"VARCHAR","end":"VARCHAR"}'
 _HEAD: Final = '"resourceType":"VARCHAR","id":"VARCHAR","meta":{"lastUpdated":"VARCHAR","versionId":"VARCHAR"}'
 
+_RULE: Final = f"""\"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
+        "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON\""""
+
 # What is read of each resource type; anything else in a line is never looked at.
 STRUCTURES: Final = {
     "Patient": f"""{{{_HEAD},"birthDate":"VARCHAR","gender":"VARCHAR",
@@ -57,10 +60,7 @@ STRUCTURES: Final = {
     "Consent": f"""{{{_HEAD},"status":"VARCHAR",
         "patient":{{"reference":"VARCHAR","identifier":{{"system":"VARCHAR","value":"VARCHAR"}}}},
         "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"category":[{_CODING}],"modifierExtension":["JSON"],
-        "provision":{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
-        "provision":[{{"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
-        "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON",
-        "provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
+        "provision":{{{_RULE},"provision":[{{{_RULE},"provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
 }
 _ENTRY: Final = '{"fullUrl":"VARCHAR","resource":"JSON","request":{"method":"VARCHAR","url":"VARCHAR"}}'
 _BUNDLE: Final = f'{{"resourceType":"VARCHAR","entry":[{_ENTRY}]}}'

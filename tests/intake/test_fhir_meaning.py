@@ -292,7 +292,13 @@ LATER = {"id": "l", "dateTime": "2024-06-01"}
         ([consent(permit(6, 7, 8)), consent(provision=DENIED_INSIDE, **LATER)], False),
         ([consent(permit(6, 7, 8)), consent(provision=DENIED_INSIDE | {"provision": [permit(6)]}, **LATER)], False),
         ([consent(provision=DENIED_INSIDE | {"provision": [permit(6, 7, 8)]})], True),
-        ([consent(provision=permit(6, 7, 8))], False),
+        # A consent service writes one document for each policy, permitted by the root itself.
+        ([consent(provision=permit(c), id=f"k{c}") for c in (6, 7, 8)], True),
+        ([consent(provision=permit(c), id=f"k{c}") for c in (6, 7)], False),
+        ([*(consent(provision=permit(c), id=f"k{c}") for c in (6, 7, 8)), consent(provision=DENIED_INSIDE, **LATER)], False),
+        ([consent(provision=permit(6, 7, 8, provision=[DENIED_INSIDE]))], False),
+        ([consent(provision=permit(6, 7, 8, period={}))], False),
+        ([consent(provision=permit() | {"provision": [permit(6, 7)]})], False),
         # Signed in the morning, withdrawn on a day of which no time is known.
         ([consent(permit(6, 7, 8), dateTime="2024-06-01T09:00:00+02:00"), consent(DENIED_INSIDE, **LATER)], False),
         ([consent(permit(6, 7, 8), dateTime="2024-06-02T09:00:00+02:00"), consent(DENIED_INSIDE, **LATER)], True),
@@ -369,6 +375,7 @@ MODIFIER = {"modifierExtension": [{"url": "urn:only-for-this-study", "valueBoole
         consent(permit(6, 7, 8, **MODIFIER)),
         consent(permit(6, 7), permit(8, actor=[{"role": {"text": "x"}, "reference": {"display": "one study"}}])),
         consent(permit(6, 7, 8, purpose=[{"code": "HRESCH"}])),
+        consent(provision=permit(6, 7, 8, purpose=[{"code": "HRESCH"}])),
         consent(permit(6, 7, 8, dataPeriod={"end": "2024-06-01"})),
     ],
 )
