@@ -79,7 +79,7 @@ def test_a_clean_export_passes(folder: Callable[..., Path], tmp_path: Path):
     r = resources("CANARYp1")
     code, result, text = call("klinik-nord", str(folder({f"{k}.ndjson": ndjson(v) for k, v in r.items()})))
     assert code == 0 and result["passed"] and (result["cases"], result["usable"]) == (1, 1) and result["findings"] == []
-    assert "1 cases read" in text and "Everything can be used" in text
+    assert "1 cases read" in text and "No fault was found" in text
     assert not (tmp_path / "no-keys").exists() and not (tmp_path / "no-data").exists()
 
 
