@@ -18,16 +18,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from assets.intake.archives import allowed_bytes
 from assets.intake.findings import RejectedExport, raise_all
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 BLOCK: Final = 4 * 2**20
 COUNTED: Final = 256 * 2**10
 """Small enough to stay in a processor's cache between being read and being counted."""
-MAX_RATIO: Final = 200
-"""FHIR text shrinks to a thirtieth; a thousandth is a bomb."""
-RATIO_FREE_BYTES: Final = 64 * 2**20
-"""Below this, unpacking is harmless whatever the ratio."""
 _FIRST: Final = 100
 SCHEMA: Final = pa.schema([("file", pa.int32()), ("source_line", pa.int64()), ("line", pa.string())])
 _BOM: Final = b"\xef\xbb\xbf"
@@ -44,11 +41,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
         except (EOFError, zlib.error, gzip.BadGzipFile):
             raise RejectedExport("gzip_unreadable", path) from None
-
-
-def allowed_bytes(path: Path) -> int:
-    """How many bytes a file may unpack to."""
-    return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
 
 
 def first_lines(path: Path) -> Iterator[bytes]:

@@ -36,7 +36,7 @@ from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK
-from assets.intake import lines, naming
+from assets.intake import archives, naming
 from assets.intake import stage as intake
 from assets.intake.landing import RawFilesErased, erase_patients
 from assets.lake.lake import Lake
@@ -663,7 +663,7 @@ def test_what_no_reader_takes_goes_without_being_looked_at(lake: Lake, monkeypat
     """A line without end, a header without end, a packed file without end: one clinic's rubbish stops no withdrawal."""
     monkeypatch.setattr(naming, "MAX_LINE_BYTES", 2**16)
     monkeypatch.setattr(naming, "BATCH_BYTES", 2**16)
-    monkeypatch.setattr(lines, "RATIO_FREE_BYTES", 2**18)
+    monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 2**18)
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
     keep = "".join(json.dumps(stay(f"c{n}", "STAYS")) + "\n" for n in range(400))
