@@ -35,6 +35,7 @@ from assets.intake.connectors.transfer import (
     UNSAFE_NAME,
     FetchProblem,
     day_of,
+    forget,
     is_delivered,
 )
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
@@ -239,6 +240,8 @@ def _attempt(lake: Lake, clinic: Clinic, folder: Path, day: date, today: date) -
     except FileNotFoundError:  # the folder is the clinic's, who may rename or remove a file at any moment
         return "waiting", "it changed while it was taken; the next run takes it"
     except FetchProblem as problem:
+        if clinic.connector.kind != "folder":
+            forget(folder)
         return problem.outcome, problem.reason
     if clinic.connector.kind != "folder":
         shutil.rmtree(folder)  # the original is with the clinic

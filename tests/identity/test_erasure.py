@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from itertools import islice
@@ -181,6 +182,28 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
         p.read_text("utf-8", "replace") for p in lake.landing.rglob("*") if p.suffix in (".csv", ".ndjson")
     )
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
+
+
+def test_who_came_in_an_archive_is_gone_from_every_byte_outside_the_inbox(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    """The archive stays where the clinic put it, and is known when it is found there again."""
+    hospital_week(deliver)
+    for folder in lake.inbox.glob("*/2*"):
+        files = [p for p in folder.iterdir() if p.name != "_COMPLETE"]
+        with zipfile.ZipFile(folder / "all.zip", "w") as archive:  # stored, so that a copy of it would be found
+            for path in files:
+                archive.write(path, path.name)
+                path.unlink()
+    run(0, 5)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 5 and len(places(lake, NEEDLES)) > 5
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    assert places(lake, NEEDLES) == set() and not list(lake.landing.rglob("*.zip"))
+    found = intake.take(lake, city, [START], TODAY)
+    assert {d.outcome for d in found} == {"known"} and places(lake, NEEDLES) == set()
+    run(0, 6)
+    assert places(lake, NEEDLES) == set()
 
 
 def test_what_a_failed_run_left_staged_goes_with_the_next_run_whatever_its_days(

@@ -191,6 +191,14 @@ def publish(building: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
+def forget(fetched: Path) -> None:
+    """Remove a fetched export that cannot be taken, so that the next run fetches it anew: what the clinic corrected meanwhile."""
+    record = load_state(fetched.parent / FETCHED)
+    if record.pop(fetched.name, None):
+        save_state(fetched.parent / FETCHED, record)
+    shutil.rmtree(fetched)
+
+
 def refusal_of(files: Collection[RemoteFile], settings: Remote) -> str | None:
     """Why a remote export is not fetched, from its listing alone."""
     if any(not SAFE_NAME.match(f.name) for f in files):
