@@ -44,14 +44,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def first_lines(path: Path) -> Iterator[bytes]:
-    """The first lines of a file, packed or not: a hundred, or as much as a single line may have."""
+    """The first lines of a file, packed or not: a hundred, or as much as a single line may have, with the last one cut off."""
     with _opened(path) as file:
         lines, left = io.BufferedReader(file), MAX_LINE_BYTES
         for number in range(_FIRST):
-            line = lines.readline(left)
-            left -= len(line)
-            if not line or left <= 0:
+            if left <= 0 or not (line := lines.readline(left)):
                 return
+            left -= len(line)
             yield line if number else line.removeprefix(_BOM)
 
 

@@ -740,7 +740,8 @@ def bundle(*entries: dict[str, Any], **more: Any) -> str:
     return json.dumps({"resourceType": "Bundle", "type": "transaction", **more, "entry": list(entries)}) + "\n"
 
 
-def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, city: City):
+@pytest.mark.parametrize("name", ["deleted.ndjson", "all.json"])
+def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, city: City, name: str):
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
     stays, elsewhere = {"resource": person("STAYS")}, {"request": {"method": "DELETE", "url": "Consent/other"}}
@@ -751,10 +752,10 @@ def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, ci
         {"fullUrl": "https://kis.example/Consent/d1", "resource": {"resourceType": "Consent"}},
     ]
     mixed = [bundle(stays), bundle(stays, *gone), bundle(elsewhere, gone[1]), bundle(*gone)]
-    (folder / "deleted.ndjson").write_text("".join(mixed))
-    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "deleted.ndjson"}]}))
+    (folder / name).write_text("".join(mixed))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
     assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 3
-    assert (folder / "deleted.ndjson").read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
+    assert (folder / name).read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
     intake.read(lake, city, [START])  # nobody else's rows are missing
 
 
