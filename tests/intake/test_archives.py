@@ -89,7 +89,7 @@ WHOLE = {
     "tgz": ("export.tgz", tarred(FILES, "w:gz")),
     "tar.bz2": ("export.tar.bz2", tarred(FILES, "w:bz2")),
     "tar that is packed but not called so": ("export.tar", tarred(FILES, "w:gz")),
-    "litter": ("export.zip", zipped({"__MACOSX/a/._Patient.ndjson": b"\0", "a/.DS_Store": b"\0", "Thumbs.db": b"\0", "a/desktop.ini": b"", "a/_COMPLETE": b""} | FILES)),
+    "litter": ("export.zip", zipped({"__MACOSX/a/._Patient.ndjson": b"\0", "__MACOSX/Patient.ndjson": b"\0", "a/.DS_Store": b"\0", "Thumbs.db": b"\0", "a/desktop.ini": b"", "a/_COMPLETE": b""} | FILES)),
     "litter in a tar": ("export.tgz", tarred({"./._Patient.ndjson": b"\0" * 700_000} | FILES, "w:gz")),
 }  # fmt: skip
 
@@ -197,8 +197,8 @@ HOSTILE = {
     "a bomb behind the end": ("x.tar.gz", gzip.compress(WHOLE_TAR + bytes(len(BIG))), "far more data"),
     "a bomb of headers": ("x.tar.gz", gzip.compress(header(b"L", 10**9) + bytes(10**8)), "more about its files"),
     "a bomb of pax headers": ("x.tar.gz", gzip.compress(header(b"x", 10**9) + b"1" * 10**7), "more about its files"),
-    "a list without end": ("x.zip", many(400_000), "lists more than 100000"),
-    "a long list": ("x.zip", many(150_000), "lists more than 100000"),
+    "a list without end": ("x.zip", many(1_000_000), "lists more than 100000"),
+    "a long list": ("x.zip", many(110_000), "lists more than 100000"),
     "overlapping members": ("x.zip", overlapping(), "damaged"),
     "encrypted": ("x.zip", edited(zipped({f"{CANARY}.csv": b"1"}, zipfile.ZIP_STORED), b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0"), "encrypted"),
     "encrypted as AES": ("x.zip", edited(zipped({f"{CANARY}.csv": b"1"}, zipfile.ZIP_STORED), b"PK\1\2\x14\x03\x14\0\0\0\0\0", b"PK\1\2\x14\x03\x33\0\1\0\x63\0"), "encrypted"),
