@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from contextlib import nullcontext
@@ -38,7 +39,7 @@ def check_export(
     Works without keys and network. Exit code 0: all of it can be used; 1: something is lost; 2: wrong use.
     """  # fmt: skip
     from assets.quality.check import check_export as check
-    from assets.quality.check import clinic_of_format, ignored_files
+    from assets.quality.check import clinic_of_format
 
     out, err = Console(), Console(stderr=True)
     if kind is not None and kind not in FORMATS:
@@ -56,6 +57,8 @@ def check_export(
     except KeyError as error:
         raise typer.BadParameter(f"{error.args[0]}; or name a --format", param_hint="CLINIC") from None
     today = datetime.now(ZoneInfo(city.time_zone)).date()
+    for sign in (signal.SIGTERM, signal.SIGHUP):  # so that what was unpacked is removed, whoever stops it
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))
     try:
         with err.status("reading, deciding, validating") if err.is_terminal else nullcontext():
             result = check(path, who, city, today)
@@ -71,18 +74,17 @@ def check_export(
         err.print(f"the check itself failed: {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}; "
                   "please report this line", markup=False)  # fmt: skip
         raise typer.Exit(1) from None
-    ignored = ignored_files(path, who)
     if as_json:
         about = {"passed": result.passed, "evaluation_day": today.isoformat(), "cases": result.cases,
                  "consenting": result.consenting, "deletions": result.deletions, "permitted": result.permitted, "usable": result.usable, "reasons": result.reasons,
-                 "ignored_files": ignored, "findings": result.findings}  # fmt: skip
+                 "ignored_files": result.ignored, "findings": result.findings}  # fmt: skip
         sys.stdout.write(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
         raise typer.Exit(0 if result.passed else 1)
-    _print(out, result, ignored)
+    _print(out, result)
     raise typer.Exit(0 if result.passed else 1)
 
 
-def _print(out: Console, result: Check, ignored: list[str]) -> None:
+def _print(out: Console, result: Check) -> None:
     """The summary that a person reads."""
     out.print(
         f"{result.cases} cases read. {result.permitted} have a valid consent today. {result.usable} can be used.",
@@ -90,10 +92,10 @@ def _print(out: Console, result: Check, ignored: list[str]) -> None:
     )  # fmt: skip
     for code, number in result.reasons.items():
         out.print(f"  {number:>8}  {REASONS[code][1]} / {REASONS[code][0]}", markup=False, highlight=False)
-    for name in ignored[:FILES_SHOWN]:
+    for name in result.ignored[:FILES_SHOWN]:
         out.print(f"  nothing is read from {name}", markup=False, highlight=False)
-    if len(ignored) > FILES_SHOWN:
-        out.print(f"  nor from {len(ignored) - FILES_SHOWN} further files", markup=False, highlight=False)
+    if len(result.ignored) > FILES_SHOWN:
+        out.print(f"  nor from {len(result.ignored) - FILES_SHOWN} further files", markup=False, highlight=False)
     if result.findings:
         table = Table("effect", "file", "lines", "column", "how often", "what is wrong", "what to do", show_lines=True)
         for f in result.findings:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,25 @@ def deliver(lake: Lake) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_disk() -> Callable[[Path, str], AbstractContextManager[None]]:
+    """`with small_disk(folder, "16m")`: the folder lies on a disk of that size."""
+
+    @contextmanager
+    def mounted(folder: Path, size: str) -> Iterator[None]:
+        if (
+            os.geteuid()
+            or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]).returncode
+        ):
+            pytest.skip("a small disk can be mounted by root only; injected faults do without")
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+    return mounted
 
 
 @pytest.fixture

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import os
 import re
+import signal
 import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +27,7 @@ from assets.contract.city import Clinic
 from assets.quality.check import READER_RULES, ignored_files
 from pipelines.cli import app
 
+ROOT = Path(__file__).resolve().parents[1]
 OID = "2.16.840.1.113883.3.1937.777.24.5.3"
 CONSENT = "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n"
 FALL = "KH-internes-Kennzeichen;Versicherten-ID;Geburtsjahr;Geschlecht;PLZ;Aufnahmedatum;Aufnahmeanlass;Aufnahmegrund;Entlassungsdatum;Alter-in-Jahren-am-Aufnahmetag;Patientennummer\n"
@@ -144,6 +155,80 @@ def test_an_export_without_a_case_says_so(folder: Callable[..., Path]):
     (where / "deleted.ndjson").write_text(ndjson({"resourceType": "Bundle", "type": "transaction", "entry": [entry]}))
     code, result, text = call("klinik-nord", str(where))
     assert code == 0 and result["deletions"] == 1 and "1 deletions" in " ".join(text.split())
+
+
+def packed(how: str, where: Path) -> None:
+    """Pack the files of a folder, each by itself or all together."""
+    files = {p.name: p.read_bytes() for p in where.iterdir()}
+    if how == "each":
+        for name, content in files.items():
+            (where / f"{name}.bz2").write_bytes(bz2.compress(content))
+    elif how == "zip":
+        with zipfile.ZipFile(where / "CANARY.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(f"CANARY folder/{name}", content)
+    else:
+        with tarfile.open(where / "all.tgz", "w:gz") as archive:
+            for name in files:
+                archive.add(where / name, f"./{name}")
+    for name in files:
+        (where / name).unlink()
+
+
+@pytest.mark.parametrize("how", ["each", "zip", "tar"])
+def test_a_packed_export_is_checked_like_a_plain_one_and_nothing_unpacked_is_left(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    r, s = resources("CANARYp1"), resources("CANARYp2", period={"start": "yesterday CANARY"})
+    where = folder({f"{k}.ndjson": ndjson(r[k], s[k]) for k in r} | {"report.pdf": "CANARY"})
+    plain = call("-", str(where), "--format", "fhir")
+    packed(how, where)
+    room = tmp_path / "room"
+    room.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+    before = {p: p.read_bytes() for p in where.iterdir()}
+    assert (
+        call("-", str(where), "--format", "fhir") == plain
+        and plain[0] == 1
+        and plain[1]["ignored_files"] == ["report.pdf"]
+    )
+    assert list(room.iterdir()) == [] and {p: p.read_bytes() for p in where.iterdir()} == before
+
+
+def test_an_archive_that_cannot_be_read_is_told_and_nothing_unpacked_is_left(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[..., Any]
+):
+    room = tmp_path / "room"
+    room.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+    where = folder({"Patient.ndjson": ndjson(resources("CANARYp")["Patient"]) * 4000})
+    packed("zip", where)
+    whole = (where / "CANARY.zip").read_bytes()
+    with small_disk(room, "1m"):
+        code, result, text = call("-", str(where), "--format", "fhir")
+        assert code == 1 and "half of the free room" in result["refused"] and "would not be taken in" in text
+        (where / "Encounter.ndjson").write_bytes(b"\n" * 2_000_000)
+        assert "TMPDIR" in call("-", str(where), "--format", "fhir")[1]["refused"] and list(room.iterdir()) == []
+    (where / "CANARY.zip").write_bytes(whole[:-3000])
+    code, result, text = call("-", str(where), "--format", "fhir")
+    assert code == 1 and "damaged, cut off" in result["refused"] and list(room.iterdir()) == []
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_check_that_is_stopped_leaves_nothing_unpacked(tmp_path: Path, sign: signal.Signals):
+    where, room = tmp_path / "export", tmp_path / "room"
+    where.mkdir()
+    room.mkdir()
+    part = os.urandom(2**20).hex().encode() + b"\n"
+    (where / "Patient.ndjson.bz2").write_bytes(bz2.compress(part) * 30)
+    command = [str(Path(sys.executable).parent / "digitalstadt"), "check-export", "-", str(where), "--format", "fhir"]
+    process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(room)}, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(room.glob("*/Patient.ndjson")):
+        time.sleep(0.02)
+    (unpacked,) = room.iterdir()
+    assert stat.S_IMODE(unpacked.stat().st_mode) == 0o700
+    process.send_signal(sign)
+    assert process.wait(60) != 0 and list(room.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -71,9 +73,27 @@ def test_the_code_location_builds_as_the_server_builds_it():
     assert defs.resolve_job_def(JOB) and list(defs.schedules or []) and list(defs.sensors or [])
 
 
+def pack(folder: Path) -> None:
+    """Put the files of a delivery into one ZIP, below a folder with a name of a person."""
+    files = [p for p in folder.iterdir() if p.name != "_COMPLETE"]
+    with zipfile.ZipFile(folder / "CANARYZIP.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            archive.write(path, f"CANARYFOLDER Müller/{path.name}")
+            path.unlink()
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_week_end_to_end(
-    run: Callable[..., Any], lake: Lake, city: City, deliver: Callable[..., Path], tmp_path: Path
+    run: Callable[..., Any],
+    lake: Lake,
+    city: City,
+    deliver: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
 ):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # what is left there is searched, too
     deliver("klinik-nord", START, {
         "Patient.ndjson": [patient("CANARYLOCAL1"), patient("p2", identifier=[])],
         "Encounter.ndjson": [
@@ -96,6 +116,10 @@ def test_a_week_end_to_end(
         "consent.csv": "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on\n;q3;2024-01-01;6,7,8;2024-01-01;;\n",
     })  # fmt: skip
     deliver("praxisnetz", START, {"broken.txt": "CANARYBROKEN"})
+    if packed:
+        for folder in lake.inbox.glob("*/2*"):
+            pack(folder)
+        deliver("praxisnetz", START, {"CANARY.zip": b"CANARYBROKEN"}, suffix="-second")
     result = run(START, START + timedelta(9))
     assert result.success
     made = [m for m in map(materialization, result.all_events) if m and m.asset_key == dg.AssetKey("open_data")]

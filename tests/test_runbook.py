@@ -144,9 +144,12 @@ def test_every_exit_message_has_a_row():
 
 
 def test_every_reason_why_a_command_gave_up_has_an_entry():
-    fetching, keeping = ("FetchProblem", "Later", "Transient"), ("BackupError", "RotationError", "CorrectionRefused")
+    fetching, keeping = (
+        ("FetchProblem", "Later", "Transient", "_Room"),
+        ("BackupError", "RotationError", "CorrectionRefused"),
+    )
     messages, handed_on = _messages(*fetching, *keeping, "PortalError", "PortalBusy", "BucketError", "SqlBoxError")
-    assert len(messages) > 70 and handed_on == {"refusal", "type(error).__name__"}
+    assert len(messages) > 70 and handed_on == {"refusal", "type(error).__name__", "self.reason"}
     refusals = {text for node in ast.walk(ast.parse(inspect.getsource(refusal_of))) if isinstance(node, ast.Return) and node.value
                 for text in _said(node.value)} - {""} | {UNSAFE_NAME}  # fmt: skip
     assert len(refusals) == 4

@@ -15,16 +15,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Final, Literal
 
 from assets.contract.city import City, Clinic
+from assets.intake.archives import collect
 from assets.intake.connectors import fetch
 from assets.intake.connectors.transfer import (
     COMPLETE_MARKER,
+    MAX_BYTES,
     MAX_FILES,
     SAFE_NAME,
     SCOPE_FILE,
@@ -32,13 +35,15 @@ from assets.intake.connectors.transfer import (
     UNSAFE_NAME,
     FetchProblem,
     day_of,
+    forget,
     is_delivered,
 )
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
 
 MANIFEST: Final = "manifest.json"
-MAX_BYTES: Final = 20 * 2**30
+_BUILDING: Final = ".incoming"
+"""Beside the exports of a day: what becomes one by a rename, and is removed else."""
 _READ_SUFFIXES: Final = (".ndjson", ".jsonl", ".csv", ".json")
 
 Outcome = Literal["taken", "known", "waiting", "rejected"]
@@ -136,33 +141,44 @@ def completed_at(
 
 
 def _take(lake: Lake, clinic: Clinic, day: date, files: list[Path]) -> Outcome:
-    """Copy `files` into landing under their place in the day and their digest; `known` where the same bytes were taken before."""
+    """Copy `files`, unpacked, into landing under their place in the day and their digest; `known` where the same came before.
+
+    The digest is that of the files as they land, so that they are known however they are packed.
+    """
     target_root = make_directory(lake.landing / clinic.key / day.isoformat())
-    building = target_root / ".incoming"
+    with _building(target_root) as building:
+        archives, entries = collect(files, building), []
+        for copy in sorted(building.iterdir()):
+            copy.chmod(0o400)
+            # What was fetched is then removed from the inbox: the only copy left must survive a power cut.
+            if clinic.connector.kind != "folder":
+                with copy.open("rb") as file:
+                    os.fsync(file.fileno())
+            entries.append({"name": copy.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
+        digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+        taken = [p.name for p in target_root.glob("[0-9a-f]*")]
+        if any(name.endswith(digest[:16]) for name in taken):
+            return "known"
+        # A second delivery of a day corrects the first: everywhere, exports of a day are in the order of their names.
+        final = target_root / f"{len(taken):04}{digest[:16]}"
+        manifest = {"clinic": clinic.key, "arrival_day": day.isoformat(), "digest": digest, "files": entries}
+        manifest |= {"archives": archives} if archives else {}
+        atomic_write(building / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o400)
+        building.rename(final)
+        fsync_directory(target_root)
+        return "taken"
+
+
+@contextmanager
+def _building(target_root: Path) -> Iterator[Path]:
+    """An empty folder in landing that is gone afterwards, whatever happened, unless it was renamed."""
+    building = target_root / _BUILDING
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(mode=0o700)
-    entries = []
-    for source in files:
-        copy = building / source.name
-        shutil.copyfile(source, copy)
-        copy.chmod(0o400)
-        # What was fetched is then removed from the inbox: the only copy left must survive a power cut.
-        if clinic.connector.kind != "folder":
-            with copy.open("rb") as file:
-                os.fsync(file.fileno())
-        entries.append({"name": source.name, "bytes": copy.stat().st_size, "sha256": sha256_of(copy)})
-    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-    taken = [p.name for p in target_root.glob("[0-9a-f]*")]
-    if any(name.endswith(digest[:16]) for name in taken):
-        shutil.rmtree(building)
-        return "known"
-    # A second delivery of a day corrects the first: everywhere, exports of a day are in the order of their names.
-    final = target_root / f"{len(taken):04}{digest[:16]}"
-    manifest = {"clinic": clinic.key, "arrival_day": day.isoformat(), "digest": digest, "files": entries}
-    atomic_write(building / MANIFEST, json.dumps(manifest, indent=1).encode(), mode=0o400)
-    building.rename(final)
-    fsync_directory(target_root)
-    return "taken"
+    try:
+        yield building
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _fetch(lake: Lake, clinic: Clinic, days: set[date], today: date) -> list[Delivery]:
@@ -185,6 +201,8 @@ def pull(lake: Lake, city: City, days: Iterable[date], today: date) -> list[Deli
     """
     wanted = set(days)
     found: list[Delivery] = []
+    for left in lake.landing.glob(f"*/*/{_BUILDING}"):
+        shutil.rmtree(left)  # of a killed run: its clinic may never deliver that day again
     known = {c.key: c for c in city.clinics}
     for clinic in (c for c in city.clinics if c.connector.kind != "folder"):
         found += _fetch(lake, clinic, wanted, today)
@@ -221,6 +239,10 @@ def _attempt(lake: Lake, clinic: Clinic, folder: Path, day: date, today: date) -
         outcome = _take(lake, clinic, day, files)
     except FileNotFoundError:  # the folder is the clinic's, who may rename or remove a file at any moment
         return "waiting", "it changed while it was taken; the next run takes it"
+    except FetchProblem as problem:
+        if clinic.connector.kind != "folder":
+            forget(folder)
+        return problem.outcome, problem.reason
     if clinic.connector.kind != "folder":
         shutil.rmtree(folder)  # the original is with the clinic
     return outcome, ""

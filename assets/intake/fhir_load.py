@@ -10,6 +10,7 @@ import json
 import re
 from contextlib import suppress
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,8 +135,13 @@ def _begins_with_bundle(path: Path) -> bool:
 
 
 def is_document(path: Path) -> bool:
-    """Whether a file is one JSON document, as a Bundle in a file of its own is."""
-    return path.name.lower().removesuffix(".gz").endswith(".json")
+    """Whether a file is one JSON document, as a Bundle in a file of its own is; NDJSON of Bundles is often called `.json`, too."""
+    if not path.name.lower().removesuffix(".gz").endswith(".json"):
+        return False
+    with suppress(OSError, RejectedExport):
+        written = (line for line in first_lines(path) if line.strip())
+        return len(list(islice(written, 2))) < 2 or not _begins_with_bundle(path)
+    return True
 
 
 def _whole_since(exports: list[Export]) -> dict[str, date]:

@@ -18,16 +18,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from assets.intake.archives import allowed_bytes
 from assets.intake.findings import RejectedExport, raise_all
 
 MAX_LINE_BYTES: Final = 16 * 2**20
 BLOCK: Final = 4 * 2**20
 COUNTED: Final = 256 * 2**10
 """Small enough to stay in a processor's cache between being read and being counted."""
-MAX_RATIO: Final = 200
-"""FHIR text shrinks to a thirtieth; a thousandth is a bomb."""
-RATIO_FREE_BYTES: Final = 64 * 2**20
-"""Below this, unpacking is harmless whatever the ratio."""
 _FIRST: Final = 100
 SCHEMA: Final = pa.schema([("file", pa.int32()), ("source_line", pa.int64()), ("line", pa.string())])
 _BOM: Final = b"\xef\xbb\xbf"
@@ -46,20 +43,14 @@ def _opened(path: Path) -> Iterator[Any]:
             raise RejectedExport("gzip_unreadable", path) from None
 
 
-def allowed_bytes(path: Path) -> int:
-    """How many bytes a file may unpack to."""
-    return max(path.stat().st_size * MAX_RATIO, RATIO_FREE_BYTES)
-
-
 def first_lines(path: Path) -> Iterator[bytes]:
-    """The first lines of a file, packed or not: a hundred, or as much as a single line may have."""
+    """The first lines of a file, packed or not: a hundred, or as much as a single line may have, with the last one cut off."""
     with _opened(path) as file:
         lines, left = io.BufferedReader(file), MAX_LINE_BYTES
         for number in range(_FIRST):
-            line = lines.readline(left)
-            left -= len(line)
-            if not line or left <= 0:
+            if left <= 0 or not (line := lines.readline(left)):
                 return
+            left -= len(line)
             yield line if number else line.removeprefix(_BOM)
 
 

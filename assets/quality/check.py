@@ -7,6 +7,8 @@ printing (`pipelines.check_cli`).
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +22,9 @@ from assets.consent.majority import coming_of_age, known
 from assets.consent.reasons import PERMITTED, REASONS
 from assets.consent.rule import decide
 from assets.contract.city import City, Clinic
+from assets.intake.archives import collect, is_packed
 from assets.intake.connector import Export, delivered, refusal
+from assets.intake.connectors.transfer import FetchProblem
 from assets.intake.read import is_read, read_exports
 from assets.lake.engine import connect, load
 from assets.quality.rules import rules
@@ -46,7 +50,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "encoding_unreadable": ("The file is not text in a known encoding.", "Export UTF-8 or ISO-8859-1/-15, not UTF-16 (\"Unicode\") and no workbook."),
     "encoding_cp1252": ("The file is Windows-1252, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
     "encoding_iso_8859_15": ("The file is ISO-8859-15, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
-    "no_known_file": ("No file is named after a resource type, and none holds Bundles.", "Name files like Patient.ndjson, Encounter.000.ndjson; of archives only .gz is read, so unpack .zip, .tar, .bz2."),
+    "no_known_file": ("No file is named after a resource type, and none holds Bundles.", "Name files like Patient.ndjson, Encounter.000.ndjson; of archives .zip, .tar, .tar.gz, .tgz, .bz2 and .gz are read, so unpack .7z, .rar, .xz."),
     "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
     "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
     "file_empty": ("The file is empty.", "Export it again; if there are no rows, the header alone is enough."),
@@ -117,6 +121,8 @@ class Check:
     reasons: dict[str, int]
     findings: list[dict[str, Any]]
     """severity, rule, file, column, count, lines (the first few), text, remedy"""
+    ignored: list[str]
+    """Names of files from which nothing is read."""
 
     @property
     def passed(self) -> bool:
@@ -172,8 +178,25 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
     Raises `ValueError` where the folder could not even be taken in; the message says what to do.
     """
     folder = folder.resolve()
-    if reason := refusal(folder, delivered(folder), today, today):
+    files = delivered(folder)
+    if reason := refusal(folder, files, today, today):
         raise ValueError(reason)
+    if not any(is_packed(f.name) for f in files):
+        return _checked(folder, clinic, city, today)
+    with tempfile.TemporaryDirectory(prefix="digitalstadt-") as name:
+        unpacked = Path(name).resolve()
+        try:
+            collect(files, unpacked)
+        except FetchProblem as problem:
+            raise ValueError(problem.reason) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError("there is no room to unpack it; name a folder on a larger disk in TMPDIR") from None
+        return _checked(unpacked, clinic, city, today)
+
+
+def _checked(folder: Path, clinic: Clinic, city: City, today: date) -> Check:
     city = city.model_copy(update={"clinics": (clinic,)})
     tables, rejected = read_exports([Export(clinic, today, f"{clinic.key}:check", folder)], city)
     consents, age = tables["consent_provisions"], city.consent.guardian_consent_ends_at
@@ -195,6 +218,7 @@ def check_export(folder: Path, clinic: Clinic, city: City, today: date) -> Check
         usable=usable if not rejected else 0,
         reasons={code: reasons[code] for code in REASONS if code in reasons},
         findings=_grouped(findings, clinic, city),
+        ignored=ignored_files(folder, clinic),
     )
 
 

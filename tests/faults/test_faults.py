@@ -14,7 +14,6 @@ import sqlite3
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -244,24 +243,14 @@ def test_the_check_itself_sees_what_a_fault_could_do(site: Lake, world: Path, un
     assert whole_releases(site)
 
 
-@contextmanager
-def _small_disk(folder: Path, size: str) -> Iterator[None]:
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]).returncode:
-        pytest.skip("a small disk can be mounted by root only; the injected faults above do without")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("free", [0, pytest.param(40_000, marks=long), pytest.param(150_000, marks=long)])
 def test_a_disk_that_is_really_full_loses_nothing(
-    tmp_path: Path, prompt_city: City, run_days: Run, small_export: Any, free: int
+    tmp_path: Path, prompt_city: City, run_days: Run, small_export: Any, small_disk: Any, free: int
 ):
     create_keys(tmp_path / "keys")
     lake = Lake(tmp_path / "disk", Keyring.load(tmp_path / "keys"))
     lake.root.mkdir()
-    with _small_disk(lake.root, "24m"):
+    with small_disk(lake.root, "24m"):
         for n in range(2):
             folder = lake.inbox / "klinik-nord" / str(START + timedelta(n))
             folder.mkdir(parents=True)
@@ -284,11 +273,11 @@ def test_a_disk_that_is_really_full_loses_nothing(
 
 
 @long
-def test_a_data_root_mounted_read_only_says_so(tmp_path: Path, prompt_city: City, run_days: Run):
+def test_a_data_root_mounted_read_only_says_so(tmp_path: Path, prompt_city: City, run_days: Run, small_disk: Any):
     create_keys(tmp_path / "keys")
     lake = Lake(tmp_path / "disk", Keyring.load(tmp_path / "keys"))
     lake.root.mkdir()
-    with _small_disk(lake.root, "4m"):
+    with small_disk(lake.root, "4m"):
         run_days(lake, prompt_city, [START])
         subprocess.run(["mount", "-o", "remount,ro", str(lake.root)], check=True)
         with pytest.raises(OSError) as raised:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from itertools import islice
@@ -36,7 +37,7 @@ from assets.identity import erasure
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK
-from assets.intake import lines, naming
+from assets.intake import archives, naming
 from assets.intake import stage as intake
 from assets.intake.landing import RawFilesErased, erase_patients
 from assets.lake.lake import Lake
@@ -181,6 +182,28 @@ def test_after_a_withdrawal_no_byte_outside_the_inbox_tells_of_the_patient(
         p.read_text("utf-8", "replace") for p in lake.landing.rglob("*") if p.suffix in (".csv", ".ndjson")
     )
     assert "STAYScsv;HD" in landed and '"o3"' in landed and not list(lake.landing.rglob("scan.pdf"))
+
+
+def test_who_came_in_an_archive_is_gone_from_every_byte_outside_the_inbox(
+    run: Run, lake: Lake, city: City, deliver: Callable[..., Path]
+):
+    """The archive stays where the clinic put it, and is known when it is found there again."""
+    hospital_week(deliver)
+    for folder in lake.inbox.glob("*/2*"):
+        files = [p for p in folder.iterdir() if p.name != "_COMPLETE"]
+        with zipfile.ZipFile(folder / "all.zip", "w") as archive:  # stored, so that a copy of it would be found
+            for path in files:
+                archive.write(path, path.name)
+                path.unlink()
+    run(0, 5)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 5 and len(places(lake, NEEDLES)) > 5
+    withdrawals(deliver, START + timedelta(6))
+    run(6)
+    assert places(lake, NEEDLES) == set() and not list(lake.landing.rglob("*.zip"))
+    found = intake.take(lake, city, [START], TODAY)
+    assert {d.outcome for d in found} == {"known"} and places(lake, NEEDLES) == set()
+    run(0, 6)
+    assert places(lake, NEEDLES) == set()
 
 
 def test_what_a_failed_run_left_staged_goes_with_the_next_run_whatever_its_days(
@@ -663,7 +686,7 @@ def test_what_no_reader_takes_goes_without_being_looked_at(lake: Lake, monkeypat
     """A line without end, a header without end, a packed file without end: one clinic's rubbish stops no withdrawal."""
     monkeypatch.setattr(naming, "MAX_LINE_BYTES", 2**16)
     monkeypatch.setattr(naming, "BATCH_BYTES", 2**16)
-    monkeypatch.setattr(lines, "RATIO_FREE_BYTES", 2**18)
+    monkeypatch.setattr(archives, "RATIO_FREE_BYTES", 2**18)
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
     keep = "".join(json.dumps(stay(f"c{n}", "STAYS")) + "\n" for n in range(400))
@@ -717,7 +740,8 @@ def bundle(*entries: dict[str, Any], **more: Any) -> str:
     return json.dumps({"resourceType": "Bundle", "type": "transaction", **more, "entry": list(entries)}) + "\n"
 
 
-def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, city: City):
+@pytest.mark.parametrize("name", ["deleted.ndjson", "all.json"])
+def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, city: City, name: str):
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
     stays, elsewhere = {"resource": person("STAYS")}, {"request": {"method": "DELETE", "url": "Consent/other"}}
@@ -728,10 +752,10 @@ def test_a_bundle_loses_the_patients_entries_and_keeps_the_others(lake: Lake, ci
         {"fullUrl": "https://kis.example/Consent/d1", "resource": {"resourceType": "Consent"}},
     ]
     mixed = [bundle(stays), bundle(stays, *gone), bundle(elsewhere, gone[1]), bundle(*gone)]
-    (folder / "deleted.ndjson").write_text("".join(mixed))
-    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "deleted.ndjson"}]}))
+    (folder / name).write_text("".join(mixed))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
     assert erase_patients(lake, "klinik-nord", ["GONE"], ["c1"], None, START, ["d1"]).lines == 3
-    assert (folder / "deleted.ndjson").read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
+    assert (folder / name).read_text() == bundle(stays) * 2 + bundle(elsewhere) + bundle()
     intake.read(lake, city, [START])  # nobody else's rows are missing
 
 

@@ -113,14 +113,24 @@ pull(Lake(Path(root), Keyring.load(Path(keys))), load_city(Path(city)), [date.fr
 
 
 @pytest.fixture
-def killed_pull(lake: Lake, tmp_path: Path) -> Callable[..., None]:
-    """Pull in another process and kill it (SIGKILL) as soon as `reached` holds."""
+def pull_script(lake: Lake, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command that pulls in another process, after what `before` does there."""
 
-    def run(city: City, day: date, today: date, reached: Callable[[], bool]) -> None:
+    def command(city: City, day: date, today: date, before: str = "") -> list[str]:
         file = tmp_path / "city.json.yaml"
         file.write_text(json.dumps(city.model_dump(mode="json")))
         arguments = [str(lake.root), str(tmp_path / "keys"), str(file), day.isoformat(), today.isoformat()]
-        process = subprocess.Popen([sys.executable, "-c", _PULL, *arguments], cwd=Path(__file__).parents[2])
+        return [sys.executable, "-c", before + _PULL, *arguments]
+
+    return command
+
+
+@pytest.fixture
+def killed_pull(pull_script: Callable[..., list[str]]) -> Callable[..., None]:
+    """Pull in another process and kill it (SIGKILL) as soon as `reached` holds."""
+
+    def run(city: City, day: date, today: date, reached: Callable[[], bool]) -> None:
+        process = subprocess.Popen(pull_script(city, day, today), cwd=Path(__file__).parents[2])
         try:
             for _ in range(1500):
                 if reached() or process.poll() is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ import pytest
 from assets.contract.city import City
 from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.intake.connector import landed, pull
+from assets.intake.fhir_load import is_document
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
@@ -71,6 +76,13 @@ def in_lines(*bundles: bytes, **how: Any) -> bytes:
     return b"".join(json.dumps(json.loads(b), **how).encode() + b"\n" for b in bundles)
 
 
+def zipped(files: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
 def absolute(text: bytes) -> bytes:
     for kind in ("Patient", "Encounter", "Condition"):
         text = text.replace(f'"{kind}/'.encode(), f'"https://h.example.org/fhir/{kind}/'.encode())
@@ -96,6 +108,13 @@ FORMS: dict[str, dict[str, bytes]] = {
     "two bundles": {"1.json": bundle(ALL[:2], "transaction"), "2.json": bundle(ALL[2:], "batch", request={"method": "PUT"})},
     "a bundle on each line": {"Export_2025-1.ndjson": in_lines(bundle(ALL[:2]), bundle(ALL[2:]))},
     "bundles on lines, sorted and packed": {"Bundle.ndjson.gz": gzip.compress(in_lines(bundle(ALL), sort_keys=True))},
+    "bundles on lines of what is called one": {"all.json": b"\n" + in_lines(bundle(ALL[:2]), bundle(ALL[2:]))},
+    "the same, packed": {"all.json.gz": gzip.compress(in_lines(bundle(ALL[:2]), bundle(ALL[2:])))},
+    "as the MII's public test data come": {"POLAR-0001-0002.json.bz2": bz2.compress(in_lines(bundle(ALL[:2]), bundle(ALL[2:])))},
+    "one bundle in bzip2": {"POLAR-0001-0002.json.bz2": bz2.compress(bundle(ALL))},
+    "as the MII's public test data come, in a ZIP": {"POLAR-0001-0002.json.zip": zipped({"POLAR-0001-0002.json": in_lines(bundle(ALL[:2]), bundle(ALL[2:]))})},
+    "a bundle of each patient in a ZIP": {"all.json.zip": zipped({"json/1.json": bundle(ALL[:2]), "json/2.json": bundle(ALL[2:])})},
+    "types in a ZIP": {"export.zip": zipped(by_type(ALL, pack=True))},
     "a patient's bundle on a line, with what does not count": {"export.jsonl": in_lines(bundle([LABORATORY, *ALL]))},
     "bundle and lines": {"1.json": bundle(ALL[:2])} | by_type(ALL[2:]),
 }  # fmt: skip
@@ -109,6 +128,25 @@ def test_every_form_reads_like_plain_lines(read: Callable, form: str, tmp_path_f
     assert [(d["case_id"], d["icd_code"], d["role"]) for d in got["diagnoses"]] == [("e", "I48.0", "principal")]
     assert [(p["patient_id"], p["postal_code"]) for p in got["persons"]] == [("p", "64283")]
     assert [(k["patient_id"], k["decision"]) for k in got["consent_provisions"]] == [("p", "permit")]
+
+
+@pytest.mark.parametrize("second", [b"rubbish\n", in_lines(bundle(ALL[2:]))[:-20]])
+def test_what_is_damaged_among_bundles_costs_its_line_only_whatever_the_file_is_called(read: Callable, second: bytes):
+    got = read({"all.json": in_lines(bundle(ALL)) + second})
+    assert [c["case_id"] for c in got["cases"]] == ["e"]
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [("json_unreadable", 2)]
+
+
+def test_large_bundles_on_lines_are_told_from_one(tmp_path: Path):
+    """The second line is not read to its end to know that it is there."""
+    large = in_lines(bundle([LABORATORY | {"note": "x" * 9_000_000}]))
+    for name, content in {
+        "lines.json": large * 2,
+        "one.json": large,
+        "larger.json": large.replace(b"xx", b"xxxx"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    assert [is_document(tmp_path / n) for n in ("lines.json", "one.json", "larger.json")] == [False, True, True]
 
 
 def linked_by_uuid(resources: list[dict]) -> list[dict]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -183,6 +185,29 @@ def test_hostile_names_and_links_are_not_fetched(
     (server.root / "out" / "2025-01-06-link" / "Encounter.ndjson").symlink_to("/etc/passwd")
     assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["rejected", "rejected"]
     assert landing_bytes() == {}
+
+
+def test_an_archive_lands_unpacked_and_one_that_is_refused_is_fetched_again_when_it_is_corrected(
+    lake: Lake, server: Server, remote_city: Callable, landing_bytes: Callable, tmp_path: Path
+):
+    def packed(content: bytes) -> bytes:
+        with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
+            archive.writestr("export/Patient.ndjson", content)
+        return out.getvalue()
+
+    city, left = remote_city(**settings(server, tmp_path)), lake.inbox / "klinik-nord"
+    server.offer("2025-01-06", {"export.zip": packed(BIG), "Encounter.ndjson": b"{}\n"})
+    server.offer("2025-01-06-second", {"export.zip": packed(b"{}\n")[:-9]})
+    found = {d.folder: (d.outcome, d.reason[:21]) for d in pull(lake, city, [DAY], TODAY)}
+    assert found == {"2025-01-06": ("taken", ""), "2025-01-06-second": ("rejected", "an archive is damaged")}
+    assert landing_bytes() == {"Patient.ndjson": BIG, "Encounter.ndjson": b"{}\n"}
+    assert list(left.glob("2*")) == [], "raw data stays in landing only, what was refused with the clinic"
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["rejected"], (
+        "it is told for as long as it lies there"
+    )
+    server.offer("2025-01-06-second", {"export.zip": packed(b"{}\n")})
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"] and list(left.glob("2*")) == []
+    assert pull(lake, city, [DAY], TODAY) == []
 
 
 def test_an_event_loop_that_runs_already_does_not_stop_it(

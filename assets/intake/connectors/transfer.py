@@ -26,7 +26,9 @@ from assets.lake.files import atomic_write, fsync_directory, make_directory
 COMPLETE_MARKER: Final = "_COMPLETE"
 MAX_FILES: Final = 100_000
 """Of one export: 100 million resources of a server that writes a thousand a file. Each costs a moment, no memory."""
-SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$")
+MAX_BYTES: Final = 20 * 2**30
+"""Of one export, unpacked."""
+SAFE_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,120}\Z")
 UNSAFE_NAME: Final = (
     "a file name is longer than 121 characters, does not begin with a letter or digit, or holds other characters than "
     "letters, digits, dot, dash and underscore"
@@ -45,7 +47,7 @@ State = dict[str, Any]
 
 
 class FetchProblem(Exception):
-    """Nothing could be fetched. `reason` is value-free and says what to do."""
+    """An export could not be fetched, or not unpacked. `reason` is value-free and says what to do."""
 
     outcome: Literal["rejected", "waiting"] = "rejected"
 
@@ -91,8 +93,10 @@ class Store(Protocol):
 
 
 def is_delivered(name: str) -> bool:
-    """Whether a file belongs to a delivery: neither a marker, ours or Hadoop's, nor what a Mac leaves in every folder that it opens."""
-    return name not in (COMPLETE_MARKER, "_SUCCESS", ".DS_Store") and not name.startswith("._")
+    """Whether a file belongs to a delivery: neither a marker, ours or Hadoop's, nor what a Mac or Windows leaves in folders."""
+    return name not in (COMPLETE_MARKER, "_SUCCESS", ".DS_Store", "Thumbs.db", "desktop.ini") and not name.startswith(
+        "._"
+    )
 
 
 def day_of(folder: str) -> date | None:
@@ -185,6 +189,14 @@ def publish(building: Path, final: Path) -> None:
     fsync_directory(building)
     building.rename(final)
     fsync_directory(final.parent)
+
+
+def forget(fetched: Path) -> None:
+    """Remove a fetched export that cannot be taken, so that the next run fetches it anew: what the clinic corrected meanwhile."""
+    record = load_state(fetched.parent / FETCHED)
+    if record.pop(fetched.name, None):
+        save_state(fetched.parent / FETCHED, record)
+    shutil.rmtree(fetched)
 
 
 def refusal_of(files: Collection[RemoteFile], settings: Remote) -> str | None:
