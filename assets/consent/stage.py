@@ -147,23 +147,20 @@ def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
         return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
 
 
-def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Table) -> pa.Table:
-    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: lines
-    of a rejected export, or of an export of changes, which may bring a diagnosis without its patient."""
-    if not lake.rows(TOMBSTONES):
-        return PATIENTS.empty_table()
-    rejected = findings.filter(pc.equal(findings.column("severity"), "rejected")).column("export_id").to_pylist()
-    exports = [e for e in landed(lake, city, days) if e.changes_only or e.export_id in rejected]
+def _named_beside(lake: Lake, city: City, days: Sequence[date]) -> pa.Table:
+    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: a
+    laboratory value, a diagnosis or a ward without its patient, another's record that replaces theirs, a rejected export."""
+    tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    clinics = set(tombstones.column("clinic").to_pylist())
+    exports = [e for e in landed(lake, city, days) if e.clinic.key in clinics]
     named = pa.concat_tables([PATIENTS.empty_table(), *map(named_patients, exports)])
-    _, erased_before = recognise(
-        lake.read(TOMBSTONES, CONSENT_PROVISIONS), CONSENT_PROVISIONS.empty_table(), named, lake.keys
-    )
+    _, erased_before = recognise(tombstones, CONSENT_PROVISIONS.empty_table(), named, lake.keys)
     return erased_before
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stage consented tables and the standing of every judged patient; returns counts by reason."""
-    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions", "findings"))
+    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days(REGISTER, days, provisions, "arrival_day", keep_empty=True)
     del provisions  # the register holds them: no second copy while it is judged
@@ -171,7 +168,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     live = pa.concat_tables(
         [
             *(tables[n].select(PATIENTS.names) for n in ("cases", "persons")),
-            _named_beside(lake, city, days, tables["findings"]),
+            _named_beside(lake, city, days),
         ]
     )
     if age := city.consent.guardian_consent_ends_at:
