@@ -20,7 +20,7 @@ from assets.consent.tombstones import recognise
 from assets.contract.city import City
 from assets.contract.schemas import CONSENT_DECISIONS, CONSENT_PROVISIONS, only
 from assets.intake.connector import landed
-from assets.intake.consent_csv import OF_CASE
+from assets.intake.consent_csv import OF_CASE, id_of, of_elsewhere
 from assets.intake.naming import named_patients
 from assets.intake.stage import CONSENT_DELIVERIES, staged
 from assets.lake import audit
@@ -115,50 +115,52 @@ def _judge(
 
 def _with_owners(lake: Lake, provisions: pa.Table) -> pa.Table:
     """`provisions` with a patient for those that name none: that of the deleted document's earlier versions, or of the
-    case that a row of `consent.csv` names and an earlier delivery held. A row of an unknown case is dropped."""
+    case that a row of `consent.csv` names, whose it was in the newest delivery up to that row's day. Such a row is of the
+    same document as one that names that patient. A row of an unknown case is dropped."""
     nameless = provisions.filter(pc.is_null(provisions.column("patient_id"))).column("consent_id").unique()
     if not len(nameless):
         return provisions
     register = lake.read(REGISTER, only(CONSENT_PROVISIONS, *PATIENTS.names, "arrival_day", "consent_id"))
     held = lake.read("consent_decisions", only(CONSENT_DECISIONS, *PATIENTS.names, "arrival_day", "case_id"))
-    # Both grow with the years: only the rows that these name.
-    cases = pc.utf8_slice_codeunits(nameless.filter(pc.starts_with(nameless, OF_CASE)), len(OF_CASE))
+    case, signed = of_elsewhere("p.consent_id")
     with connect() as con:
-        load(
-            con,
-            provisions=provisions,
-            register=register.filter(pc.is_in(register.column("consent_id"), value_set=nameless)),
-            held=held.filter(pc.is_in(held.column("case_id"), value_set=cases)),
-        )
+        con.register("held_ever", held)
+        con.register("register_ever", register.filter(pc.is_in(register.column("consent_id"), value_set=nameless)))
+        load(con, provisions=provisions)
         rows = con.execute(
-            f"""SELECT p.* REPLACE (coalesce(p.patient_id, o.owner, c.owner) AS patient_id) FROM provisions p LEFT JOIN (
+            f"""WITH deleted AS (
               SELECT clinic, consent_id, arg_max(patient_id, arrival_day) AS owner
-              FROM (FROM register UNION ALL BY NAME FROM provisions) WHERE patient_id IS NOT NULL GROUP BY ALL) o
-            ON o.clinic = p.clinic AND o.consent_id = p.consent_id LEFT JOIN (
-              SELECT clinic, '{OF_CASE}' || case_id AS named, arg_max(patient_id, arrival_day) AS owner FROM held GROUP BY ALL) c
-            ON c.clinic = p.clinic AND c.named = p.consent_id
-            WHERE coalesce(p.patient_id, o.owner, c.owner) IS NOT NULL OR NOT starts_with(p.consent_id, '{OF_CASE}')"""
+              FROM (FROM register_ever UNION ALL BY NAME FROM provisions) WHERE patient_id IS NOT NULL GROUP BY ALL),
+            asked AS (
+              SELECT DISTINCT clinic, arrival_day, consent_id, {case} AS case_id FROM provisions p
+              WHERE patient_id IS NULL AND starts_with(consent_id, '{OF_CASE}')),
+            of_case AS (
+              SELECT a.clinic, a.arrival_day, a.consent_id, arg_max(h.patient_id, h.arrival_day) AS owner FROM asked a
+              JOIN held_ever h ON h.clinic = a.clinic AND h.case_id = a.case_id AND h.arrival_day <= a.arrival_day
+              WHERE h.patient_id IS NOT NULL GROUP BY ALL)
+            SELECT p.* REPLACE (coalesce(p.patient_id, c.owner, d.owner) AS patient_id,
+              CASE WHEN c.owner IS NULL THEN p.consent_id ELSE {id_of("c.owner", signed)} END AS consent_id)
+            FROM provisions p LEFT JOIN deleted d ON p.patient_id IS NULL AND d.clinic = p.clinic AND d.consent_id = p.consent_id
+            LEFT JOIN of_case c ON p.patient_id IS NULL AND c.clinic = p.clinic AND c.arrival_day = p.arrival_day AND c.consent_id = p.consent_id
+            WHERE coalesce(p.patient_id, c.owner, d.owner) IS NOT NULL OR NOT starts_with(p.consent_id, '{OF_CASE}')"""
         )
         return rows.to_arrow_table().cast(CONSENT_PROVISIONS)
 
 
-def _named_beside(lake: Lake, city: City, days: Sequence[date], findings: pa.Table) -> pa.Table:
-    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: lines
-    of a rejected export, or of an export of changes, which may bring a diagnosis without its patient."""
-    if not lake.rows(TOMBSTONES):
-        return PATIENTS.empty_table()
-    rejected = findings.filter(pc.equal(findings.column("severity"), "rejected")).column("export_id").to_pylist()
-    exports = [e for e in landed(lake, city, days) if e.changes_only or e.export_id in rejected]
+def _named_beside(lake: Lake, city: City, days: Sequence[date]) -> pa.Table:
+    """(clinic, patient_id) of patients erased before whom raw lines of `days` name, though perhaps no table does: a
+    laboratory value, a diagnosis or a ward without its patient, another's record that replaces theirs, a rejected export."""
+    tombstones = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
+    clinics = set(tombstones.column("clinic").to_pylist())
+    exports = [e for e in landed(lake, city, days) if e.clinic.key in clinics]
     named = pa.concat_tables([PATIENTS.empty_table(), *map(named_patients, exports)])
-    _, erased_before = recognise(
-        lake.read(TOMBSTONES, CONSENT_PROVISIONS), CONSENT_PROVISIONS.empty_table(), named, lake.keys
-    )
+    _, erased_before = recognise(tombstones, CONSENT_PROVISIONS.empty_table(), named, lake.keys)
     return erased_before
 
 
 def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) -> dict[str, Any]:
     """Stage consented tables and the standing of every judged patient; returns counts by reason."""
-    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions", "findings"))
+    tables = staged(lake, "canonical", days, ("cases", "persons", "consent_provisions"))
     provisions = in_order(_with_owners(lake, tables.pop("consent_provisions")))
     lake.write_days(REGISTER, days, provisions, "arrival_day", keep_empty=True)
     del provisions  # the register holds them: no second copy while it is judged
@@ -166,7 +168,7 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     live = pa.concat_tables(
         [
             *(tables[n].select(PATIENTS.names) for n in ("cases", "persons")),
-            _named_beside(lake, city, days, tables["findings"]),
+            _named_beside(lake, city, days),
         ]
     )
     if age := city.consent.guardian_consent_ends_at:

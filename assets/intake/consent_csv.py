@@ -32,22 +32,37 @@ COLUMNS: Final = {
 }
 
 OF_CASE: Final = "case:"
-"""Prefix of a case's id where that stands for something else: for the `consent_id` of a row whose case this run does
-not know, and for the patient of a case that names none."""
+"""Prefix of a case's id where that stands for something else: in the `consent_id` of a row whose case this run does
+not know (`of_elsewhere`), and for the patient of a case that names none."""
+
+
+def id_of(patient: str, signed: str) -> str:
+    """SQL: what a document is known by, of a patient and the moment at which it was signed."""
+    return f"concat_ws(':', {patient}, {signed})"
+
+
+def of_elsewhere(column: str) -> tuple[str, str]:
+    """SQL: case and moment of signature in the `consent_id` of a row whose case the run that read it did not know."""
+    return (
+        f"regexp_replace({column}, '^{OF_CASE}[^|]*[|]', '')",
+        f"nullif(regexp_extract({column}, '^{OF_CASE}([^|]*)', 1), '')",
+    )
+
 
 _ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
 CREATE TEMP TABLE case_owners AS
-WITH asked AS (SELECT DISTINCT clinic, arrival_day, case_id FROM consent_rows WHERE patient_id IS NULL)
-SELECT a.clinic, a.arrival_day, a.case_id, k.patient_id FROM asked a JOIN case_patients k USING (clinic, case_id)
-WHERE k.patient_id IS NOT NULL
-QUALIFY row_number() OVER (PARTITION BY a.clinic, a.arrival_day, a.case_id
-  ORDER BY k.arrival_day > a.arrival_day, abs(k.arrival_day - a.arrival_day), k.export_id DESC) = 1;
+WITH asked AS (SELECT DISTINCT clinic, export_id, case_id FROM consent_rows WHERE patient_id IS NULL)
+SELECT a.clinic, a.export_id, a.case_id, arg_max(k.patient_id, k.export_id) AS patient_id
+FROM asked a JOIN case_patients k ON k.clinic = a.clinic AND k.case_id = a.case_id AND k.export_id <= a.export_id
+WHERE k.patient_id IS NOT NULL GROUP BY ALL;
 CREATE TEMP TABLE rows AS
 SELECT c.* REPLACE (coalesce(c.patient_id, o.patient_id) AS patient_id)
-FROM consent_rows c LEFT JOIN case_owners o USING (clinic, arrival_day, case_id);
+FROM consent_rows c LEFT JOIN case_owners o USING (clinic, export_id, case_id);
 """
-"""A case may move to another patient between deliveries: a row is of the patient whose case it was on its day."""
+"""A case may move to another patient between deliveries: a row is of the patient whose case it was by then. An export's id
+begins with clinic and day and goes on with its place in the day. A later delivery tells nothing of an earlier row, else it
+would matter which days run together."""
 
 _PROBLEMS: Final = """
 SELECT export_id, source_file, source_line, unnest(list_concat(
@@ -76,8 +91,8 @@ denies AS (
          CASE WHEN moment(signed_on) > {until_sql("moment(withdrawn_on)")} THEN signed_on ELSE withdrawn_on END AS declared
   FROM rows WHERE withdrawn_on IS NOT NULL)
 SELECT clinic, arrival_day, export_id, source_file, source_line, patient_id,
-  CASE WHEN patient_id IS NULL THEN '{OF_CASE}' || case_id ELSE concat_ws(':', patient_id, moment(signed_on)) END
-    AS consent_id, 'active' AS status,
+  CASE WHEN patient_id IS NULL THEN concat('{OF_CASE}', moment(signed_on), '|', case_id)
+    ELSE {id_of("patient_id", "moment(signed_on)")} END AS consent_id, 'active' AS status,
   moment(declared) AS declared_at, CAST(NULL AS VARCHAR) AS policy_uri,
   CASE WHEN code = '*' THEN code WHEN regexp_matches(code, '^[.]?[0-9]+$')
        THEN '{CONSENT_CODE_SYSTEM}.' || ltrim(code, '.') ELSE regexp_replace(code, '^urn:oid:', '') END AS code,
@@ -92,7 +107,8 @@ def read(
 ) -> pa.Table:
     """Consent provisions of all side files. `cases` (canonical) tells the patient of a row that names only a case.
 
-    A row of any other case keeps the case's id in `consent_id` and no patient: an earlier delivery may have held it.
+    A row of any other case keeps the case's id in `consent_id` (`of_elsewhere`) and no patient: an earlier delivery may
+    have held it.
     """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
     con.register("case_patients", cases.select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))

@@ -62,6 +62,7 @@ def _macros(time_zone: str) -> str:
     CREATE MACRO icd_of(codings) AS CASE WHEN len(codings) > 1 THEN coalesce(list_filter(codings,
         lambda c: c.system LIKE '%/icd-10-gm' AND NOT beside(c))[1], coding_of(codings, '%/icd-10-gm'))
         ELSE coding_of(codings, '%/icd-10-gm') END;
+    CREATE MACRO counts_on(d, since, until) AS (since IS NULL OR d >= since) AND (until IS NULL OR d < until);
     CREATE MACRO home(addresses) AS list_filter(addresses, lambda a: a.postalCode IS NOT NULL
         AND a.use IS DISTINCT FROM 'old' AND a.type IS DISTINCT FROM 'postal')[1];
     CREATE MACRO german_code(a) AS CASE WHEN a.country IS NULL
@@ -172,9 +173,7 @@ _OF_NO_CASE: Final = f"""SELECT file, min(source_line) AS source_line FROM "Enco
 WHERE NOT ({_IS_CASE}) AND NOT EXISTS (FROM contacts c WHERE c.id = "Encounter".parent) GROUP BY file"""
 
 # So are diagnoses and procedures of no case.
-_ICD_OF_NO_CASE: Final = (
-    "SELECT file, min(source_line) AS source_line FROM icd ANTI JOIN links ON icd_row = icd.rowid GROUP BY file"
-)
+_ICD_OF_NO_CASE: Final = "SELECT file, min(source_line) AS source_line FROM icd ANTI JOIN links ON icd_row = icd.rowid WHERE until IS NULL GROUP BY file"
 _OPS_OF_NO_CASE: Final = """SELECT file, min(source_line) AS source_line FROM "Procedure" ANTI JOIN contact_cases USING (contact)
 WHERE ops_code IS NOT NULL AND status IS DISTINCT FROM 'entered-in-error' GROUP BY file"""
 # Not followed is what gives no type and id: a number only, something contained, a search.
@@ -197,8 +196,8 @@ _REPLACED: Final = 'SELECT file, source_line FROM "Patient" WHERE replaced'
 
 # A diagnosis belongs to a case by Encounter.diagnosis (of the case or of a contact below it) or by
 # Condition.encounter. Principal: the hospital's main diagnosis (code system KontaktDiagnoseProzedur), then use CC
-# before DD before AD, then rank; without a use, only if it is alone. What an older version of a contact named counts
-# until the day on which a newer one came.
+# before DD before AD, then rank; without a use, only if it is alone. An older version of a contact, diagnosis or procedure
+# counts until the day on which a newer one came, so it does not matter which days are read together.
 _CASE_OF_SQL: Final = """
 CREATE TEMP TABLE case_of AS
 WITH below AS (
@@ -210,8 +209,8 @@ LEFT JOIN (SELECT DISTINCT id FROM contacts SEMI JOIN below ON top = contacts.id
 """
 _ICD_SQL: Final = """
 CREATE TEMP TABLE icd AS
-SELECT file, source_file, source_line, id AS condition_id, contact, code, certainty
-FROM "Condition" WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'refuted') AND code IS NOT NULL;
+SELECT file, source_file, source_line, id AS condition_id, contact, code, certainty, since, until
+FROM "Condition" LEFT JOIN "Condition_spans" USING (id, arrival_day) WHERE coalesce(verification, '') NOT IN ('entered-in-error', 'refuted') AND code IS NOT NULL;
 """
 DIAGNOSES_SQL: Final = f"""
 {_CASE_OF_SQL}
@@ -221,9 +220,10 @@ CREATE TEMP TABLE links AS
 SELECT case_row, icd_row, min(use_order) AS use_order, min(place) AS place FROM (
   SELECT o.case_row, i.rowid AS icd_row, n.use_order, n.place FROM named n
   JOIN contact_cases o ON o.contact = n.contact AND (n.until IS NULL OR o.arrival_day < n.until)
-  JOIN icd i ON i.condition_id = n.condition_id
+  JOIN icd i ON i.condition_id = n.condition_id AND counts_on(o.arrival_day, i.since, i.until)
   UNION ALL
-  SELECT o.case_row, i.rowid, 6, 99 FROM icd i JOIN contact_cases o ON o.contact = i.contact) GROUP BY ALL;
+  SELECT o.case_row, i.rowid, 6, 99 FROM icd i JOIN contact_cases o ON o.contact = i.contact
+    AND counts_on(o.arrival_day, i.since, i.until)) GROUP BY ALL;
 CREATE TEMP VIEW diagnoses AS
 WITH ranked AS (
   SELECT case_row, icd_row, use_order, row_number() OVER w AS nth, lead(icd_row) OVER w AS next
@@ -239,7 +239,8 @@ FROM ranked JOIN icd i ON i.rowid = icd_row JOIN case_rows c ON c.rowid = case_r
 PROCEDURES_SQL: Final = """
 CREATE TEMP VIEW procedures AS
 SELECT c.clinic, c.arrival_day, c.export_id, p.source_file, p.source_line, c.case_id, p.patient_id, p.ops_code, p.performed_on
-FROM "Procedure" p JOIN contact_cases o ON o.contact = p.contact JOIN case_rows c ON c.rowid = o.case_row
+FROM "Procedure" p LEFT JOIN "Procedure_spans" s USING (id, arrival_day)
+JOIN contact_cases o ON o.contact = p.contact AND counts_on(o.arrival_day, s.since, s.until) JOIN case_rows c ON c.rowid = o.case_row
 WHERE p.ops_code IS NOT NULL AND p.status IS DISTINCT FROM 'entered-in-error';
 """
 
@@ -275,11 +276,15 @@ stated AS (
     ends IS NULL AS open, narrow
   FROM each_code LEFT JOIN "Consent_outdated" o USING (place)
   WHERE (name = '*' OR starts_with(bare(name), '{CONSENT_CODE_SYSTEM}.')) AND NOT coalesce(list_contains(excepted, bare(name)), false)
-    AND NOT (o.file IS NOT NULL AND decision IS NOT DISTINCT FROM 'permit'))
-SELECT {_PROVENANCE}, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
-  CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
-  (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
-FROM "Consent" LEFT JOIN stated USING (place) LEFT JOIN owners USING (place)
+    AND NOT (o.file IS NOT NULL AND decision IS NOT DISTINCT FROM 'permit')),
+versions AS (
+  SELECT place, coalesce(patient_id, owner) AS patient_id, id AS consent_id, status, declared_at, policy_uri, coalesce(code, '*') AS code,
+    CASE WHEN code IS NULL THEN 'none' ELSE decision END AS decision, valid_from, valid_to,
+    (valid_from IS NOT NULL AND (open OR valid_to IS NOT NULL) AND NOT coalesce(modified OR narrow, false)) AS period_readable
+  FROM "Consent" LEFT JOIN stated USING (place) LEFT JOIN owners USING (place))
+SELECT {_PROVENANCE}, v.* EXCLUDE (place) FROM "Consent" JOIN versions v USING (place)
+UNION ALL
+SELECT {_PROVENANCE}, v.* EXCLUDE (place) FROM "Consent" JOIN newer USING (place) JOIN versions v ON v.place = newest
 UNION ALL
 SELECT DISTINCT ON (s.clinic, s.arrival_day, d.id) {", ".join("s." + c for c in _PROVENANCE.split(", ")[:-1])},
   CAST(1 AS BIGINT), CAST(NULL AS VARCHAR), d.id, 'entered-in-error', CAST(NULL AS TIMESTAMP), CAST(NULL AS VARCHAR),
@@ -294,9 +299,17 @@ _CONSENT_RANK: Final = f"""CASE WHEN status = 'active' AND len(list_filter(provi
     THEN coalesce(declared_at, TIMESTAMP '0001-01-01')
     ELSE coalesce({until_sql("declared_at")}, TIMESTAMP '9999-01-01') END DESC, coalesce(status = 'active', false),
   coalesce(list_sum(list_transform(provisions, lambda p: CASE p.type WHEN 'permit' THEN len(p.code) ELSE -1 END)), 0)"""
-# All but what only permits. It counts in whatever order it comes; what an outdated version permits does not.
+# All but what only permits. It counts in whatever order it comes; what an outdated version permits does not, and it stands
+# beside the newest version, which comes again with it: of a document the rule reads the permits of the last delivery.
 _TAKES_BACK: Final = """coalesce(status <> 'active' OR root IS NOT NULL OR len(provisions) = 0
   OR len(list_filter(provisions, lambda p: p.type IS DISTINCT FROM 'permit' OR len(p.provision) > 0)) > 0, true)"""
+_NEWER: Final = """
+CREATE TEMP TABLE newer AS SELECT o.place, n.rowid AS newest
+FROM "Consent_outdated" o JOIN "Consent_rows" r ON r.rowid = o.place JOIN sources s ON s.file = r.file
+JOIN "Consent_rows" n ON n.id = r.id AND n.rowid NOT IN (SELECT place FROM "Consent_outdated")
+JOIN sources b ON b.file = n.file AND b.arrival_day >= s.whole_since AND b.arrival_day < s.arrival_day
+QUALIFY row_number() OVER (PARTITION BY o.place
+  ORDER BY n.updated_at DESC NULLS LAST, n.version DESC NULLS LAST, b.arrival_day DESC, n.rowid DESC) = 1"""
 _OF_NOBODY: Final = """SELECT place, file, source_line, named_by FROM "Consent" ANTI JOIN owners USING (place) WHERE patient_id IS NULL"""
 _UNDATED: Final = """SELECT DISTINCT file, source_line FROM (SELECT file, source_line, unnest(provisions) AS p FROM "Consent")
 WHERE local_day(p.period.start) IS NULL OR (p.period.end IS NOT NULL AND local_day(p.period.end) IS NULL)"""
@@ -322,6 +335,7 @@ def _load_consents(con: duckdb.DuckDBPyConnection, loader: Loader, alone: bool) 
     (`alone`) nobody can be found by it.
     """
     loader.load("Consent", FIELDS["Consent"], _CONSENT_RANK, _TAKES_BACK)
+    con.execute(_NEWER)
     con.execute("CREATE TEMP TABLE owners (place BIGINT, owner VARCHAR)")
     if not alone and con.execute(f"FROM ({_OF_NOBODY}) WHERE named_by.value IS NOT NULL LIMIT 1").fetchone():
         loader.load("Patient", "r.identifier AS numbers")
@@ -377,7 +391,7 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     touch("Condition")
     tables["cases"], tables["persons"] = fhir_changes.of_own(con, tables["cases"], tables["persons"])
     load(con, case_rows=tables["cases"].select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
-    loader.keep_newest("Condition")
+    loader.span("Condition")
     con.execute(_ICD_SQL)
     loader.drop("Condition")
     _canonical(con, tables, "diagnoses", DIAGNOSES_SQL)
@@ -385,7 +399,7 @@ def _read_cases(con: duckdb.DuckDBPyConnection, loader: Loader, tables: dict[str
     for name in ("icd", "links", "named", "replaced", "contacts", "case_of"):
         con.execute(f"DROP TABLE {name}")
     loader.load("Procedure", FIELDS["Procedure"])
-    loader.keep_newest("Procedure")
+    loader.span("Procedure")
     _canonical(con, tables, "procedures", PROCEDURES_SQL)
     loader.note("rows_of_no_case", _OPS_OF_NO_CASE)
 

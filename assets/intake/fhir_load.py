@@ -295,16 +295,24 @@ class Loader:
             CREATE TEMP VIEW "{kind}" AS SELECT s.clinic, s.arrival_day, s.export_id, s.source_file,
               r.rowid AS place, r.* EXCLUDE (problem, updated_at, version) FROM "{kind}_rows" r JOIN sources s USING (file)"""
         )
-        self._keep_newest(kind, "clinic, arrival_day, id", rank)
+        self._keep_newest(kind, rank)
         self.note(
             "version_outdated", f'SELECT file, min(source_line) AS source_line FROM "{kind}_outdated" GROUP BY file'
         )
 
-    def keep_newest(self, kind: str) -> None:
-        """Of one resource that arrived on several days keep the newest only."""
-        self._keep_newest(kind, "clinic, id")
+    def span(self, kind: str) -> None:
+        """Create `<kind>_spans` (id, arrival_day, since, until): of resources that arrived on several days, for which days a
+        version counts; `since` of the first and `until` of the last are null."""
+        self._con.execute(
+            f"""CREATE TEMP TABLE "{kind}_spans" AS
+            SELECT id, arrival_day, CASE WHEN lag(id) OVER w IS NOT NULL THEN arrival_day END AS since, lead(arrival_day) OVER w AS until
+            FROM (SELECT DISTINCT id, arrival_day FROM "{kind}"
+              SEMI JOIN (SELECT id FROM "{kind}" GROUP BY id HAVING min(arrival_day) < max(arrival_day)) USING (id))
+            WINDOW w AS (PARTITION BY id ORDER BY arrival_day)"""
+        )
 
-    def _keep_newest(self, kind: str, key: str, rank: str = "") -> None:
+    def _keep_newest(self, kind: str, rank: str) -> None:
+        key = "clinic, arrival_day, id"
         repeated = f'SELECT count(*) > count(DISTINCT %s) FROM "{kind}"'
         # One string is counted much faster than a key of several columns, and mostly settles it.
         for of in ("id", f"({key})"):

@@ -929,6 +929,27 @@ def changes(**files: Any) -> dict[str, Any]:
     return {"export.json": '{"scope": "incremental"}', **{f"{kind}.ndjson": rows for kind, rows in files.items()}}
 
 
+OF_GONE = {"subject": {"reference": "Patient/GONE"}}
+
+
+@pytest.mark.parametrize("scope", [{}, {"export.json": '{"scope": "incremental"}'}], ids=["new", "changes"])
+@pytest.mark.parametrize("line", [
+    {"resourceType": "Observation", "id": "o", **OF_GONE}, {"resourceType": "Condition", "id": "d", **OF_GONE},
+    {"resourceType": "Encounter", "id": "ward", "partOf": {"reference": "Encounter/c1"}, **OF_GONE},
+    person("p", link=[{"type": "replaced-by", "other": OF_GONE["subject"]}]),
+], ids=lambda line: line["resourceType"])  # fmt: skip
+def test_whoever_is_gone_leaves_no_line_that_comes_alone_later(run: Run, lake: Lake, deliver: Callable[..., Path], line: dict[str, Any], scope: dict[str, str]):  # fmt: skip
+    """No table holds such a line, a laboratory value or what names the patient beside another, so none tells whose it is."""
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("GONE")], "Encounter.ndjson": [stay("c1", "GONE")], "Consent.ndjson": [fhir_consent("GONE")]})  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), {"Consent.ndjson": [fhir_consent("GONE", "inactive")]})
+    run(1)
+    assert places(lake, ["GONE"]) == set()
+    deliver("klinik-nord", START + timedelta(2), {"Patient.ndjson": [person("p")], f"{line['resourceType']}.ndjson": [line], **scope})  # fmt: skip
+    run(2)
+    assert places(lake, ["GONE"]) == set()
+
+
 def test_changes_build_upon_what_came_before(run: Run, lake: Lake, deliver: Callable[..., Path]):
     insured = [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]
     coded = {"resourceType": "Condition", "id": "d", "subject": {"reference": "Patient/p"}, "encounter": {"reference": "Encounter/c1"},

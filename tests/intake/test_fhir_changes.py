@@ -287,6 +287,9 @@ def consent(version: int, *codes: int, deny: int = 0, **over: Any) -> dict[str, 
         (consent(3, 6, 7, 8, patient=to("Patient", "q")), consent(2, 6, 7, 8), False),
         (consent(3, 6), consent(2, 6, 7, 8, deny=45), False),
         (consent(3, 6, 7, 8), consent(2, 6), True),
+        (consent(3, 6, 7, 8), consent(2, 6, 7, deny=45), True),  # the MII's form names what was not agreed to
+        (consent(3, 6, 7, 8, patient=to("Patient", "q")), consent(2, 6, 7, 8, deny=45), False),
+        (consent(3, 6, 7, 8, status="inactive"), consent(2, 6, 7, 8, deny=45), False),
         # To take back is never too late.
         (consent(3, 6, 7, 8), consent(2, 6, 7, 8, status="inactive"), False),
         (consent(3, 6, 7, 8), consent(2, deny=8), False),

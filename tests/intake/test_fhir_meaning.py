@@ -240,6 +240,30 @@ def test_what_an_older_version_of_a_contact_named_counts_until_a_newer_one_came(
     assert principal([DAY], []) == {DAY: of_first}
 
 
+def test_a_case_has_the_diagnoses_and_procedures_of_its_day_whatever_days_are_read_together(
+    lake: Lake, city: City, deliver: Callable
+):
+    """Else a night that was missed lets a day know what came after it was due to be measured."""
+    days = [DAY + timedelta(n) for n in range(3)]
+    of = {"encounter": {"reference": "Encounter/e"}}
+    for day, code, ops, status in zip(days, "IJK", "567", ["confirmed", "confirmed", "refuted"], strict=True):
+        system = {"system": "http://fhir.de/CodeSystem/bfarm/ops", "code": f"{ops}-470"}
+        deliver("klinik-nord", day, {
+            "Patient.ndjson": [PATIENT], "Encounter.ndjson": [ENCOUNTER],
+            "Condition.ndjson": [condition("c", icd(f"{code}21.0"), verificationStatus={"coding": [{"code": status}]}, **of)],
+            "Procedure.ndjson": [{"resourceType": "Procedure", "id": "o", "status": "completed", "subject": {"reference": "Patient/p"}, "code": {"coding": [system]}, **of}],
+        })  # fmt: skip
+    pull(lake, city, days, TODAY)
+
+    def codes(days: list[date]) -> list[tuple[date, str]]:
+        tables, _ = read_exports(landed(lake, city, days), city)
+        columns = {"diagnoses": "icd_code", "procedures": "ops_code"}
+        return [(r["arrival_day"], r[column]) for name, column in columns.items() for r in tables[name].to_pylist()]
+
+    assert sorted(codes(days)) == sorted(row for day in days for row in codes([day]))
+    assert len(codes(days)) == 5
+
+
 @pytest.mark.parametrize("status", ["refuted", "entered-in-error"])
 def test_a_diagnosis_that_was_ruled_out_is_none(read: Callable, status: str):
     ruled_out = {"verificationStatus": {"coding": [{"code": status}]}, "encounter": {"reference": "Encounter/e"}}
