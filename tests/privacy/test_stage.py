@@ -223,6 +223,24 @@ def test_a_case_that_was_stored_before_its_patient_was_linked_counts_for_the_per
     }
 
 
+def test_what_is_measured_after_a_number_came_counts_one_person_however_many_patients_were_counted_before(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """Two patients, each with two cases in 28 days, turn out to be one person on the last of these days."""
+    lake, other = new_lake("two in one"), {"clinic": "hospital-sued"}
+    days = {"patient": (1, 16), "other": (2, 9, 22)}
+    rows = [make_case("patient", f"c{n}", n) for n in days["patient"]]
+    rows += [make_case("other", f"d{n}", n, **other) for n in days["other"]]
+    run(lake, city, case_table(rows), 0, 20)
+    assert exact(lake, "week_area:2024-12-30:1") == 2, "nobody knows yet"
+    links = [{"arrival_day": arrival(21), "patient_key": p, "person_key": "person"} for p in days]
+    lake.write_days("links", [arrival(21)], pa.Table.from_pylist(links, schema=LINKS), "arrival_day")
+    run(lake, city, case_table(rows), 21, 40)
+    assert exact(lake, "period_age_sex:2024-12-30:1") == exact(lake, "period_los:2024-12-30:1") == 2
+    assert [exact(lake, f"week_area:2025-01-{d:02}:1") for d in (6, 13, 20)] == [1, 0, 0]
+    assert [exact(lake, f"day:{arrival(n)}:1") for n in (1, 2, 9, 16, 22)] == [1, 1, 1, 1, 0]
+
+
 def test_a_case_that_was_delivered_before_it_counted_counts_from_the_day_on_which_it_does(
     city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
 ):
