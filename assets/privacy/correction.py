@@ -33,7 +33,16 @@ from assets.privacy.evidence import remember, require_newest
 from assets.privacy.ledger import Ledger, open_ledger
 from assets.privacy.measure import Asked, ask, book, measurement_id, open_window, units_of
 from assets.privacy.plan import PricedPlan, PricedTable, Terms, price
-from assets.privacy.stage import SEEN, TIES, as_decided, decided_so_far, keep_decisions, versions_of
+from assets.privacy.stage import (
+    SEEN,
+    TIES,
+    as_decided,
+    beyond_caps,
+    decided_so_far,
+    keep_decisions,
+    of_persons,
+    versions_of,
+)
 
 
 class CorrectionRefused(ValueError):
@@ -129,7 +138,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
     was drawn and nothing was spent.
     """
     with lease(lake.root, "correction", 10, city.ledger):
-        ledger, monday, city = open_ledger(lake, city), city.unit_start("week", day), city.at(day)
+        ledger, monday, surplus = open_ledger(lake, city), city.unit_start("week", day), beyond_caps(lake, city)
+        city = city.at(day)
         plan = price(city)
         require_newest(lake, city, ledger)
         committed = ledger.committed()
@@ -149,7 +159,8 @@ def correct(lake: Lake, city: City, day: date) -> dict[str, Any]:
         cases = versions_of(lake, seen, seen.column("case_key").filter(in_week))
         version, on = _version(ledger, tables, monday, recorded_days(lake)[-1])
         decisions = _admit(lake, city, cases, monday, on)
-        events = corrected_events(cases, decisions, known_links(lake), monday, on)
+        links = known_links(lake)
+        events = of_persons(corrected_events(cases, decisions, links, monday, on), links, surplus)
         _certify(events, city)
         key = derive(lake.keys.pseudonym, "ledger", "snapshot")
         asked = _asked(city, plan, tables, events, key, (monday, version, on))

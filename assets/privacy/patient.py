@@ -36,7 +36,7 @@ from assets.privacy.at_cap import first_left_out
 from assets.privacy.correction import corrected_events
 from assets.privacy.ledger import Committed, open_ledger
 from assets.privacy.mechanism import DiscreteGaussian, Noise, noise_of
-from assets.privacy.stage import counted_events
+from assets.privacy.stage import beyond_caps, counted_events
 
 
 def _only(table: pa.Table, **values: str) -> pa.Table:
@@ -132,7 +132,8 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
 
     `clinic` and `patient_id`: as the clinic delivers them; raises `KeyError` for an unknown clinic. Releases are
     those of this clinic's cases; `loss` is the person's, over all linked clinics. `exact` is false where decided
-    rows were erased: then the person's counters give the upper bound `loss_at_most`.
+    rows were erased, or cases were counted before a number linked their patients (`stage.beyond_caps`): then the
+    person's counters give the upper bound `loss_at_most`.
     """
     city.clinic(clinic)
     asked = pa.table({"clinic": [clinic], "patient_id": [patient_id]}, schema=PATIENTS)
@@ -149,7 +150,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
               for e in _of(counted_events(lake), person).to_pylist()]  # fmt: skip
     committed = open_ledger(lake, city).committed()
     counters = person_rows(lake.read("bounding", BOUNDING_DECISIONS), person, lake.keys)
-    mine = {r["case_key"] for r in own}
+    mine, surplus = {r["case_key"] for r in own}, set(beyond_caps(lake, city).to_pylist())
     decided = pa.Table.from_pylist(
         [{n: r[n] for n in BOUNDING_DECISIONS.names} for r in counters if not r["erased"]], schema=BOUNDING_DECISIONS
     )
@@ -193,7 +194,7 @@ def report(lake: Lake, city: City, clinic: str, patient_id: str) -> dict[str, An
         ],
         "loss": _loss(contributions(committed, events), city.budget.delta),
         "loss_at_most": _loss(bounded, city.budget.delta),
-        "exact": not any(r["erased"] for r in counters),
+        "exact": not any(r["erased"] or r["case_key"] in surplus for r in counters),
         "published_stays_de": "Veröffentlichtes bleibt: es ist differentiell privat und enthält keine Daten einzelner Personen.",
         "published_stays_en": "What is published stays: it is differentially private and holds nobody's data.",
     }  # fmt: skip

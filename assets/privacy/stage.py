@@ -29,6 +29,7 @@ from assets.lake.keys import derive
 from assets.lake.lake import Lake
 from assets.privacy import kernel
 from assets.privacy.at_cap import first_left_out
+from assets.privacy.bounding import decide
 from assets.privacy.certificate import certificate
 from assets.privacy.estimates import estimates
 from assets.privacy.evidence import remember, require_newest
@@ -211,6 +212,25 @@ def as_decided(cases: pa.Table, decisions: pa.Table, links: pa.Table) -> pa.Tabl
     return versions.set_column(versions.column_names.index("care"), "care", care)
 
 
+def beyond_caps(lake: Lake, city: City) -> pa.Array:
+    """Cases that were kept for several patients who are one person, as a number said later, and that the caps do not let
+    this person have together.
+
+    What was measured before holds them; nothing measured from now on counts them. Their decisions stay, for they were
+    counted. The person's cases are bounded again as they were decided, so that none takes the place of an earlier one.
+    """
+    links = known_links(lake)
+    decided = lake.read("bounding", only(BOUNDING_DECISIONS, "person_key")).column("person_key")
+    before = decided.filter(pc.is_in(decided, value_set=links.column("patient_key").combine_chunks())).unique()
+    if not len(before):
+        return pa.array([], pa.string())
+    persons = linked(pa.table({"person_key": before}), links).column("person_key")
+    theirs = decisions_of(lake, "person_key", pa.concat_arrays([before, *persons.chunks]))
+    kept = linked(theirs.filter(theirs.column("kept")).drop_columns(["kept"]), links)
+    again = decide(kept, BOUNDING_DECISIONS.empty_table(), city.caps, city.budget.epoch, city.former_caps)
+    return again.filter(pc.invert(again.column("kept"))).column("case_key").combine_chunks()
+
+
 def freeze(lake: Lake, city: City, seen: pa.Table, closing: Sequence[date], late: bool) -> None:
     """Write the events of each day of `closing`, or its late ones: kept cases as known then. Never rewritten.
 
@@ -256,6 +276,11 @@ def counted_events(lake: Lake, days: Iterable[date] | None = None) -> pa.Table:
     return pa.concat_tables(parts).sort_by([("event_day", "ascending"), ("case_key", "ascending")])
 
 
+def of_persons(events: pa.Table, links: pa.Table, surplus: pa.Array) -> pa.Table:
+    """`events` under the persons that `links` names by now, without the cases `surplus` (`beyond_caps`)."""
+    return linked(events.filter(pc.invert(pc.is_in(events.column("case_key"), value_set=surplus))), links)
+
+
 def with_outcome(events: pa.Table, seen: pa.Table, day: date) -> pa.Table:
     """`events` with `los` and `outcome` as known at the end of arrival day `day` (null: still in hospital)."""
     with connect() as con:
@@ -286,11 +311,12 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     bound(lake, city, seen, through, engine)
     freeze(lake, city, seen, closing_days(lake, city, through), late=False)
     freeze(lake, city, seen, closing_weeks(lake, city, through), late=True)
-    left_out = first_left_out(decisions_of(lake, "kept", pa.array([False])), seen, known_links(lake), city)
+    links, surplus = known_links(lake), beyond_caps(lake, city)
+    left_out = first_left_out(decisions_of(lake, "kept", pa.array([False])), seen, links, city)
 
     @lru_cache(maxsize=1)  # one window in memory, however many there are
     def events_of(start: date) -> pa.Table:
-        return counted_events(lake, _days_from(start, WINDOW_DAYS))
+        return of_persons(counted_events(lake, _days_from(start, WINDOW_DAYS)), links, surplus)
 
     for start in sorted({city.window_start(d) for d in lake.days("events")}):
         certificate(events_of(start), *terms[start], between(left_out, start, start + timedelta(WINDOW_DAYS - 1)))

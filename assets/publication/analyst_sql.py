@@ -17,9 +17,9 @@ INTERVAL: Final = f"difference, difference - half AS ci95_lower, difference + ha
 _HALF: Final = "({0}.ci95_upper - {0}.ci95_lower) / 2"
 _UNIT_COLUMNS: Final = (
     "value", "value_display", "ci95_lower", "ci95_upper", "value_all_patients", "all_patients_ci95_lower",
-    "all_patients_ci95_upper", "quality", "rolled_up_to",
+    "all_patients_ci95_upper", "quality", "rolled_up_to", "status",
 )  # fmt: skip
-"""Columns that the wide form repeats for each measure."""
+"""Columns that the wide form repeats for each measure: those in which two measures of one cell may differ."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ Measure = Literal[
     "patients", "corrected_count",
 ]  # fmt: skip
 Care = Literal["inpatient", "emergency_visit"]
+PublishedTime = TimeLevel | Literal["late", "month"]
 
 TOTAL: Final = "total"
 """`dimensions` of an estimate that is not broken down."""
@@ -43,7 +44,7 @@ class MeasureDefinition(Model):
 class Level(Model):
     """A published level of the estimates that a dataset takes."""
 
-    time: TimeLevel | Literal["late"]
+    time: PublishedTime
     dimensions: str = TOTAL
 
 
@@ -219,7 +220,7 @@ CODES: Final[dict[str, dict[str, Text]]] = {
 """Codes of the columns whose meaning is not a public list of its own."""
 
 
-def _levels(times: tuple[TimeLevel | Literal["late"], ...], dimensions: str = TOTAL) -> tuple[Level, ...]:
+def _levels(times: tuple[PublishedTime, ...], dimensions: str = TOTAL) -> tuple[Level, ...]:
     return tuple(Level(time=t, dimensions=dimensions) for t in times)
 
 
@@ -235,8 +236,8 @@ DATASETS: Final[tuple[Dataset, ...]] = (
             "residents in the week, the month, the four weeks or the 364 days where population figures exist, and with "
             "age-standardised rates of the 364 days.",
         ),
-        levels=_levels(("day", "late", "week", "period", "window"))
-        + _levels(("day", "late", "week", "period", "window"), "area"),
+        levels=_levels(("day", "late", "week", "month", "period", "window"))
+        + _levels(("day", "late", "week", "month", "period", "window"), "area"),
         measures=("count", "rate_per_100000", "age_standardised_rate"),
         keywords=("hospital", "area", "Krankenhaus", "Wohngebiet"),
     ),

@@ -13,7 +13,6 @@ import pandas as pd
 from assets.contract.terms import AT_CAP
 from assets.publication.catalogue import TOTAL
 
-MONTH: Final = "month"
 STANDARDISED: Final = "area+standard_age"
 """`dimensions` of the estimates that are age-standardised rates."""
 

@@ -20,8 +20,8 @@ LIMITS = (
     "Only patients who consented to the use of their data are counted; they are not a random sample. `value` is "
     "therefore lower than that of all patients; `coverage` says by how much on the whole. `value_all_patients` is scaled "
     "by it and is right only where consent is unrelated to the indicator.",
-    "Every patient contributes a bounded number of cases (contribution bounding): a small undercount remains. How many "
-    "patients it concerns is published as the dataset `patients_at_cap`.",
+    "Every patient contributes a bounded number of cases (contribution bounding): a small undercount remains. Whether it is "
+    "measured stands under Privacy.",
     "The intervals describe the privacy noise alone, not consent, coverage, coding or chance.",
     "`value` may be negative and is what sums and means need; `value_display` is for showing.",
     "Residents are counted by the postal code that the clinic holds.",
@@ -208,7 +208,8 @@ def readme(
         "",
         "## Revision",
         "A version never changes. `provisional` values are revised while their window of 364 days is open, as further "
-        "noisy measurements make them more accurate; `final` values stay. A new version appears when a value changes; "
+        "noisy measurements make them more accurate; `final` values stay, unless the data of a week turn out to be wrong and it is measured "
+        "again (`corrected`). A new version appears when a value changes; "
         "`latest` points to the newest. "
         "`CHANGELOG.md` says what changed since earlier versions.",
         "",

@@ -28,7 +28,7 @@ from assets.contract.codes import (
 from assets.contract.terms import LEVEL_DAYS
 from assets.publication.catalogue import COLUMNS, DATASETS, KEY, MEASURES, TOTAL, Dataset
 from assets.publication.coverage import clinics_changed, coverage, with_coverage
-from assets.publication.derived import MONTH, STANDARDISED, corrected
+from assets.publication.derived import STANDARDISED, corrected
 from assets.publication.ratios import MIN_DENOMINATOR_SD, Z95, Array, covariance, weighted_ratio
 
 OPEN_BIN_MIDPOINT: Final = 38.0
@@ -36,7 +36,7 @@ OPEN_BIN_MIDPOINT: Final = 38.0
 DRAWS: Final = 2000
 SEED: Final = 20_250_101
 """Fixed: the draws only turn published values into an interval, and the same input must give the same bytes."""
-RATE_LEVELS: Final = ("week", MONTH, "period", "window")
+RATE_LEVELS: Final = ("week", "month", "period", "window")
 PROPORTIONS: Final = ("share", "mortality")
 UNIT_KEY: Final = ["time_level", "unit_start", "unit_end", "care", "status"]
 
@@ -236,8 +236,6 @@ def build(estimates: pa.Table, city: City) -> dict[str, pd.DataFrame]:
             parts = [_signed(mine, "patients"), _signed(corrected(of_care), "corrected_count")]
             frame = pd.concat(parts, ignore_index=True)
         else:
-            if dataset.key == "cases_by_area":
-                mine = pd.concat([mine, of_care[of_care["time_level"] == MONTH]], ignore_index=True)
             parts = [_signed(mine, "count")]
             if "rate_per_100000" in dataset.measures:
                 parts.append(_rates(mine, city))

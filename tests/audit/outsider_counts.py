@@ -6,7 +6,7 @@ person costs. Not here: who is stored (`outsider_answer`).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -96,12 +96,27 @@ class Counts:
         for on, day, _, key, patient in sorted(new):
             who = self.person(key, patient)
             mine = [d.event_day for k, d in self.decisions.items() if d.kept and self.person(k, d.patient) == who]
-            fits = all(
-                sum(self._first(u, d) == self._first(u, day) for d in mine) < CAPS[u] for u in ("week", "period")
-            )
-            starts = [d for d in (*mine, day) if d <= day < d + timedelta(WINDOW)]
-            crowded = any(sum(s <= d < s + timedelta(WINDOW) for d in (*mine, day)) > CAPS["window"] for s in starts)
-            self.decisions[key] = Decision(fits and not crowded, day, on, patient)
+            self.decisions[key] = Decision(self._fits(mine, day), day, on, patient)
+
+    def _fits(self, mine: list[date], day: date) -> bool:
+        """Whether a person may have a case on `day` beside those on the days `mine`."""
+        if any(sum(self._first(u, d) == self._first(u, day) for d in mine) >= CAPS[u] for u in ("week", "period")):
+            return False
+        starts = [d for d in (*mine, day) if d <= day < d + timedelta(WINDOW)]
+        return all(sum(s <= d < s + timedelta(WINDOW) for d in (*mine, day)) <= CAPS["window"] for s in starts)
+
+    def _beyond_caps(self) -> set[Key]:
+        """Cases of several patients that turned out to be too many for the one person they are: nothing measured now counts them."""
+        having, beyond = defaultdict[Person, list[date]](list), set[Key]()
+        for key, decision in sorted(
+            self.decisions.items(), key=lambda i: (i[1].decided_on, i[1].event_day, self.rank(i[0]))
+        ):
+            mine = having[self.person(key, decision.patient)]
+            if decision.kept and self._fits(mine, decision.event_day):
+                mine.append(decision.event_day)
+            elif decision.kept:
+                beyond.add(key)
+        return beyond
 
     def _freeze(self, stored: Mapping[Key, Mapping[date, Version]], through: date, ran: set[date]) -> None:
         every = [self.start + timedelta(n) for n in range((through - self.start).days + 1)]
@@ -156,13 +171,15 @@ class Counts:
         return [u for u in found if all(d in self.events for d in u[1]) and (u[2] is False or set(u[1]) <= self.closed)]
 
     def _measure(self, stored: Mapping[Key, Mapping[date, Version]], through: date) -> None:
+        beyond = self._beyond_caps()
         for table in self.tables:
             for label, days, late, known in self._units(table):
                 name, when = f"{table.name}:{label}:1", known + timedelta(table.extra_lag)
                 if name not in self.measured and when <= through:
                     self.measured[name] = Counter(
                         self._cell(table, key, version, stored.get(key, {}), when)
-                        for day in days for key, (version, came_late) in self.events[day].items() if late in (None, came_late)
+                        for day in days for key, (version, came_late) in self.events[day].items()
+                        if late in (None, came_late) and key not in beyond
                     )  # fmt: skip
 
     def _cell(

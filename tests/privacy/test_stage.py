@@ -28,6 +28,7 @@ from assets.lake.lake import Lake
 from assets.privacy import measure as measuring
 from assets.privacy import stage
 from assets.privacy.at_cap import first_left_out
+from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.ledger import CapChanged, Ledger
 
 DAYS = 40
@@ -221,6 +222,55 @@ def test_a_case_that_was_stored_before_its_patient_was_linked_counts_for_the_per
         "before": ("person", True),
         "after": ("person", False),
     }
+
+
+def test_what_is_measured_after_a_number_came_counts_one_person_however_many_patients_were_counted_before(
+    city: City, make_case: Any, case_table: Any, new_lake: Any, no_noise: None, arrival: Any
+):
+    """Two patients, each with two cases in 28 days, turn out to be one person on the last of these days."""
+    lake, other = new_lake("two in one"), {"clinic": "hospital-sued"}
+    days = {"patient": (1, 16), "other": (2, 9, 22)}
+    rows = [make_case("patient", f"c{n}", n) for n in days["patient"]]
+    rows += [make_case("other", f"d{n}", n, **other) for n in days["other"]]
+    run(lake, city, case_table(rows), 0, 20)
+    assert exact(lake, "week_area:2024-12-30:1") == 2, "nobody knows yet"
+    links = [{"arrival_day": arrival(21), "patient_key": p, "person_key": "person"} for p in days]
+    lake.write_days("links", [arrival(21)], pa.Table.from_pylist(links, schema=LINKS), "arrival_day")
+    run(lake, city, case_table(rows), 21, 40)
+    assert exact(lake, "period_age_sex:2024-12-30:1") == exact(lake, "period_los:2024-12-30:1") == 2
+    assert [exact(lake, f"week_area:2025-01-{d:02}:1") for d in (6, 13, 20)] == [1, 0, 0]
+    assert [exact(lake, f"day:{arrival(n)}:1") for n in (1, 2, 9, 16, 22)] == [1, 1, 1, 1, 0]
+
+
+def keeps_all(_engine: Any, new: pa.Table, *_: Any) -> pa.Table:
+    kept = pa.array([True] * new.num_rows)
+    return new.append_column("kept", kept).select(BOUNDING_DECISIONS.names).cast(BOUNDING_DECISIONS)
+
+
+@pytest.mark.parametrize("fault", ["bounding keeps all", "two patients of one person are not bounded again"])
+def test_whatever_goes_wrong_before_it_nothing_is_drawn_of_a_person_above_the_caps(
+    city: City,
+    make_case: Any,
+    case_table: Any,
+    new_lake: Any,
+    arrival: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+):
+    """The certificate counts again, on the very events that are counted, and comes before the first reservation."""
+    lake, linking = new_lake("faulty"), fault.startswith("two")
+    rows = [make_case("two" if linking and n % 2 else "one", f"c{n}", n) for n in (1, 2, 8, 9)]
+    if linking:  # by a number that comes when all is decided
+        run(lake, city, case_table(rows), 0, 9)
+        links = [{"arrival_day": arrival(10), "patient_key": p, "person_key": "person"} for p in ("one", "two")]
+        lake.write_days("links", [arrival(10)], pa.Table.from_pylist(links, schema=LINKS), "arrival_day")
+        monkeypatch.setattr(stage, "beyond_caps", lambda *_: pa.array([], pa.string()))
+    else:
+        monkeypatch.setattr(stage.kernel, "decide", keeps_all)
+    before = Ledger(lake.ledger_path).reserved()
+    with pytest.raises(LossAboveBudget):
+        run(lake, city, case_table(rows), 10 if linking else 0, 20)
+    assert Ledger(lake.ledger_path).reserved() == before
 
 
 def test_a_case_that_was_delivered_before_it_counted_counts_from_the_day_on_which_it_does(

@@ -20,7 +20,7 @@ from assets.contract.city import City
 from assets.publication import bundle
 from assets.publication.bundle import csv_bytes, publish, stamp, stamped, to_arrow
 from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
-from assets.publication.guarantee import Guarantee
+from assets.publication.guarantee import Guarantee, guarantee
 from assets.publication.plots import latest_series, preview_table, trend_png
 
 pytestmark = pytest.mark.usefixtures("umask_of_a_service")
@@ -270,6 +270,17 @@ def test_the_card_states_unit_bounds_budget_and_errors(
         assert levels and all(level["mae"] > 0 for level in levels)
         cited = yaml.safe_load((folder / "CITATION.cff").read_text())
         assert cited["cff-version"] == "1.2.0" and cited["type"] == "dataset" and cited["version"] == p.version
+
+
+def test_a_readme_names_what_there_is_and_no_more(small: Frames, city: City, tmp_path: Path, as_of: date) -> None:
+    tables = tuple(t for t in city.plan.tables if not t.at_cap)
+    acceptance = tuple(a for a in city.plan.acceptance if a.time != "quarter")
+    plan = city.plan.model_copy(update={"tables": tables, "acceptance": acceptance})
+    poor = city.model_copy(update={"plan": plan})
+    publish({"cases_by_area": small["cases_by_area"]}, poor, tmp_path, as_of, guarantee(poor))
+    text = (tmp_path / "cases_by_area" / "latest" / "README.md").read_text()
+    assert "share of cases left out by the bounds: not measured in this plan" in text and "patients_at_cap" not in text
+    assert "week × area; month × area; period × area" in text and "(`corrected`)" in text
 
 
 def test_codebooks_explain_every_column_and_code_in_both_languages(

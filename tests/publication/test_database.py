@@ -15,11 +15,13 @@ import pyarrow as pa
 import pytest
 
 from assets.contract.city import City
+from assets.contract.schemas import ESTIMATES
 from assets.publication.analyst_sql import MACROS, Macro
 from assets.publication.bundle import Published, stamped
-from assets.publication.catalogue import DATASETS
+from assets.publication.catalogue import DATASETS, KEY
 from assets.publication.database import build_database, install
 from assets.publication.guarantee import Guarantee
+from assets.publication.indicators import build
 
 pytestmark = pytest.mark.usefixtures("umask_of_a_service")
 
@@ -126,6 +128,24 @@ def test_wide_and_long_forms_hold_the_same_numbers(built: Path, frames: Frames) 
     assert wide[2:] == pytest.approx((counts["value"].sum(), rates["ci95_upper"].sum()))
 
 
+def test_the_wide_form_has_one_row_for_each_cell_though_its_measures_differ_in_status(
+    make_estimates: Callable[..., pa.Table], city: City, plan: Guarantee, tmp_path: Path
+) -> None:
+    """Patients at their cap are final as measured; cases of that quarter are not while their window is open."""
+    cells = make_estimates(182).to_pandas()
+    cells.loc[cells["dimensions"] == "patients_at_cap", "status"] = "final"
+    frames = build(pa.Table.from_pandas(cells, schema=ESTIMATES, preserve_index=False), city)
+    path = tmp_path / "city_health.duckdb"
+    build_database(_release(frames, "2025-06-29"), city, path, plan)
+    statuses = "SELECT DISTINCT patients_status, corrected_count_status FROM patients_at_cap_wide"
+    assert _one(path, statuses) == [("final", "provisional")]
+    cell = ", ".join(c for c in KEY if c != "measure")
+    for key in frames:
+        assert _one(path, f"SELECT count(*) FROM {key}_wide") == _one(
+            path, f"SELECT count(DISTINCT ({cell})) FROM {key}"
+        )
+
+
 def test_two_periods_are_compared_with_their_noise(built: Path) -> None:
     call = "FROM compare_periods('inpatient', 'week', 'count', {}, '2025-02-03', '2025-01-27')"
     for area in ("NULL", "'64283'"):
@@ -139,8 +159,6 @@ def test_two_periods_are_compared_with_their_noise(built: Path) -> None:
 def test_year_on_year_takes_the_same_weekday_of_the_window_before(
     make_estimates: Callable[..., pa.Table], city: City, plan: Guarantee, tmp_path: Path
 ) -> None:
-    from assets.publication.indicators import build
-
     two = build(make_estimates(728, 3), city)
     path = tmp_path / "city_health.duckdb"
     build_database(_release({"cases_by_area": two["cases_by_area"]}, "2026-12-27"), city, path, plan)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from assets.contract.city import City, Publication
+from assets.contract.codes import AGE_GROUP_KEYS
 from assets.publication.bundle import Published, stamped
 from assets.publication.database import build_database
 from assets.publication.guarantee import Guarantee
+from assets.publication.indicators import build
 from assets.publication.portal import MEDIA_TYPES
 
 Frames = dict[str, pd.DataFrame]
@@ -80,6 +84,24 @@ def test_answers_agree_with_the_published_numbers(folder: Path, frames: Frames) 
     standardised = _ask(folder, 4)
     assert len(standardised) == 9 and [r[1] for r in standardised] == sorted((r[1] for r in standardised), reverse=True)
     assert len(_ask(folder, 8)) == 8 * 2 and len(_ask(folder, 6)) == 11
+
+
+def test_a_rate_takes_the_residents_of_one_window_once(
+    make_estimates: Callable[..., pa.Table], city: City, plan: Guarantee, tmp_path: Path
+) -> None:
+    """In the second year there are two windows, and a join with the residents finds each of them."""
+    frame = build(make_estimates(728), city)["cases_by_age_sex"]
+    done = [Published("cases_by_age_sex", "2026-12-27", len(frame), True)]
+    needed = build(make_estimates(7), city)["cases_by_area"]  # of which macros are made
+    done += [Published("cases_by_area", "2026-12-27", len(needed), True)]
+    frames = {"cases_by_age_sex": frame, "cases_by_area": needed}
+    build_database(stamped(frames, done), city, tmp_path / "city_health.duckdb", plan)
+    found = {(age, sex): residents for age, sex, _, residents, _ in _ask(tmp_path, 8)}
+    assert found == {
+        (age, sex): sum(a.residents(age, sex) or 0 for a in city.areas if a.population)
+        for age in AGE_GROUP_KEYS
+        for sex in ("m", "w")
+    }
 
 
 def test_the_pandas_example_runs(folder: Path, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:

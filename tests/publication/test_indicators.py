@@ -28,8 +28,7 @@ def test_every_dataset_has_its_levels_measures_and_columns(frames: dict[str, pd.
         frame = frames[d.key]
         assert list(frame.columns) == [c.name for c in COLUMNS]
         assert set(frame["measure"]) == set(d.measures)
-        derived = {"month"} if d.key == "cases_by_area" else set()
-        assert set(frame["time_level"]) == {x.time for x in d.levels} | derived
+        assert set(frame["time_level"]) == {x.time for x in d.levels}, "what documents name is there, and nothing else"
         assert set(frame["care"]) == set(d.care)
         assert not frame.duplicated(list(KEY)).any()
         filled = sorted(REQUIRED - {"data_as_of", "release_version"})

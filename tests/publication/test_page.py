@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -12,9 +13,10 @@ import pandas as pd
 import pytest
 
 from assets.contract.city import City, Pause
+from assets.privacy.plan import price
 from assets.publication.bundle import publish
 from assets.publication.catalogue import DATASETS
-from assets.publication.guarantee import Guarantee
+from assets.publication.guarantee import Guarantee, guarantee
 from assets.publication.page import page_data, write_page
 
 Frames = dict[str, pd.DataFrame]
@@ -161,6 +163,22 @@ def test_a_clinic_without_linkable_patients_is_told_on_the_page(small: Frames, c
     for name in ("README.md", "release-card.yaml"):
         text = " ".join((tmp_path / "cases_by_area" / "latest" / name).read_text().split())
         assert "one patient per clinic" in text, name
+
+
+def test_no_document_promises_more_than_the_plan_holds(small: Frames, city: City, tmp_path: Path) -> None:
+    """ε is rounded up: 1.2342 as 1.23 would be a bound that does not hold."""
+    for epsilon in (0.7, 1.9, 3.0, 4.3):
+        budget = city.budget.model_copy(update={"epsilon": epsilon})
+        other = city.model_copy(update={"budget": budget, "plan": city.plan.model_copy(update={"acceptance": ()})})
+        priced = price(other)
+        promise = guarantee(other, priced)
+        write_page(small, publish(small, other, tmp_path, date(2025, 2, 23), promise), other, tmp_path, promise)
+        page = (tmp_path / "index.html").read_text()
+        shown = [float(n) for n in re.findall(r'ε = <span lang="de">[0-9,]+</span><span lang="en">([0-9.]+)<', page)]
+        real = (priced.epsilon_year, priced.epsilon_five_years)
+        for stated, digits in ((shown, 2), ((promise.epsilon_one_year, promise.epsilon_five_years), 4)):
+            assert len(stated) == 2
+            assert all(0 <= s - r <= 10.0**-digits for s, r in zip(stated, real, strict=True)), (stated, real)
 
 
 def test_a_clinic_that_joined_or_left_is_named_on_page_card_and_readme(
