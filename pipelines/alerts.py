@@ -68,6 +68,10 @@ class NotDelivered(RuntimeError):
     """A channel did not take an alert. Message: the channel and the class of the error."""
 
 
+class Unanswered(NotDelivered):
+    """The channel cannot be reached or said nothing in time, whatever the alert."""
+
+
 def document(alert: Alert, city: City) -> dict[str, Any]:
     """The JSON that a webhook gets; `text` is what chat systems show."""
     kind, operation = KINDS[alert.kind], city.operation
@@ -117,8 +121,10 @@ def send_email(channel: Email, alert: Alert, city: City) -> None:
             server.send_message(message)
     except FetchProblem as problem:
         raise NotDelivered(f"email: {problem.reason}") from None
-    except (OSError, smtplib.SMTPException) as error:
+    except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused) as error:
         raise NotDelivered(f"email: {type(error).__name__}") from None
+    except OSError as error:  # smtplib's own are its children
+        raise Unanswered(f"email: {type(error).__name__}") from None
 
 
 def send_webhook(channel: Webhook, alert: Alert, city: City) -> None:
@@ -132,7 +138,8 @@ def send_webhook(channel: Webhook, alert: Alert, city: City) -> None:
     except FetchProblem as problem:
         raise NotDelivered(f"webhook: {problem.reason}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # its message may quote a secret address
-        raise NotDelivered(f"webhook: {type(error).__name__}") from None
+        kind = Unanswered if isinstance(error, httpx.TransportError) else NotDelivered
+        raise kind(f"webhook: {type(error).__name__}") from None
     if not answer.is_success:
         raise NotDelivered(f"webhook: it answered {answer.status_code}")
 

@@ -21,7 +21,7 @@ import dagster as dg
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
-from assets.guard import kind_of
+from assets.guard import kind_of, told
 from assets.intake.stage import refused_exports, require_clinics
 from assets.lake import audit, witness
 from assets.lake.keys import KeyFileError
@@ -40,8 +40,13 @@ from pipelines.outbox import Outbox
 
 ONE_DAY: Final = timedelta(days=1)
 LOST: Final = "the ledger's database does not answer"
-_TOLD: Final = {"LedgerBroken": "ledger_broken", "LedgerBehind": "ledger_broken", "DatabaseLost": "site_unusable"}
+NO_ROOM: Final = "the ledger cannot be read: its disk has no room for what SQLite keeps beside it"
+_TOLD: Final = {
+    "LedgerBroken": "ledger_broken", "LedgerBehind": "ledger_broken", "DatabaseLost": "site_unusable", "DiskFull": "disk_low",
+}  # fmt: skip
 """Kinds of failure in which the ledger cannot be asked → alert."""
+_WORDS: Final = {"DatabaseLost": LOST, "DiskFull": NO_ROOM}
+"""What is said of those whose own message is withheld."""
 FORGOTTEN_DAYS: Final = 90
 """So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
 
@@ -126,7 +131,7 @@ def money(lake: Lake, city: City) -> Iterator[Alert]:
         kind = kind_of(error)
         if kind not in _TOLD:
             raise
-        yield Alert(_TOLD[kind], LOST if kind == "DatabaseLost" else str(error))
+        yield Alert(_TOLD[kind], _WORDS.get(kind) or str(error))
         return
     if problems:
         yield Alert("ledger_broken", problems[0])
@@ -190,6 +195,9 @@ def problems(
         return [*_found(lake, city, now or local_now(city)), *(daemons(instance) if instance else ())]
     except (CityFileError, KeyFileError, ZoneError, WitnessError, DamagedTable) as error:
         return [Alert("site_unusable", str(error).splitlines()[0])]
+    except Exception as error:  # else the watch would end here, and a run that failed would be told to nobody
+        about = told(error)
+        return [Alert("site_unusable", f"{about.happened}. {about.remedy} Place: {about.place}")]
 
 
 def _found(lake: Lake, city: City, now: datetime) -> list[Alert]:

@@ -64,18 +64,20 @@ def of_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[Alert]:
             yield Alert(CHECKS[check.check_name], f"{_days(run)}: {check.check_name}: {check.description}", run.run_id)
 
 
-def ended_runs(instance: dg.DagsterInstance, since: datetime, job: str) -> list[dg.RunRecord]:
-    """Runs of `job` that ended after `since`, oldest first."""
-    wanted = dg.RunsFilter(job_name=job, statuses=_ENDED, updated_after=since)
+def ended_runs(instance: dg.DagsterInstance, since: datetime, until: datetime, job: str) -> list[dg.RunRecord]:
+    """Runs of `job` that ended after `since` and before `until`, oldest first."""
+    wanted = dg.RunsFilter(job_name=job, statuses=_ENDED, updated_after=since, updated_before=until)
     return sorted(instance.get_run_records(wanted), key=lambda record: record.update_timestamp)
 
 
 def watch(instance: dg.DagsterInstance, environment: Environment, city: City, job: str) -> tuple[int, list[str]]:
     """Look once: collect what is new, deliver what waits; number delivered, and why the others were not."""
     box, now = Outbox(environment.data_root), local_now(city)
-    since = box.record["since"]
-    runs = ended_runs(instance, datetime.fromisoformat(since), job) if since else []
-    box.record["since"] = max([since or datetime.now(UTC).isoformat(), *(_utc(r.update_timestamp) for r in runs)])
+    looked = datetime.now(UTC)
+    # A time that lies ahead is that of a clock which was set back since: no run would be told until then.
+    since = min(datetime.fromisoformat(box.record["since"] or looked.isoformat()), looked)
+    runs = ended_runs(instance, since, looked, job)
+    box.record["since"] = max([since.isoformat(), *(_utc(r.update_timestamp) for r in runs)])
     fresh = [alert for record in runs for alert in of_run(instance, record.dagster_run)]
     fresh += box.untold((a for a in problems(environment, now=now) if a.kind not in _TOLD_OTHERWISE), now)
     box.add(fresh, channels(city))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_city
+from assets.contract.operation import Operation
 from assets.intake import stage
 from assets.lake import audit
 from assets.lake.lake import Lake
@@ -36,7 +39,7 @@ from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import demo_end, money, overdue, problems, refused, silent, state
+from pipelines.operation import NO_ROOM, demo_end, money, overdue, problems, refused, silent, state
 from pipelines.outbox import Outbox
 from pipelines.watch import watch
 
@@ -303,6 +306,120 @@ def test_keys_of_another_data_root_and_an_unreadable_witness_are_told_and_stop_n
     lake.keys.witness.write_bytes(whole)
     (lake.keys.witness.parent / "encryption.key").write_bytes(bytes(range(32)))
     assert [(a.kind, "made with other keys" in a.what) for a in problems(site)] == [("site_unusable", True)]
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process can grow, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_stops_no_look_and_is_told_once(site: Environment, lake: Lake, mail: MailServer, hook: Hook):
+    city, instance = load_city(site.city_file), dg.DagsterInstance.ephemeral()  # Dagster's storage lies elsewhere
+    mark_finished(lake.root, [START + timedelta(n) for n in range((datetime.now().date() - START).days)])
+    open_ledger(lake, city)
+    audit.record(lake, "looked")
+    watch(instance, site, city, JOB)
+    hook.taken.clear()
+    with no_room():
+        assert [a.what for a in problems(site) if a.kind == "disk_low"] == [NO_ROOM]
+        assert state(site, city, lake)["windows"] == []
+        assert watch(instance, site, city, JOB) == (2, [])
+        assert watch(instance, site, city, JOB) == (0, [])
+    assert [d["kind"] for d in hook.taken] == ["disk_low"]
+    assert watch(instance, site, city, JOB) == (0, [])
+    assert [a for a in problems(site) if a.kind == "disk_low"] == []
+
+
+def test_what_nobody_foresaw_in_the_state_is_an_alert_too_and_holds_no_value(
+    site: Environment, lake: Lake, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any) -> None:
+        raise ValueError("CANARYVALUE of a person")
+
+    monkeypatch.setattr("pipelines.operation.finished_days", broken)
+    (told,) = problems(site)
+    assert told.kind == "site_unusable" and told.what.startswith("ValueError: its message is withheld")
+    assert "test_alerts.py" in told.what and "CANARY" not in told.what
+
+
+@pytest.mark.parametrize("content", [b'{"waiting": [', b"[]", b'{"waiting": 3, "told": {}}'])
+def test_a_damaged_outbox_begins_anew(
+    site: Environment, instance: dg.DagsterInstance, lake: Lake, mail: MailServer, hook: Hook, content: bytes
+):
+    city = load_city(site.city_file)
+    watch(instance, site, city, JOB)
+    told = [d["kind"] for d in hook.taken]
+    assert "day_overdue" in told
+    Outbox(lake.root).path.write_bytes(content)
+    assert {a.kind for a in problems(site)} >= {"day_overdue"}
+    watch(instance, site, city, JOB)
+    assert [d["kind"] for d in hook.taken] == [*told, *told]
+
+
+def test_a_channel_that_does_not_answer_is_asked_once_a_look(lake: Lake, city: City, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.alerts.TIMEOUT_SECONDS", 0.2)
+    sent: list[tuple[str, str]] = []
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes the connection, says nothing
+        port = mute.getsockname()[1]
+        operation = Operation.model_validate(
+            {"email": {"host": "127.0.0.1", "port": port, "sender": "a@b", "recipients": ["c@d"]},
+             "webhook": {"url": f"http://127.0.0.1:{port}/"}}
+        )  # fmt: skip
+        unheard = city.model_copy(update={"operation": operation})
+
+        def counted(name: str, alert: Alert) -> None:
+            sent.append((name, alert.what))
+            if name != "other":
+                send(name, alert, unheard)
+
+        box = Outbox(lake.root)
+        box.add([Alert("disk_low", str(n)) for n in range(3)], ["email", "webhook", "other"])
+        assert box.deliver(counted) == (3, ["email: SMTPServerDisconnected", "webhook: ReadTimeout"])
+        assert sent == [("email", "0"), ("webhook", "0"), *(("other", str(n)) for n in range(3))]
+        assert len(box.waiting()) == 6
+
+
+def test_a_channel_that_refuses_one_alert_is_asked_for_the_others(site: Environment, lake: Lake, hook: Hook):
+    city, box = load_city(site.city_file), Outbox(lake.root)
+    hook.answer = 400
+    box.add([Alert("disk_low", str(n)) for n in range(3)], ["webhook"])
+    asked: list[str] = []
+
+    def once_refused(name: str, alert: Alert) -> None:
+        asked.append(alert.what)
+        hook.answer = 400 if alert.what == "0" else 200
+        send(name, alert, city)
+
+    assert box.deliver(once_refused) == (2, ["webhook: it answered 400"]) and asked == ["0", "1", "2"]
+
+
+def test_a_clock_that_was_set_back_silences_nothing(
+    site: Environment,
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    mail: MailServer,
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    city, now = load_city(site.city_file), datetime.now(UTC)
+    box = Outbox(lake.root)
+    state_of = [Alert("disk_low", "1.9 GiB free")]
+    assert box.untold(state_of, now + timedelta(days=300)) == box.untold(state_of, now) == state_of
+    assert box.untold(state_of, now) == []
+    box.record["since"] = (now + timedelta(days=300)).isoformat()
+    box.save()
+    watch(instance, site, city, JOB)
+    monkeypatch.setattr("assets.intake.stage.take", lambda *_: 1 / 0)
+    failed = run(site, instance, START)
+    for _ in range(2):
+        watch(instance, site, city, JOB)
+    assert [d["run_id"] for d in hook.taken if d["kind"] == "run_failed"] == [failed.run_id]
 
 
 def test_an_audit_log_that_was_changed_is_told_by_every_look(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -80,13 +81,27 @@ def test_a_run_reaches_out_to_nobody_works_offline_and_its_files_are_closed(site
 
 def test_every_instance_file_switches_telemetry_off_and_every_server_listens_on_loopback():
     for name in ("dagster.yaml", "deploy/dagster.yaml"):
-        assert yaml.safe_load((ROOT / name).read_text())["telemetry"] == {"enabled": False}
+        instance = yaml.safe_load((ROOT / name).read_text())
+        assert instance["telemetry"] == instance["nux"] == {"enabled": False}, name
     assert "dagster dev -h 127.0.0.1" in (ROOT / "Makefile").read_text()
     units = "".join(p.read_text() for p in (ROOT / "deploy" / "systemd").glob("*.service"))
     assert units.count("127.0.0.1") == 3 and "0.0.0.0" not in units
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
     assert {p for s in compose["services"].values() for p in s.get("ports", [])} == {"127.0.0.1:8443:8443"}
     assert compose["networks"]["inside"] == {"internal": True}
+    goes_out = {name for name, s in compose["services"].items() if {"away", "outside"} & set(s["networks"])}
+    assert goes_out == {"code", "proxy"}, "exports are fetched and alerts sent by the code server, and by nobody else"
+
+
+def test_of_the_units_only_the_code_server_sees_data_keys_and_witness():
+    folder = ROOT / "deploy" / "systemd"
+    variables = dict(
+        re.findall(r"^DIGITALSTADT_(\w+)=(/\S+)$", (folder / "environment.example").read_text(), re.MULTILINE)
+    )
+    closed = {f"-{variables[name]}" for name in ("DATA", "KEYS")} | {f"-{Path(variables['WITNESS']).parent}"}
+    for unit in folder.glob("*.service"):
+        (found,) = re.findall(r"^InaccessiblePaths=(.*)$", unit.read_text(), re.MULTILINE) or [""]
+        assert set(found.split()) == (set() if unit.stem == "digitalstadt-code" else closed), unit.name
 
 
 def test_containers_run_without_rights_on_a_read_only_system():

@@ -78,6 +78,7 @@ def test_every_rule_that_refuses_an_export_has_a_row():
 TOLD_AS = {
     "Later": "FetchProblem", "Transient": "FetchProblem",  # tried again, then told as what could not be fetched
     "PortalBusy": "PortalError",
+    "Unanswered": "NotDelivered",
     "RejectedExport": "exports_readable",  # by rule: the table of refused exports
 }  # fmt: skip
 """Kinds that nobody sees under their own name."""
