@@ -122,4 +122,6 @@ def _verdict(result: Check) -> str:
         return f"{lost} findings cost rows: correct them, or send it as it is."
     if not result.cases:
         return f"There is no case in it. Everything else can be used: {beside}."
-    return "No fault was found: send it." if result.usable else "Nothing can be used: no case has a valid consent today."
+    return (
+        "No fault was found: send it." if result.usable else "Nothing can be used: no case has a valid consent today."
+    )
