@@ -7,10 +7,7 @@ means for a case (`fhir`).
 from __future__ import annotations
 
 import json
-import re
-from contextlib import suppress
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +16,12 @@ import pyarrow as pa
 
 from assets.intake.bundles import MOST_NESTED
 from assets.intake.connector import Export
-from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.findings import Findings, RejectedExport, raise_all
-from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, first_lines, read_text
+from assets.intake.fhir_files import BUNDLE, DELETED, MAX_BUNDLE_BYTES, OUTCOME, TYPES, is_document, kind_of
+from assets.intake.findings import Findings, raise_all
+from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, read_text
 
 MOST_FILES: Final = 256
 """DuckDB's reader keeps buffers for each file that it is given, however small: a hundred thousand took all memory."""
-MAX_BUNDLE_BYTES: Final = 64 * 2**20
-"""A Bundle is one document and must be held in memory; more than that belongs into NDJSON."""
 
 
 def allowed_id(column: str) -> str:
@@ -66,17 +61,14 @@ STRUCTURES: Final = {
 _ENTRY: Final = '{"fullUrl":"VARCHAR","resource":"JSON","request":{"method":"VARCHAR","url":"VARCHAR"}}'
 _BUNDLE: Final = f'{{"resourceType":"VARCHAR","entry":[{_ENTRY}]}}'
 _OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
-_NDJSON: Final = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz")
 # Versions in exports of changes of which a newer one came earlier, since the last whole export.
 _OUTDATED: Final = """CREATE TEMP TABLE "{kind}_outdated" AS SELECT DISTINCT r.rowid AS place, r.file, r.source_line
 FROM "{kind}_rows" r JOIN sources s ON s.file = r.file AND s.whole_since < s.arrival_day JOIN "{kind}_rows" o ON o.id = r.id
 JOIN sources b ON b.file = o.file AND b.arrival_day >= s.whole_since AND b.arrival_day < s.arrival_day
 WHERE o.updated_at > r.updated_at OR o.updated_at IS NOT DISTINCT FROM r.updated_at AND o.version > r.version {few}"""
+PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 TOLD_ONLY: Final = ("rows_of_no_case", "reference_not_followed", "diagnosis_not_icd_10_gm", "version_outdated")
 """Rules of lines that may be right: what is in them may count with another delivery."""
-DELETED: Final = "deleted"
-OUTCOME: Final = "OperationOutcome"
-BUNDLE: Final = "Bundle"
 
 # A resource is known by its own id in whatever form it comes; the `urn:uuid:` under which a Bundle lists it is its id
 # only where it has none. So what refers to that address inside the Bundle is made to name the id.
@@ -102,46 +94,10 @@ ORDER BY l.place
 """
 # What of a Bundle is read: what its entries delete, and resources of the types that count; laboratory values do not.
 _IS_READ: Final = f"""(e.resource IS NULL OR e.request.method IS NOT DISTINCT FROM 'DELETE'
-    OR (e.resource ->> '$.resourceType') IN {(*STRUCTURES, BUNDLE)})"""
+    OR (e.resource ->> '$.resourceType') IN {(*TYPES, BUNDLE)})"""
 # What an entry `e` deletes, one version or all of it alike; empty where it is something else, as a search for what to delete.
 _GONE: Final = r"""regexp_extract(CASE WHEN e.request.method = 'DELETE' AND NOT contains(e.request.url, '?') THEN e.request.url END,
     '([A-Za-z]+)/([^/]+?)(/_history/[^/]*)?/?$', ['kind', 'id', 'version'])"""
-
-
-def kind_of(path: Path) -> str | None:
-    """What a file holds by its name: `Encounter.000.ndjson.gz` → Encounter, `any.json` → Bundle, else None.
-
-    Servers and people number their files before the type or behind it (`1.Patient.ndjson`, `Patient_2.ndjson`). What
-    has a Bundle on each line, mostly one of a patient, has no type to be named after and is known by its first lines.
-    """
-    name = path.name.lower()
-    if name.endswith((".json", ".json.gz")):
-        return None if name == SCOPE_FILE else BUNDLE
-    stem = re.split(r"[._-]", re.sub(r"^[0-9]+[._-]", "", name))[0]
-    if not name.endswith(_NDJSON):
-        return None
-    known = next((k for k in (*STRUCTURES, DELETED, OUTCOME) if stem == k.lower()), None)
-    return known or (BUNDLE if _begins_with_bundle(path) else None)
-
-
-def _begins_with_bundle(path: Path) -> bool:
-    """Whether the first line that can be read is a Bundle: one that is damaged must not take the others along."""
-    with suppress(OSError, RejectedExport):
-        for line in first_lines(path):
-            with suppress(ValueError, RecursionError):
-                first = json.loads(line)
-                return isinstance(first, dict) and first.get("resourceType") == BUNDLE
-    return False
-
-
-def is_document(path: Path) -> bool:
-    """Whether a file is one JSON document, as a Bundle in a file of its own is; NDJSON of Bundles is often called `.json`, too."""
-    if not path.name.lower().removesuffix(".gz").endswith(".json"):
-        return False
-    with suppress(OSError, RejectedExport):
-        written = (line for line in first_lines(path) if line.strip())
-        return len(list(islice(written, 2))) < 2 or not _begins_with_bundle(path)
-    return True
 
 
 def _whole_since(exports: list[Export]) -> dict[str, date]:
@@ -179,8 +135,8 @@ class Loader:
     def __init__(
         self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
     ) -> None:
-        kinds = {"Consent", DELETED, BUNDLE} if consent_only else {*STRUCTURES, DELETED, OUTCOME, BUNDLE}
-        linked = {*STRUCTURES, DELETED, BUNDLE}
+        kinds = {"Consent", DELETED, BUNDLE} if consent_only else {*TYPES, DELETED, OUTCOME, BUNDLE}
+        linked = {*TYPES, DELETED, BUNDLE}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
         self._own = len(self._files)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from assets.intake.connector import MANIFEST, Export, may_be_read
-from assets.intake.fhir_load import is_document
+from assets.intake.fhir_files import is_document
 from assets.intake.naming import batches, is_table, may_hold, search
 from assets.intake.needles import line_bounds
 from assets.lake.engine import connect, load

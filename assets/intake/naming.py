@@ -26,7 +26,7 @@ from assets.intake.archives import allowed_bytes
 from assets.intake.bundles import MOST_NESTED, NotTakenApart, put_together, take_apart, without_others
 from assets.intake.connector import Export, may_be_read
 from assets.intake.delimited import BLANKS, header_of
-from assets.intake.fhir_load import MAX_BUNDLE_BYTES, is_document
+from assets.intake.fhir_files import MAX_BUNDLE_BYTES, is_document
 from assets.intake.findings import RejectedExport
 from assets.intake.lines import MAX_LINE_BYTES, read_text
 from assets.intake.needles import Sieve, line_bounds

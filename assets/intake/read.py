@@ -12,7 +12,7 @@ from assets.contract.city import City, Clinic
 from assets.intake import consent_csv, fhir, p21, practice
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.fhir_load import BUNDLE, DELETED, kind_of
+from assets.intake.fhir_files import BUNDLE, DELETED, kind_of
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 from assets.lake.engine import connect
 

@@ -18,7 +18,7 @@ from assets.contract.city import City, CityFileError
 from assets.contract.schemas import CANONICAL, only
 from assets.intake import kernel
 from assets.intake.connector import Delivery, Export, building_upon, built_upon, landed, pull
-from assets.intake.fhir_load import STRUCTURES, kind_of
+from assets.intake.fhir_files import TYPES, kind_of
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.lines import number_of_lines
 from assets.lake import audit, backup
@@ -150,7 +150,7 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
     for clinic, export, file, gone, kept in rows:
         path = folders[export] / file
         # Lines that are left out on purpose, such as department contacts, are in no table.
-        every = number_of_lines(path) if kind_of(path) in STRUCTURES else gone + kept
+        every = number_of_lines(path) if kind_of(path) in TYPES else gone + kept
         shares[clinic] = max(round(gone / every, 4), shares.get(clinic, 0.0))
     return shares
 

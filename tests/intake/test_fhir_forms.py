@@ -17,7 +17,7 @@ import pytest
 from assets.contract.city import City
 from assets.contract.codes import CONSENT_CODE_SYSTEM
 from assets.intake.connector import landed, pull
-from assets.intake.fhir_load import is_document
+from assets.intake.fhir_files import is_document
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
 
