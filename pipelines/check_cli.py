@@ -28,7 +28,7 @@ FILES_SHOWN = 10
 
 def check_export(
     clinic: Annotated[str, typer.Argument(help="Key of the clinic in the city file; `-` with --format.")],
-    path: Annotated[Path, typer.Argument(help="Folder with the files of one export.")],
+    path: Annotated[Path, typer.Argument(help="Folder with the files of one export, packed or not.")],
     kind: Annotated[
         str | None, typer.Option("--format", help="fhir, p21 or practice, without an entry in the city file.")
     ] = None,
