@@ -18,13 +18,14 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from assets.intake.connectors.transfer import (
     CHUNK,
+    MANIFEST,
     MAX_BYTES,
     MAX_FILES,
     SAFE_NAME,
@@ -93,9 +94,19 @@ def collect(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
         left -= before - room.left
         number += len(about[-1]["members"])
         _limit(number)
+    _make_room(folder / MANIFEST)
     if not any(folder.iterdir()):
         raise FetchProblem("it is empty; deliver at least one file, or no folder at all")
     return about
+
+
+def _make_room(place: Path) -> None:
+    """Remove a server's own list of files, under the name that ours has; raise `FetchProblem` where it is data."""
+    with suppress(FileNotFoundError):
+        with place.open("rb") as file:
+            if b'"resourceType"' in file.read(1 << 16):
+                raise FetchProblem(f"a file of it is called {MANIFEST}, as our list of files is; give it another name")
+        place.unlink()
 
 
 @dataclass

@@ -27,6 +27,7 @@ from assets.intake.archives import collect
 from assets.intake.connectors import fetch
 from assets.intake.connectors.transfer import (
     COMPLETE_MARKER,
+    MANIFEST,
     MAX_BYTES,
     MAX_FILES,
     SAFE_NAME,
@@ -41,7 +42,6 @@ from assets.intake.connectors.transfer import (
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
 
-MANIFEST: Final = "manifest.json"
 _BUILDING: Final = ".incoming"
 """Beside the exports of a day: what becomes one by a rename, and is removed else."""
 _READ_SUFFIXES: Final = (".ndjson", ".jsonl", ".csv", ".json")

@@ -21,7 +21,8 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from assets.intake.connector import MANIFEST, Export, may_be_read
+from assets.intake.connector import Export, may_be_read
+from assets.intake.connectors.transfer import MANIFEST
 from assets.intake.fhir_files import is_document
 from assets.intake.naming import batches, is_table, may_hold, search
 from assets.intake.needles import line_bounds

@@ -120,12 +120,20 @@ def test_a_half_written_export_waits(lake: Lake, city: City, deliver: Deliver):
         ("klinik-nord", DAY, {}, "empty"),
         ("klinik-nord", date(2031, 1, 1), {"Patient.ndjson": "{}"}, "future"),
         ("klinik-nord", DAY, {"a b;c.ndjson": "{}"}, "characters"),
+        ("klinik-nord", DAY, {"Patient.ndjson": "{}", "manifest.json": '{"resourceType": "Bundle"}'}, "manifest.json"),
     ],
 )
 def test_a_folder_that_cannot_be_taken_says_why(lake: Lake, city: City, deliver: Deliver, clinic, day, files, reason):
     deliver(clinic, day, files)
     found = pull(lake, city, [DAY], TODAY)
     assert [d.outcome for d in found] == ["rejected"] and reason in found[0].reason
+
+
+def test_a_servers_own_list_of_files_is_no_part_of_the_delivery(lake: Lake, city: City, deliver: Deliver):
+    deliver("klinik-nord", DAY, {"Patient.ndjson": "{}", "manifest.json": '{"transactionTime": "2025-01-06"}'})
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"]
+    (export,) = landed(lake, city, [DAY])
+    assert [p.name for p in export.files()] == ["Patient.ndjson"] and not export.erased
 
 
 def test_a_file_that_goes_while_it_is_taken_holds_up_nobody_else(

@@ -38,6 +38,8 @@ UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 CHUNK: Final = 4 * 2**20
 LONGEST_WAIT_SECONDS: Final = 60.0
 FETCHED: Final = ".fetched.json"
+MANIFEST: Final = "manifest.json"
+"""Our list of the files of a landed export."""
 SCOPE_FILE: Final = "export.json"
 """Beside a FHIR bulk export: `scope` (full or incremental), `since`, `transaction_time`."""
 _DAY_FOLDER: Final = re.compile(r"^(\d{4}-\d{2}-\d{2})(-[A-Za-z0-9_]{1,40})?$")
