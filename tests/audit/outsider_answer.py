@@ -239,6 +239,10 @@ class Clinic:
             standing.setdefault(patient, Statements())
         for day, (known, came) in of_day.items():
             self._decide(day, known, came, standing, today)
+        for day, (_, came) in of_day.items():  # what comes late, and all that came since is in quarantine
+            for name in came & {case for later, cases in self.quarantine.items() if later > days[-1] for case in cases}:
+                if name in self.versions and max(self.versions[name], default=None) == day:
+                    self.versions[name][day] = replace(self.versions[name][day], care="other")
         for day, deliveries in self.landed.items():
             for case in (name for d in deliveries for kind, name in d.deleted if kind == "Encounter"):
                 if any(arrived <= day for arrived in self.versions.get(case, ())):
