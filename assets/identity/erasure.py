@@ -25,6 +25,7 @@ from assets.consent.stage import (
     PATIENTS,
     REGISTER,
     STANDING,
+    documents_of,
     evaluation_day,
     full_exports,
     groups,
@@ -64,6 +65,7 @@ _IDS: Final = ("clinic", "patient_id", "case_id")
 _DECIDED: Final = only(CONSENT_DECISIONS, *_IDS, "arrival_day", "export_id", "permitted", "reason")
 _JUDGED_BY: Final = ("clinic", "arrival_day", "case_key", "patient_key", "admitted_on", "discharged_on")
 _STORED: Final = only(PSEUDONYMISED_CASES, *_JUDGED_BY)
+_GRANTED: Final = only(CONSENT_PROVISIONS, "clinic", "consent_id", "decision", "status")
 _CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
 _FOLLOWING: Final = (
     ("diagnoses", PSEUDONYMISED_DIAGNOSES, "arrival_day"),
@@ -246,13 +248,18 @@ def _anywhere(gone: pa.Table, documents: pa.Table, decisions: pa.Table, days: Se
 def _erase_original(
     lake: Lake, documents: pa.Table, gone: pa.Table, fresh: pa.Table, cases: pa.Table, days: Sequence[date], on: date
 ) -> tuple[dict[str, int], Erased]:
-    """Erase the patients `gone`, their `documents` and `cases` from landing and from every table with original ids.
+    """Erase the patients `gone`, their documents and `cases` from landing and from every table with original ids.
 
     Tombstones come first: once the raw line is gone, nothing else would tell a repeated run of the withdrawal. `BEGUN`
     notes who is being erased until all is done, so that the next run finishes after a crash.
-    `fresh`: those for whom all of landing is searched (`_anywhere`), not only this run's deliveries.
+    `documents`: the register of every document that names one of them. `fresh`: those for whom all of landing is searched
+    (`_anywhere`), not only this run's deliveries.
     """
-    raw = Erased()
+    raw, theirs = Erased(), _newest_of(documents, "consent_id", gone)
+    # What was moved to who goes now would be the former patient's again, whom it permits nothing any more.
+    others = documents.filter(
+        pc.and_(_grants(documents, theirs), pc.invert(among(documents, gone.select(PATIENTS.names))))
+    )
     lake.write_record(BEGUN, {"patients": sorted(patient_hashes(fresh, lake.keys).column("key").to_pylist())})
     buried = bury(documents, gone, on, lake.keys)
     known = lake.read(TOMBSTONES, CONSENT_PROVISIONS)
@@ -263,17 +270,27 @@ def _erase_original(
         of_clinic, new, chart = (t.filter(pc.equal(t.column("clinic"), clinic)) for t in (gone, fresh, cases))
         ids, known = set(of_clinic.column("patient_id").to_pylist()), set(new.column("patient_id").to_pylist())
         charts = chart.column("case_id").to_pylist()
-        own = documents.filter(pc.equal(documents.column("clinic"), clinic))
-        consents = own.column("consent_id").unique().drop_null().to_pylist()
+        consents, shared = (
+            t.column("consent_id").filter(pc.equal(t.column("clinic"), clinic)).unique().to_pylist()
+            for t in (theirs, others)
+        )
         for who, where in ((known, None), (ids - known, days)):
-            if who:
+            if who or (shared and where is None):
                 raw += erase_patients(lake, clinic, sorted(who), charts, where, on, consents)
     counts = {}
     for table, schema in _ORIGINAL:
-        theirs = _mask(_of(_ids(lake, table, schema), gone, cases))
-        counts[table] = _rewrite(lake, table, schema, "arrival_day", theirs)
+        rows = _mask(_of(_ids(lake, table, schema), gone, cases))
+        if table == REGISTER and others.num_rows:
+            rows = rows | _mask(_grants(lake.read(REGISTER, _GRANTED), theirs))
+        counts[table] = _rewrite(lake, table, schema, "arrival_day", rows)
     lake.erase_record(BEGUN)
     return counts, raw
+
+
+def _grants(documents: pa.Table, theirs: pa.Table) -> pa.Array:
+    """Mask of the permits of active `documents` among `theirs` (clinic, consent_id)."""
+    permits = pc.and_(pc.equal(documents.column("decision"), "permit"), pc.equal(documents.column("status"), "active"))
+    return pc.and_(among(documents, theirs), pc.fill_null(permits, False))
 
 
 def _with_interrupted(lake: Lake, gone: pa.Table, standing: pa.Table) -> pa.Table:
@@ -335,14 +352,17 @@ def _decisions(lake: Lake, patients: pa.Table, cases: pa.Table) -> pa.Table:
 def _cases_of(decisions: pa.Table, gone: pa.Table) -> pa.Table:
     """(clinic, case_id) of the patients `gone`, without cases that were moved to somebody who stays."""
     theirs = decisions.filter(_of(decisions, gone, CASES.empty_table())).select(["clinic", "case_id"])
-    if not theirs.num_rows:
-        return theirs
+    return _newest_of(decisions.filter(among(decisions, theirs)), "case_id", gone) if theirs.num_rows else theirs
+
+
+def _newest_of(versions: pa.Table, name: str, gone: pa.Table) -> pa.Table:
+    """(clinic, `name`) of what, by its newest of `versions`, is of one of `gone`; what moved to somebody who stays is not."""
     with connect() as con:
-        load(con, versions=decisions.filter(among(decisions, theirs)), gone=gone)
+        load(con, versions=versions, gone=gone)
         return con.execute(
-            """WITH newest AS (FROM versions
-              QUALIFY row_number() OVER (PARTITION BY clinic, case_id ORDER BY arrival_day DESC, export_id DESC) = 1)
-            SELECT clinic, case_id FROM newest SEMI JOIN gone USING (clinic, patient_id)"""
+            f"""WITH newest AS (FROM versions
+              QUALIFY row_number() OVER (PARTITION BY clinic, {name} ORDER BY arrival_day DESC, export_id DESC) = 1)
+            SELECT clinic, {name} FROM newest SEMI JOIN gone USING (clinic, patient_id) WHERE {name} IS NOT NULL"""
         ).to_arrow_table()
 
 
@@ -390,9 +410,9 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:
-        of_gone = _mask(among(lake.read(REGISTER, PATIENTS), gone.select(PATIENTS.names)))
-        documents = lake.read(REGISTER, CONSENT_PROVISIONS, where=of_gone)
-        fresh = gone.filter(_anywhere(gone, documents, decisions, days))
+        documents = documents_of(lake, gone.select(PATIENTS.names))
+        own = documents.filter(among(documents, gone.select(PATIENTS.names)))
+        fresh = gone.filter(_anywhere(gone, own, decisions, days))
         original, raw = _erase_original(lake, documents, gone, fresh, theirs, days, on)
         counts |= original
     else:

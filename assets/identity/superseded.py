@@ -25,21 +25,22 @@ from assets.lake.lake import Lake
 _QUARANTINED: Final = only(CASES, "clinic", "arrival_day", "case_id")
 _CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
 # Every column takes part, so that of versions of one day always the same is taken. What comes late is superseded where all
-# that came since is in quarantine.
+# that came since is in quarantine; what is quarantined in this run, on its own day only, as if each day had run by itself.
 _SQL: Final = f"""
 WITH due AS (
   SELECT DISTINCT k.key AS case_key, q.arrival_day FROM quarantined q JOIN keys k ON k.clinic = q.clinic AND k.id = q.case_id),
 before AS (
-  SELECT v.* REPLACE (d.arrival_day AS arrival_day)
+  SELECT * EXCLUDE (came) FROM (SELECT v.* REPLACE (d.arrival_day AS arrival_day), v.arrival_day AS came
   FROM (FROM due ANTI JOIN fresh USING (case_key, arrival_day) WHERE arrival_day <= $last) d
   JOIN versions v ON v.case_key = d.case_key AND v.arrival_day < d.arrival_day
   QUALIFY row_number() OVER (PARTITION BY d.case_key, d.arrival_day
-    ORDER BY v.arrival_day DESC, {", ".join(f"v.{n}" for n in PSEUDONYMISED_CASES.names if n != "arrival_day")}) = 1),
+    ORDER BY v.arrival_day DESC, {", ".join(f"v.{n}" for n in PSEUDONYMISED_CASES.names if n != "arrival_day")}) = 1)
+  QUALIFY row_number() OVER (PARTITION BY case_key, came ORDER BY arrival_day) = 1),
 newest AS (SELECT case_key, max(arrival_day) AS arrival_day FROM versions GROUP BY ALL)
 SELECT * REPLACE ('{CARE_UNCOUNTED}' AS care) FROM before WHERE care <> '{CARE_UNCOUNTED}'
 UNION ALL
 SELECT f.* REPLACE (CASE WHEN n.case_key IS NULL THEN care ELSE '{CARE_UNCOUNTED}' END AS care) FROM fresh f
-LEFT JOIN (FROM newest SEMI JOIN due ON due.case_key = newest.case_key AND due.arrival_day > newest.arrival_day) n
+LEFT JOIN (FROM newest SEMI JOIN due ON due.case_key = newest.case_key AND due.arrival_day > $last) n
 USING (case_key, arrival_day)"""
 
 

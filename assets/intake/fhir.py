@@ -167,7 +167,7 @@ _NOT_FOLLOWED: Final = f"""SELECT file, min(source_line) AS source_line FROM (
 _OTHER_CODES: Final = 'SELECT file, min(source_line) AS source_line FROM "Condition" WHERE code IS NULL GROUP BY file'
 
 PERSONS_SQL: Final = f"""
-CREATE TEMP TABLE replaced_since AS SELECT id AS patient_id, max(arrival_day) AS day FROM "Patient" WHERE replaced GROUP BY id;
+CREATE TEMP TABLE replaced_on AS SELECT id AS patient_id, arrival_day AS day FROM "Patient" WHERE replaced;
 CREATE TEMP VIEW persons AS
 SELECT {PROVENANCE}, id AS patient_id, insured_id, birth_year, birth_month, birth_day, sex, postal_code, deceased_on
 FROM "Patient" WHERE replaced IS DISTINCT FROM true;

@@ -65,9 +65,9 @@ SELECT p.* REPLACE (c.arrival_day AS arrival_day, c.export_id AS export_id) FROM
   SELECT DISTINCT ON (c.arrival_day, c.patient_id) c.clinic, c.arrival_day, c.export_id, c.patient_id
   FROM own_cases c SEMI JOIN (FROM own WHERE changes) o USING (export_id)
   ANTI JOIN every_person p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day = c.arrival_day
-  ANTI JOIN replaced_since r ON r.patient_id = c.patient_id AND r.day <= c.arrival_day
   ORDER BY c.export_id) c
 JOIN every_person p ON p.clinic = c.clinic AND p.patient_id = c.patient_id AND p.arrival_day < c.arrival_day
+ANTI JOIN replaced_on r ON r.patient_id = c.patient_id AND r.day > p.arrival_day AND r.day <= c.arrival_day
 QUALIFY row_number() OVER (PARTITION BY c.arrival_day, c.patient_id ORDER BY p.arrival_day DESC, p.export_id DESC) = 1"""
 
 

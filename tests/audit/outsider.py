@@ -2,24 +2,24 @@
 
     python tests/audit/outsider.py SEED… [--days N] [--people N] [--planted]
 
-`outsider_world` imagines what happens, `outsider_files` writes it down, `outsider_read`, `outsider_answer` and
-`outsider_counts` say from the reference texts alone what must come of it, and this module runs the days and compares:
-stored cases with their values, quarantine with its rules, damaged lines, what is left of who withdrew, caps, frozen
-cases, exact counts before noise and what a person costs. A difference names seed, run, clinic and resource: run that seed
-again to look at it. Decide by the texts who is right.
+`outsider_world` imagines what happens, `outsider_files` and `outsider_tables` write it down, `outsider_deliveries` says when
+it comes; `outsider_read`, `outsider_consent`, `outsider_answer` and `outsider_counts` say from the reference texts alone what
+must come of it, and this module runs the days, rotates the keys between two of them, and compares: stored cases with their
+values, quarantine with its rules, damaged lines, what is left of who withdrew, caps, frozen cases, exact counts before noise
+and what a person costs. A difference names seed, run, clinic and resource: run that seed again to look at it. Decide by the
+texts who is right.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import random
 import shutil
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import date, timedelta
 from itertools import product
 from pathlib import Path
@@ -29,10 +29,10 @@ import pyarrow as pa
 import pytest
 from outsider_answer import Clinic, Version
 from outsider_counts import Counts, Decision, Table
+from outsider_deliveries import Deliveries
 from outsider_faults import planted
-from outsider_files import deliver
 from outsider_read import read
-from outsider_world import CLINICS, World
+from outsider_world import CLINICS
 
 from assets.consent import stage as consent
 from assets.contract.city import City, load_city
@@ -56,6 +56,7 @@ from assets.lake.lake import Lake
 from assets.privacy import stage as privacy
 from assets.privacy.ledger import Ledger
 from assets.privacy.patient import report
+from assets.privacy.rotation import rotate_keys
 from assets.quality import stage as quality
 
 LAG, LATE_DAYS = 2, 2
@@ -67,10 +68,11 @@ Difference = tuple[int, str, str, str, str]
 def city_from(start: date) -> City:
     """The shipped city with the clinics of `outsider_world` and the tables that some weeks suffice for."""
     shipped = load_city()
-    full = {"west", "praxis"}
+    full = {"nord", "west", "praxis"}
     clinics = tuple(
         CityClinic(key=c.key, name=c.key, format=c.format, consent_source=c.consents,  # type: ignore[arg-type]
-                   consent_delivery="full" if c.key in full else "incremental")
+                   consent_delivery="full" if c.key in full else "incremental",
+                   delivers_until=start + timedelta(9) if c.key == "alt" else None)  # it may still withdraw, and counts
         for c in CLINICS
     )  # fmt: skip
     tables = [t.model_copy(update={"extra_lag_days": min(t.extra_lag_days, 1)}) for t in shipped.plan.tables
@@ -83,106 +85,57 @@ def city_from(start: date) -> City:
     })  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Which days run when: `runs` in order, after what has arrived by the day in front."""
-
-    runs: list[tuple[date, list[date]]]
-
-    @staticmethod
-    def of(start: date, days: int, rng: random.Random, late: dict[date, set[date]]) -> Schedule:
-        """Each day at its night; one night missed and caught up, one day run again, and days run again to which something came late."""
-        every = [start + timedelta(n) for n in range(days)]
-        missed, again = rng.randrange(1, days - 1), rng.randrange(2, days)
-        runs = []
-        for n, day in enumerate(every):
-            if n == missed:
-                continue
-            before = [every[missed]] if n == missed + 1 else []
-            way = rng.choice(["range", "one by one", "afterwards"])
-            runs += {"range": [(day, [*before, day])], "one by one": [(day, [d]) for d in (*before, day)],
-                     "afterwards": [(day, [d]) for d in (day, *before)]}[way]  # fmt: skip
-            runs += [(day, [every[n - 2]])] if n == again else []
-            runs += [(day, [d]) for d in sorted(late.get(day, ()))]
-        return Schedule(runs)
-
-
-class Deliveries:
-    """What the clinics of a world deliver over `days` days, in `root`, and when each folder arrives."""
-
-    def __init__(self, seed: int, people: int, days: int, root: Path) -> None:
-        self.world = World(seed, people)
-        self.arrives: dict[Path, date] = {}
-        rng, late = random.Random(seed + 1), defaultdict[date, set[date]](set)
-        for n, clinic in product(range(days), CLINICS):
-            day = self.world.start + timedelta(n)
-            state, folder = self.world.states[clinic.key], root / clinic.key / str(day)
-            self.world.step(clinic, day)
-            if n and rng.random() < 0.1:
-                continue  # nothing comes today, and more tomorrow
-            deliver(state, day, folder, rng, first=n == 0)
-            self.arrives[folder] = day
-            chance = rng.random()
-            if chance < 0.1:
-                self.world.step(clinic, day, 0.4)
-                second = folder.with_name(f"{day}-second")
-                deliver(state, day, second, rng, first=False)
-                self.arrives[second] = day
-            elif chance < 0.15 and n + 1 < days and clinic.delivers != "changes":
-                again = folder.with_name(f"{day + timedelta(1)}-again")
-                shutil.copytree(folder, again)
-                self.arrives[again] = day + timedelta(1)
-            elif chance < 0.2 and clinic.delivers == "new" and n + 3 < days:
-                self.arrives[folder] = day + timedelta(rng.randrange(1, 4))
-                late[self.arrives[folder]].add(day)
-        self.schedule = Schedule.of(self.world.start, days, rng, late)
-
-
 class Trial:
     """One seed: the real lake and the naive answer side by side."""
 
     def __init__(self, seed: int, people: int, days: int, root: Path) -> None:
-        self.seed, self.differences = seed, list[Difference]()
+        self.seed, self.differences, self.root = seed, list[Difference](), root
         self.compared: Counter[str] = Counter()
         self.given = Deliveries(seed, people, days, root / "delivered")
         start = self.given.world.start
         self.city = city_from(start)
         create_keys(root / "keys")
-        self.lake = Lake(root / "data", Keyring.load(root / "keys"))
         areas = {code: area.key for area in self.city.areas for code in area.postal_codes}
         self.clinics = {c.key: Clinic(c.key, c.consent_delivery == "full", areas) for c in self.city.clinics}
         self.ran: set[date] = set()
         self._taken: set[tuple[str, date, frozenset[tuple[str, bytes]]]] = set()
-        self._names()
+        self._open()
         tables = [Table(t.name, t.time, t.dimensions, t.extra_lag_days) for t in self.city.plan.tables]
         self.counts = Counts(start, LAG, LATE_DAYS, tables, self.clinics, lambda key: self.key_of[key])
 
-    def _names(self) -> None:
-        """Original ids behind the pseudonyms, also of who was erased."""
+    def _open(self) -> None:
+        """The lake under its present keys, and the original ids behind its pseudonyms, also of who was erased."""
+        self.lake = Lake(self.root / "data", Keyring.load(self.root / "keys"))
         self.key_of: dict[tuple[str, str], str] = {}
         self.case_of: dict[str, tuple[str, str]] = {}
         self.patient_of: dict[str, tuple[str, str]] = {}
         for clinic in self.clinics:
-            for made, column, prefix, of in (
-                (case_keys, "case_id", "n", self.case_of),
-                (patient_keys, "patient_id", "p", self.patient_of),
+            for made, column, prefixes, of in (
+                (case_keys, "case_id", ["n"], self.case_of),
+                (patient_keys, "patient_id", ["p", "case:n"], self.patient_of),
             ):
-                ids = [f"{prefix}{n:05}x" for n in range(1, 4000)]
+                ids = [f"{p}{n:05}x" for n in range(1, 4000) for p in prefixes]
                 keys = made(pa.table({"clinic": [clinic] * len(ids), column: ids}), self.lake.keys).column("key")
                 of.update(zip(keys.to_pylist(), ((clinic, i) for i in ids), strict=True))
         self.key_of = {name: key for key, name in self.case_of.items()}
         retired = _hashes(pa.array([*self.case_of]), self.lake.keys, "case_key").to_pylist()
         self.case_of |= dict(zip(retired, list(self.case_of.values()), strict=True))
 
-    def run(self) -> list[Difference]:
+    def run(self, first: bool = False) -> list[Difference]:
+        """All differences; `first`: no run after the first that has any."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("assets.privacy.measure.draw", lambda counts, _noise: list(counts))
-            for night, days in self.given.schedule.runs:
+            for n, (night, days) in enumerate(self.given.schedule.runs):
+                if n == self.given.rotated:
+                    rotate_keys(self.lake.root, self.city, self.root / "keys")
+                    self._open()
                 self._arrive(night, days)
                 fresh = not self.ran & set(days)
                 self._really(days)
                 self._naively(days)
                 self._compare(days, fresh)
+                if first and self.differences:
+                    return self.differences
         self._compare_losses()
         return self.differences
 
@@ -303,7 +256,7 @@ class Trial:
         for path in (p for p in self.lake.landing.rglob("*") if p.is_file() and p.name != "manifest.json"):
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             clinic = path.relative_to(self.lake.landing).parts[0]
-            raw |= {(c, p) for c, p in erased if c == clinic and p.encode() in content}
+            raw |= {(c, p) for c, p in erased if c == clinic and p.removeprefix("case:").encode() in content}
         for clinic, patient in sorted(raw):
             self._differ(day, clinic, patient, "erased: in a raw copy")
         tables = [("consent_decisions", CONSENT_DECISIONS), ("consent_register", CONSENT_PROVISIONS)]
@@ -360,17 +313,17 @@ class Trial:
                     self._differ(None, clinic, patient, "loss: differs")
 
 
-def trial(seed: int, people: int, days: int) -> Trial:
+def trial(seed: int, people: int, days: int, first: bool = False) -> Trial:
     """A whole trial in a folder of its own, which goes with it."""
     with tempfile.TemporaryDirectory() as root:
         found = Trial(seed, people, days, Path(root))
-        found.run()
+        found.run(first)
     return found
 
 
 def compare(seed: int, people: int, days: int, expected: bool = False) -> bool:
     """Whether a seed has differences only where they are `expected`; prints what was compared and the first of them."""
-    found = trial(seed, people, days)
+    found = trial(seed, people, days, first=expected)
     print(f"seed {seed}:", ", ".join(f"{n:,} {what}" for what, n in found.compared.items()))
     for _, day, clinic, resource, what in found.differences[: 3 if expected else 20]:
         print(f"  run of {day}, {clinic} {resource}: {what}")

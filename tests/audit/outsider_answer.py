@@ -1,19 +1,20 @@
 """Whose cases a clinic's deliveries leave in store, day by day: a slow answer in plain Python.
 
-Written from consent.md, formats.md and docs/onboarding.md, never with the code of `assets`. Here: the consent rule, quality
-rules, versions, erasure, of one clinic at a time. Not here: files (`outsider_read`), what counts (`outsider_counts`).
+Written from consent.md, formats.md and docs/onboarding.md, never with the code of `assets`. Here: quality rules, versions,
+erasure, of one clinic at a time. Not here: files (`outsider_read`), the consent rule (`outsider_consent`), what counts
+(`outsider_counts`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, time, timedelta
+from datetime import date
 from typing import Final
 
-from outsider_read import MAIN, Contact, Delivery, Diagnosis, Document, Person, Provision
-from outsider_world import birthday
+from outsider_consent import Statements, name_owners, statements
+from outsider_read import MAIN, Contact, Delivery, Diagnosis, Document, Person
 
 AGE_GROUPS: Final = (
     (4, "0-4"),
@@ -44,7 +45,6 @@ CHAPTERS: Final = (
 )  # fmt: skip
 NOT_DUE: Final = ("planned", "cancelled", "entered-in-error")
 USES: Final = (MAIN, "CC", "DD", "AD")
-GUARDIAN_UNTIL: Final = 18
 
 
 @dataclass(frozen=True)
@@ -62,51 +62,6 @@ class Version:
     chapter: str
     died: bool
     los: str | None
-
-
-def _end_of(declared: datetime, by_day: bool) -> datetime:
-    """When a denial or a revocation was declared: of a day without a time, its end."""
-    return datetime.combine(declared, time.max) if by_day else declared
-
-
-@dataclass
-class Statements:
-    """What one patient permits and denies, as it stands on a day."""
-
-    permits: list[Provision] = field(default_factory=list)
-    denies: list[Provision] = field(default_factory=list)
-
-    def _last(self, provisions: Iterable[Provision], code: str, day: date) -> datetime | None:
-        return max(
-            (
-                p.declared
-                for p in provisions
-                if p.code in (code, "*") and (p.first or date.min) <= day <= (p.last or date.max)
-            ),
-            default=None,
-        )
-
-    def permit(self, code: str, day: date) -> bool:
-        """Whether the last permit of `code` on `day` was declared after the last denial."""
-        permitted, denied = self._last(self.permits, code, day), self._last(self.denies, code, day)
-        return permitted is not None and (denied is None or permitted > denied)
-
-    def cover(self, admitted: date | None, left: date | None, today: date) -> bool:
-        if admitted is None or not self.stand(today):
-            return False
-        last = max(admitted, left or today)
-        return all(self.permit("6", admitted + timedelta(n)) for n in range((last - admitted).days + 1))
-
-    def stand(self, today: date) -> bool:
-        return self.permit("7", today) and self.permit("8", today)
-
-    def ended(self, today: date) -> bool:
-        """Withdrawn or run out, not only short of a further document: everything of the patient has to go."""
-        missing = [code for code in "78" if not self.permit(code, today)]
-        denied = any(self._last(self.denies, code, today) for code in missing)
-        lasting = {code: [p.last or today for p in self.permits if p.code == code] for code in "78"}
-        over = any(days and max(days) < today for days in lasting.values())
-        return bool(missing) and (denied or over or not self.permits)
 
 
 @dataclass
@@ -128,61 +83,6 @@ class Clinic:
     uncounted: set[str] = field(default_factory=set)
     """Cases that this run took out of what is frozen."""
 
-    # Consent ---------------------------------------------------------------------------------------------------------
-
-    def statements(self, today: date) -> dict[str, Statements]:
-        """Patient → statements, from every document that any delivery brought or that is remembered."""
-        said: dict[str, list[tuple[tuple[date, int], Document]]] = defaultdict(list)
-        revoked: dict[str, list[datetime]] = defaultdict(list)
-        newest_full = (date.min, 0)
-        for day, one in self.remembered:
-            said[one.id].append(((day, -1), one))
-        for day, deliveries in self.landed.items():
-            for place, delivery in enumerate(deliveries):
-                if self.full_consents and delivery.consents and not delivery.changes:
-                    newest_full = max(newest_full, (day, place))
-                for document in delivery.documents.values():
-                    said[document.id].append(((day, place), document))
-                for kind, name in delivery.deleted:
-                    if kind == "Consent":
-                        revoked[name].append(datetime.combine(day, time.min))
-        found: dict[str, Statements] = defaultdict(Statements)
-        for patient in self.erased_ever:  # who comes again without a consent leaves nothing either
-            found[patient] = Statements()
-        for name, versions in said.items():
-            versions.sort(key=lambda v: v[0])
-            place, newest = versions[-1]
-            ended = revoked[name] + [_end_of(d.declared, d.by_day) for _, d in versions if d.status != "active"]
-            of_patient = found[newest.patient]
-            if newest.status != "active" or any(
-                kind == "Consent" and gone == name for _, gone, kind in self._deleted_after(place)
-            ):
-                continue
-            for p in newest.provisions:
-                known = p.declared.date() <= today
-                if (
-                    p.permits
-                    and p.first
-                    and place >= newest_full
-                    and (not ended or (known and p.declared > max(ended)))
-                ):
-                    of_patient.permits.append(
-                        replace(p, last=p.last or today, declared=p.declared if known else datetime.min)
-                    )
-            for p in (p for _, d in versions if d.status == "active" for p in d.provisions if not p.permits):
-                unread = {} if p.first else {"code": "*", "first": date.min, "last": None}
-                of_patient.denies.append(replace(p, declared=_end_of(p.declared, p.by_day), **unread))
-        for patient, born in self.births.items():
-            if born and patient in found:
-                first, last = born[max(born)]
-                of_age = datetime.combine(birthday(last, GUARDIAN_UNTIL), time.min) - timedelta(microseconds=1)
-                found[patient].denies.append(Provision(False, "*", birthday(first, GUARDIAN_UNTIL), None, of_age))
-        return found
-
-    def _deleted_after(self, place: tuple[date, int]) -> list[tuple[tuple[date, int], str, str]]:
-        return [((day, n), name, kind) for day, deliveries in self.landed.items() for n, d in enumerate(deliveries)
-                for kind, name in d.deleted if (day, n) >= place]  # fmt: skip
-
     # A day's cases -----------------------------------------------------------------------------------------------------
 
     def _known(self, day: date) -> tuple[Delivery, set[str]]:
@@ -199,8 +99,8 @@ class Clinic:
                 if any(not d.changes for d in self.landed[before]):
                     break
         known, came, had = Delivery(), set(), defaultdict[str, set[str]](set)
-        for delivery in [*base, *own]:
-            mine = delivery in own
+        for delivery, mine in [*((d, False) for d in base), *((d, True) for d in own)]:
+            delivery = self._newest(known, delivery) if delivery.changes else delivery
             for contact in delivery.contacts.values():
                 had[contact.id].add(contact.patient)
             hung = self._cases_of(known, delivery, had) if mine and delivery.changes else set()
@@ -211,13 +111,28 @@ class Clinic:
             ):
                 for gone in (name for of, name in delivery.deleted if of == kind):
                     resources.pop(gone, None)
+                    known.updated.pop((kind, gone), None)
             known.persons |= delivery.persons
             known.contacts |= delivery.contacts
             known.diagnoses |= delivery.diagnoses
+            known.updated |= delivery.updated
             came |= delivery.contacts.keys() if mine else set()
             if mine and delivery.changes:
                 came |= hung | self._cases_of(known, delivery, had)
+        known.persons = {i: p for i, p in known.persons.items() if not p.replaced}
         return known, {c for c in came if c in known.contacts and known.contacts[c].is_case}
+
+    @staticmethod
+    def _newest(known: Delivery, changes: Delivery) -> Delivery:
+        """`changes` without versions of which a newer one is `known` by what the server says of them."""
+        old = {key for key, at in changes.updated.items() if key in known.updated and known.updated[key] > at}
+        return replace(
+            changes,
+            persons={i: p for i, p in changes.persons.items() if ("Patient", i) not in old},
+            contacts={i: c for i, c in changes.contacts.items() if ("Encounter", i) not in old},
+            diagnoses={i: d for i, d in changes.diagnoses.items() if ("Condition", i) not in old},
+            updated={key: at for key, at in changes.updated.items() if key not in old},
+        )
 
     @staticmethod
     def _cases_of(known: Delivery, changed: Delivery, had: Mapping[str, set[str]]) -> set[str]:
@@ -225,8 +140,9 @@ class Clinic:
         names = {*changed.contacts, *(n for k, n in changed.deleted if k == "Encounter")}
         diagnoses = {*changed.diagnoses, *(n for k, n in changed.deleted if k == "Condition")}
         names |= {known.diagnoses[d].contact or "" for d in diagnoses if d in known.diagnoses}
+        persons = {*changed.persons, *(n for k, n in changed.deleted if k == "Patient")}
         for contact in known.contacts.values():
-            if had[contact.id] & changed.persons.keys() or any(d in diagnoses for d, _, _ in contact.named):
+            if had[contact.id] & persons or any(d in diagnoses for d, _, _ in contact.named):
                 names.add(contact.id)
         return names | {c.parent for c in known.contacts.values() if c.id in names and c.parent}
 
@@ -302,6 +218,7 @@ class Clinic:
     def run(self, days: list[date], today: date) -> None:
         """Decide what came on `days` (already in `landed`) and all that is stored, as of the evaluation day `today`."""
         self.erased, self.uncounted = set(), set()
+        name_owners(self.landed, days)
         had = {case: {v.patient for v in versions.values()} for case, versions in self.versions.items()}
         of_day = {day: self._known(day) for day in days}
         named = {d.patient for deliveries in self.landed.values() for x in deliveries for d in x.documents.values()} | {
@@ -317,14 +234,26 @@ class Clinic:
                 self.births[person.id][day] = (
                     (date(*person.born),) * 2 if full else (date(year, 1, 1), date(year, 12, 31))
                 )
-        standing = self.statements(today)
+        standing = statements(self.landed, self.remembered, self.full_consents, self.births, today)
+        for patient in self.erased_ever:  # who comes again without a consent leaves nothing either
+            standing.setdefault(patient, Statements())
         for day, (known, came) in of_day.items():
             self._decide(day, known, came, standing, today)
+        for day, (_, came) in of_day.items():  # what comes late, and all that came since is in quarantine
+            for name in came & {case for later, cases in self.quarantine.items() if later > days[-1] for case in cases}:
+                if name in self.versions and max(self.versions[name], default=None) == day:
+                    self.versions[name][day] = replace(self.versions[name][day], care="other")
         for day, deliveries in self.landed.items():
             for case in (name for d in deliveries for kind, name in d.deleted if kind == "Encounter"):
                 if any(arrived <= day for arrived in self.versions.get(case, ())):
                     self._drop(case)
+        # A deleted patient is removed like one who withdrew, unless a case of theirs has come since.
+        standing |= {patient: Statements() for day in days for d in self.landed[day] for kind, patient in d.deleted
+                     if kind == "Patient" and not self._came_after(patient, day)}  # fmt: skip
         self._erase(standing, today, had)
+
+    def _came_after(self, patient: str, day: date) -> bool:
+        return any(d > day and whose == patient for of in self.decided.values() for d, (whose, _) in of.items())
 
     def _decide(
         self, day: date, known: Delivery, came: set[str], standing: Mapping[str, Statements], today: date
@@ -380,11 +309,14 @@ class Clinic:
             for delivery in deliveries:
                 newest |= {c.id: c.patient for c in delivery.contacts.values()}
         cases = {case for case, whose in newest.items() if whose == patient}
+        everybody = [d for deliveries in self.landed.values() for x in deliveries for d in x.documents.values()]
+        moved = {d.known_as for d in everybody if d.patient != patient}
         for day, deliveries in self.landed.items():
             for delivery in deliveries:
                 for document in (d for d in delivery.documents.values() if d.patient == patient):
                     denied = tuple(p for p in document.provisions if not p.permits)
-                    if denied or document.status != "active":
+                    # Of a consent that was another's before it is remembered that it is not any more.
+                    if denied or document.status != "active" or document.known_as in moved:
                         self.remembered.append((day, replace(document, provisions=denied)))
                 delivery.without({patient}, cases)
         self.births.pop(patient, None)

@@ -1,7 +1,7 @@
-"""How the clinics of an imagined city write down what they hold: FHIR (NDJSON, Bundle, gzip), §21 CSV, practice CSV.
+"""How the clinics of an imagined city write down what they hold: FHIR as NDJSON, Bundle and packed.
 
-Here: spelling, with the variants and the damage that formats.md names. What is written of one case stays the same from
-day to day unless the case changes (`_style`). Not here: what happens (`outsider_world`).
+Here: spelling, with the variants and the damage that formats.md names. Not here: tables (`outsider_tables`), what happens
+(`outsider_world`).
 """
 
 from __future__ import annotations
@@ -15,25 +15,22 @@ from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from outsider_tables import BIRTHS, CAUSES, p21, practice, style_of
 from outsider_world import Case, Clinic, Document, Patient, State
 
 BERLIN: Final = ZoneInfo("Europe/Berlin")
 OID: Final = "2.16.840.1.113883.3.1937.777.24.5.3"
 GENDERS: Final = {"m": "male", "w": "female", "d": "other", "x": "other"}
-BIRTHS: Final = {"unborn": "2031-01-01", "old": "1880-01-01", "no_birth": ""}
-CAUSES: Final = {True: "N", False: "E"}
 UPDATED: Final = {"lastUpdated": "2025-02-02T10:00:00+01:00"}
 Resource = dict[str, Any]
-
-
-def _style(clinic: Clinic, name: str) -> random.Random:
-    return random.Random(f"{clinic.key}/{name}")
 
 
 def deliver(state: State, day: date, folder: Path, rng: random.Random, first: bool) -> None:
     """Write what `state` delivers on `day` into `folder`, and take note that it has. `first`: before any other delivery."""
     folder.mkdir(parents=True)
-    {"fhir": _fhir, "p21": _p21, "practice": _practice}[state.clinic.format](state, day, folder, rng, first)
+    if state.clinic.delivers == "changes":
+        state.stamp(day)
+    {"fhir": _fhir, "p21": p21, "practice": practice}[state.clinic.format](state, day, folder, rng, first)
     (folder / "_COMPLETE").touch()
     state.deleted.clear()
     for names in state.touched.values():
@@ -62,12 +59,16 @@ def _patient(patient: Patient) -> Resource:
         written["birthDate"] = birth
     if patient.insured:
         written["identifier"] = [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": patient.insured}]
+    if patient.replaced_by:
+        written["link"] = [{"other": {"reference": f"Patient/{patient.replaced_by}"}, "type": "replaced-by"}]
+    elif random.Random(patient.id).random() < 0.1:  # says nothing of which record is the right one
+        written["link"] = [{"other": {"reference": "Patient/elsewhere"}, "type": "seealso"}]
     return written
 
 
 def _contacts(case: Case, clinic: Clinic, day: date) -> list[Resource]:
     """The facility contact and, for most, a department contact that is part of it."""
-    style = _style(clinic, case.id)
+    style = style_of(clinic, case.id)
     subject = style.choice(["Patient/", "https://klinik.example/fhir/Patient/"]) + case.patient
     period = {"start": _moment(style, case.admitted)}
     if case.discharged:
@@ -164,7 +165,8 @@ def _consents(document: Document, clinic: Clinic) -> list[Resource]:
 
 def _fhir(state: State, day: date, folder: Path, rng: random.Random, first: bool) -> None:
     clinic, touched = state.clinic, state.touched
-    whole, changes = clinic.delivers == "whole" or first, clinic.delivers == "changes" and not first
+    whole = clinic.delivers == "whole" or first or (clinic.delivers == "changes" and rng.random() < 0.07)
+    changes = clinic.delivers == "changes" and not whole
     cases = [
         c
         for c in state.cases.values()
@@ -175,17 +177,32 @@ def _fhir(state: State, day: date, folder: Path, rng: random.Random, first: bool
         people = set(touched["patients"])
     else:
         people = set(state.patients) if whole else {c.patient for c in cases} | touched["patients"]
-        people -= {c.patient for c in cases if c.flaw == "no_patient"}
+        people -= {c.patient for c in cases if c.flaw == "no_patient"} | {
+            p.id for p in state.patients.values() if p.deleted
+        }
     documents = [d for d in state.documents.values() if whole or d.id in touched["documents"]]
     written = {
         "Patient": [_patient(state.patients[p]) for p in sorted(people)],
-        "Encounter": [e for c in cases for e in _contacts(c, clinic, day)],
+        "Encounter": [
+            e
+            for c in state.cases.values()
+            for e in _contacts(c, clinic, day)[0 if c in cases else 1 :]
+            if c in cases or c.id in touched["wards"]
+        ],
         "Condition": [d for c in diagnosed for d in _conditions(c, clinic)],
         "Consent": [r for d in documents for r in _consents(d, clinic)],
     }
+    for (kind, name), at in state.updated.items():
+        for resource in written[kind]:
+            if resource["id"] == name or (kind != "Consent" and resource["id"][1:] == name):
+                resource["meta"] = {"lastUpdated": at.replace(tzinfo=BERLIN).isoformat()}
     damaged = {c.id for c in cases if c.flaw == "damaged"}
+    # Laboratory values are not read; they often come without the patient whose they are.
+    labs = [{"resourceType": "Observation", "id": f"l{n}", "subject": {"reference": f"Patient/{p}"}}
+            for n, p in enumerate(rng.sample(sorted(state.patients), 2))]  # fmt: skip
+    _split(folder, "Observation", [_line(r) for r in labs], rng)
     if clinic.delivers == "new" and not damaged and rng.random() < 0.5:
-        return _bundle(written, folder)
+        return _bundles(written, folder, rng)
     for kind, resources in written.items():
         lines = [_line(r, kind == "Encounter" and r["id"] in damaged) for r in resources]
         if kind == "Encounter" and not changes:  # an older version in the same file
@@ -195,11 +212,9 @@ def _fhir(state: State, day: date, folder: Path, rng: random.Random, first: bool
             _split(folder, kind, lines, rng)
     if changes:
         (folder / "export.json").write_text(json.dumps({"scope": "incremental"}))
-        if state.deleted:
-            gone = [{"request": {"method": "DELETE", "url": f"{kind}/{name}"}} for kind, name in state.deleted]
-            (folder / "deleted.ndjson").write_text(
-                _line({"resourceType": "Bundle", "type": "transaction", "entry": gone})
-            )
+    if state.deleted and clinic.delivers == "changes":
+        gone = [{"request": {"method": "DELETE", "url": f"{kind}/{name}"}} for kind, name in state.deleted]
+        (folder / "deleted.ndjson").write_text(_line({"resourceType": "Bundle", "type": "transaction", "entry": gone}))
 
 
 def _line(resource: Resource, damaged: bool = False) -> str:
@@ -209,11 +224,8 @@ def _line(resource: Resource, damaged: bool = False) -> str:
 
 def _older(contact: Resource) -> Resource:
     """The contact as it was before: still going on, of another kind."""
-    return contact | {
-        "status": "in-progress",
-        "class": {"code": "AMB"},
-        "meta": {"lastUpdated": "2025-02-02T09:59:00+01:00"},
-    }
+    at = datetime.fromisoformat(contact.get("meta", UPDATED)["lastUpdated"]) - timedelta(minutes=1)
+    return contact | {"status": "in-progress", "class": {"code": "AMB"}, "meta": {"lastUpdated": at.isoformat()}}
 
 
 def _split(folder: Path, kind: str, lines: list[str], rng: random.Random) -> None:
@@ -228,8 +240,31 @@ def _split(folder: Path, kind: str, lines: list[str], rng: random.Random) -> Non
             (folder / name).write_bytes(text)
 
 
-def _bundle(written: dict[str, list[Resource]], folder: Path) -> None:
-    """All in one Bundle, in which contacts and consents name patients by the address under which the Bundle lists them."""
+def _bundles(written: dict[str, list[Resource]], folder: Path, rng: random.Random) -> None:
+    """One Bundle with everything, packed or not, or a Bundle of each patient on a line of a file of any name."""
+    names = {r["id"]: r["id"] for r in written["Patient"]}
+    of = {"Encounter": "subject", "Condition": "subject", "Consent": "patient"}
+    for kind, name in of.items():
+        names |= {f"{kind}{r['id']}": r[name]["reference"].rpartition("/")[2] for r in written[kind]}
+    form = rng.choice(["document", "packed", "lines"])
+    if form == "lines":
+        parts = []
+        for patient in sorted(set(names.values())):
+            mine = {
+                k: [r for r in rs if names[r["id"] if k == "Patient" else f"{k}{r['id']}"] == patient]
+                for k, rs in written.items()
+            }
+            parts.append(json.dumps(_bundle(mine)) + "\n")
+        return _split(folder, "everything", parts, rng)
+    text = json.dumps(_bundle(written))
+    if form == "packed":
+        (folder / "delivery.json.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        (folder / "delivery.json").write_text(text)
+
+
+def _bundle(written: dict[str, list[Resource]]) -> Resource:
+    """Contacts and consents name patients by the address under which the Bundle lists them."""
     address = {p["id"]: f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, p['id'])}" for p in written["Patient"]}
     entries = []
     for kind, resources in written.items():
@@ -243,107 +278,4 @@ def _bundle(written: dict[str, list[Resource]], folder: Path) -> None:
             if of and (listed := address.get(resource[of]["reference"].rpartition("/")[2])):
                 resource = resource | {of: {"reference": listed}}
             entries.append({"fullUrl": own, "resource": {"meta": UPDATED} | resource})
-    (folder / "delivery.json").write_text(
-        json.dumps({"resourceType": "Bundle", "type": "collection", "entry": entries})
-    )
-
-
-# Tables -------------------------------------------------------------------------------------------------------------
-
-
-def _german(style: random.Random, day: date | None) -> str:
-    return "" if day is None else style.choice([f"{day:%Y-%m-%d}", f"{day:%d.%m.%Y}"])
-
-
-def _consent_csv(state: State, folder: Path, whole: bool) -> None:
-    rows = []
-    for document in (d for d in state.documents.values() if whole or d.id in state.touched["documents"]):
-        style = _style(state.clinic, document.id)
-        signed = document.declared.isoformat(timespec="minutes")
-        alone = style.random() < 0.5  # a withdrawal in a row of its own, which names neither signature nor codes
-        withdrawn = _german(style, document.withdrawn)
-        for first, last in dict.fromkeys((f, t) for _, _, f, t in document.provisions):
-            codes = " ".join(c for _, c, f, t in document.provisions if (f, t) == (first, last))
-            period = [_german(style, first), _german(style, last)]
-            rows.append([document.patient, signed, codes, *period, "" if alone else withdrawn])
-        if alone and withdrawn:
-            rows.append([document.patient, "", "", "", "", withdrawn])
-    if rows or whole:
-        lines = [
-            "case_id;patient_id;signed_on;policy_codes;valid_from;valid_to;withdrawn_on",
-            *(f";{';'.join(r)}" for r in rows),
-        ]
-        (folder / "consent.csv").write_text("\n".join(lines) + "\n")
-
-
-def _age(patient: Patient, day: date) -> int:
-    return day.year - patient.birth.year - ((day.month, day.day) < (patient.birth.month, patient.birth.day))
-
-
-FALL: Final = (
-    "IK;Entlassender-Standort;Entgeltbereich;KH-internes-Kennzeichen;Versicherten-ID;Geburtsjahr;Geburtsmonat;Geschlecht;PLZ;Wohnort;"
-    "Aufnahmedatum;Aufnahmeanlass;Aufnahmegrund;Fallzusammenführung;Entlassungsdatum;Entlassungsgrund;Alter-in-Jahren-am-Aufnahmetag;Patientennummer"
-)
-ICD: Final = (
-    "IK;Entlassender-Standort;Entgeltbereich;KH-internes-Kennzeichen;Diagnoseart;ICD-Version;ICD-Kode;Lokalisation;"
-    "Diagnosensicherheit;Sekundär-Kode;Lokalisation;Diagnosensicherheit"
-)
-
-
-def _fall(case: Case, patient: Patient, day: date, style: random.Random) -> str:
-    segment, cause, reason = "DRG", CAUSES[case.emergency], "0107" if case.emergency else "0101"
-    if case.care == "outpatient":  # three ways to say that it is no stay of a patient
-        segment, cause, reason = style.choice([("PIA", cause, reason), ("DRG", "B", reason), ("DRG", cause, "0301")])
-    reason = reason[1:] if style.random() < 0.2 else "9901" if case.flaw == "damaged" else reason
-    cause = "Q" if case.flaw == "no_patient" else cause
-    admitted = day + timedelta(3) if case.flaw == "future" else case.admitted
-    left = case.admitted - timedelta(2) if case.flaw == "before" else None if case.flaw == "future" else case.discharged
-    postal = "ABCDE" if patient.flaw == "postal" else patient.postal_code
-    postal = postal[1:] if postal[0] == "0" and style.random() < 0.6 else postal
-    birth = BIRTHS.get(patient.flaw or "", str(patient.birth))[:4]
-    cells = [
-        "260600000", "00", segment, case.id, patient.insured or "", birth, "", "q" if patient.flaw == "sex" else patient.sex, postal, "Ort",
-        "" if case.flaw == "undated" else f"{admitted:%Y%m%d}{style.choice(['0000', '0815', '2400'])}", cause, reason, "N",
-        f"{left:%Y%m%d}{style.choice(['0900', '2359'])}" if left else "", ("079" if case.died else "011") if left else "",
-        str(_age(patient, case.admitted)) if birth else "", case.patient,
-    ]  # fmt: skip
-    return ";".join(cells)
-
-
-def _p21(state: State, day: date, folder: Path, rng: random.Random, first: bool) -> None:
-    falls, codes = [FALL], [ICD]
-    for case in (c for c in state.cases.values() if c.id in state.touched["cases"] | state.touched["diagnoses"]):
-        style = _style(state.clinic, case.id)
-        falls.append(_fall(case, state.patients[case.patient], day, style))
-        icd = "X" if case.flaw == "icd" else case.icd.replace(".", "") if style.random() < 0.4 else case.icd
-        codes.append(f"260600000;00;DRG;{case.id};HD;2025;{icd};;{case.certainty or ''};;;")
-        codes.append(f"260600000;00;DRG;{case.id};ND;2025;Q20.0;;;;;")
-    encoding = rng.choice(["utf-8", "utf-8-sig", "iso-8859-15"])
-    for name, lines in (("FALL.csv", falls), ("icd.CSV", codes)):
-        (folder / name).write_text("\n".join(lines) + "\n", encoding)
-    _consent_csv(state, folder, whole=False)
-
-
-def _practice(state: State, day: date, folder: Path, rng: random.Random, first: bool) -> None:
-    rows = [
-        "case_id;patient_id;insured_id;birth_date;sex;postal_code;visited_on;left_on;visit_type;principal_diagnosis;further_diagnoses"
-    ]
-    for case in (c for c in state.cases.values() if c.id in state.touched["cases"] | state.touched["diagnoses"]):
-        style, patient = _style(state.clinic, case.id), state.patients[case.patient]
-        visited = None if case.flaw == "undated" else day + timedelta(3) if case.flaw == "future" else case.admitted
-        left = case.admitted - timedelta(2) if case.flaw == "before" else style.choice([None, visited])
-        kind = style.choice(["emergency", "Notfall"] if case.care == "emergency" else ["planned", "geplant"])
-        icd = (
-            "X"
-            if case.flaw == "icd"
-            else case.icd + style.choice([" ", ""]) * bool(case.certainty) + (case.certainty or "")
-        )
-        birth = BIRTHS.get(
-            patient.flaw or "", str(patient.birth.year) if patient.year_only else _german(style, patient.birth)
-        )
-        sex = "q" if patient.flaw == "sex" else patient.sex
-        postal = "ABCDE" if patient.flaw == "postal" else patient.postal_code
-        rows.append(";".join([case.id, case.patient, patient.insured or "", birth, sex, postal, _german(style, visited), _german(style, left),
-                              "maybe" if case.flaw == "damaged" else kind, icd, "E11.9 I10"]))  # fmt: skip
-    (folder / "practice.csv").write_text("\n".join(rows) + "\n", encoding=rng.choice(["utf-8", "utf-8-sig"]))
-    _consent_csv(state, folder, whole=True)
+    return {"resourceType": "Bundle", "type": "collection", "entry": entries}

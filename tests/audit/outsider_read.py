@@ -32,6 +32,7 @@ class Person:
     sex: str | None
     postal_code: str
     insured: str | None
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,22 @@ class Provision:
 
 @dataclass(frozen=True)
 class Document:
+    """`of_case`: the case by which a row of a table names its patient; `updated`: when a server last changed it."""
+
     id: str
     patient: str
     status: str
     declared: datetime
     by_day: bool
     provisions: tuple[Provision, ...]
+    of_case: str = ""
+    table: bool = False
+    updated: datetime | None = None
+
+    @property
+    def known_as(self) -> str:
+        """A document of a table is known by its patient and when it was signed, however a row names the patient."""
+        return f"{self.patient}:{self.id}" if self.table else self.id
 
 
 @dataclass
@@ -96,6 +107,8 @@ class Delivery:
     documents: dict[str, Document] = field(default_factory=dict)
     deleted: list[tuple[str, str]] = field(default_factory=list)
     findings: set[tuple[str, int, str]] = field(default_factory=set)
+    updated: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """Type and id of a resource → when the server last changed it."""
 
     def without(self, patients: set[str], cases: set[str]) -> None:
         """Forget every line that names one of `patients` or `cases`."""
@@ -106,6 +119,7 @@ class Delivery:
             i: d for i, d in self.diagnoses.items() if self.owner.get(i) not in patients and d.contact not in cases
         }
         self.documents = {i: d for i, d in self.documents.items() if d.patient not in patients}
+        self.deleted = [(kind, name) for kind, name in self.deleted if kind != "Patient" or name not in patients]
 
     owner: dict[str, str] = field(default_factory=dict)
     """Diagnosis → patient."""
@@ -139,11 +153,11 @@ def is_insured_number(text: str | None) -> bool:
     return sum(p // 10 + p % 10 for p in products) % 10 == int(text[9])
 
 
-def _person(name: str, born: str, sex: str, postal_code: str, insured: str | None) -> Person:
+def _person(name: str, born: str, sex: str, postal_code: str, insured: str | None, replaced: bool = False) -> Person:
     day = _day(born) if len(born) > 4 else None
     parts = (day.year, day.month, day.day) if day else (int(born),) if born else ()
     padded = f"0{postal_code}" if len(postal_code) == 4 and postal_code.isdigit() else postal_code
-    return Person(name, parts, SEXES.get(sex), padded, insured if is_insured_number(insured) else None)
+    return Person(name, parts, SEXES.get(sex), padded, insured if is_insured_number(insured) else None, replaced)
 
 
 # FHIR ---------------------------------------------------------------------------------------------------------------
@@ -157,25 +171,34 @@ def _resources(folder: Path, found: Delivery) -> Iterator[dict[str, Any]]:
         found.consents |= path.name.startswith("Consent")
         for number, line in enumerate(text.decode().splitlines(), 1):
             try:
-                versions.append(json.loads(line))
+                one = json.loads(line)
             except ValueError:
                 found.findings.add((path.name, number, "json_unreadable"))
-    for path in folder.glob("delivery.json"):
-        text = path.read_text()
-        for entry in json.loads(text)["entry"]:
-            listed = entry["resource"]
-            text = text.replace(
-                f'{{"reference": "{entry["fullUrl"]}"}}', f'{{"reference": "{listed["resourceType"]}/{listed["id"]}"}}'
-            )
-        versions += [entry["resource"] for entry in json.loads(text)["entry"]]
-        found.consents |= any(v["resourceType"] == "Consent" for v in versions)
-    yield from sorted(versions, key=lambda v: v.get("meta", {}).get("lastUpdated", ""))
+                continue
+            versions += _listed(line) if one.get("type") == "collection" else [one]
+    for path in folder.glob("delivery.json*"):
+        content = path.read_bytes()
+        versions += _listed((gzip.decompress(content) if path.suffix == ".gz" else content).decode())
+    found.consents |= any(v["resourceType"] == "Consent" for v in versions)
+    yield from sorted(versions, key=lambda v: datetime.fromisoformat(v["meta"]["lastUpdated"]))
+
+
+def _listed(text: str) -> list[dict[str, Any]]:
+    """The resources of a Bundle, in which references by an address of its list name that resource."""
+    for entry in json.loads(text)["entry"]:
+        listed = entry["resource"]
+        text = text.replace(
+            f'{{"reference": "{entry["fullUrl"]}"}}', f'{{"reference": "{listed["resourceType"]}/{listed["id"]}"}}'
+        )
+    return [entry["resource"] for entry in json.loads(text)["entry"]]
 
 
 def _fhir(folder: Path) -> Delivery:
     found = Delivery(changes=(folder / "export.json").exists())
     for one in _resources(folder, found):
         kind = one["resourceType"]
+        if kind != "Bundle":
+            found.updated[kind, one["id"]] = datetime.fromisoformat(one["meta"]["lastUpdated"])
         if kind == "Patient":
             numbers = [i["value"] for i in one.get("identifier", []) if i["system"] == "http://fhir.de/sid/gkv/kvid-10"]
             found.persons[one["id"]] = _person(
@@ -184,6 +207,7 @@ def _fhir(folder: Path) -> Delivery:
                 one["gender"],
                 one["address"][0]["postalCode"],
                 *(numbers or [None]),
+                replaced=any(link["type"] == "replaced-by" for link in one.get("link", [])),
             )
         elif kind == "Encounter":
             found.contacts[one["id"]] = _contact(one)
@@ -237,8 +261,9 @@ def _consent(one: dict[str, Any]) -> Document:
             )
         )
     return Document(
-        one["id"], one["patient"]["reference"].split("/")[-1], one["status"], declared, by_day, tuple(provisions)
-    )
+        one["id"], one["patient"]["reference"].split("/")[-1], one["status"], declared, by_day, tuple(provisions),
+        updated=datetime.fromisoformat(one["meta"]["lastUpdated"]),
+    )  # fmt: skip
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -269,9 +294,11 @@ def _consent_csv(folder: Path, found: Delivery) -> None:
         said = [Provision(True, code, *period, signed) for code in row["policy_codes"].split()]
         if withdrawn:
             said.append(Provision(False, "*", withdrawn, None, max(signed, denied)))
-        name = f"{row['patient_id']}:{row['signed_on']}"  # rows of one signature are one document
+        name = f"{row['case_id']};{row['patient_id']};{row['signed_on']}"  # rows of one signature are one document
         before = found.documents[name].provisions if name in found.documents else ()
-        found.documents[name] = Document(name, row["patient_id"], "active", signed, False, (*before, *said))
+        found.documents[name] = Document(
+            row["signed_on"], row["patient_id"], "active", signed, False, (*before, *said), row["case_id"], table=True
+        )
 
 
 def _diagnosed(
@@ -289,7 +316,8 @@ def _p21(folder: Path) -> Delivery:
         row["KH-internes-Kennzeichen"]: row for _, _, row in _rows(folder / "icd.CSV") if row["Diagnoseart"] == "HD"
     }
     for line, _, row in _rows(folder / "FALL.csv"):
-        case, patient, reason = row["KH-internes-Kennzeichen"], row["Patientennummer"], row["Aufnahmegrund"]
+        case, reason = row["KH-internes-Kennzeichen"], row["Aufnahmegrund"]
+        patient = row["Patientennummer"] or f"case:{case}"
         times = row["Aufnahmedatum"], row["Entlassungsdatum"]
         admitted, left = (_day(f"{t[:4]}-{t[4:6]}-{t[6:8]}") if t else None for t in times)
         for rule, damaged in (("postal_code_leading_zero", len(row["PLZ"]) == 4), ("admission_reason_leading_zero", len(reason) == 3),

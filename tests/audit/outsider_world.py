@@ -2,7 +2,8 @@
 
 Here: what is true, drawn from a seed. Not here: how a clinic writes it down (`outsider_files`), what may be made of it
 (`outsider_answer`). To add something that can happen, add a line to `World._cases`, `_patients` or `_consents`, let
-`outsider_files` write it, and read it in `outsider_answer`.
+`outsider_files` or `outsider_tables` write it, read it in `outsider_read`, and say in `outsider_consent` or `outsider_answer`
+what follows.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Patient:
     number: str  # what `insured` is when it is delivered
     year_only: bool = False
     flaw: str | None = None
+    replaced_by: str | None = None
+    deleted: bool = False
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Case:
     discharged: date | None = None
     died: bool = False
     flaw: str | None = None
+    unnamed: bool = False  # §21 without Patientennummer
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Document:
     status: str = "active"
     withdrawn: date | None = None
     by_day: bool = False  # declared without a time of day
+    by_case: str | None = None  # the case by which a table names the patient
 
 
 @dataclass
@@ -91,9 +96,20 @@ class State:
     cases: dict[str, Case] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
     touched: dict[str, set[str]] = field(
-        default_factory=lambda: {"patients": set(), "cases": set(), "diagnoses": set(), "documents": set()}
+        default_factory=lambda: {n: set() for n in ("patients", "cases", "diagnoses", "wards", "documents")}
     )
     deleted: list[tuple[str, str]] = field(default_factory=list)
+    updated: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """Type and id → when the server last changed it, where it says so."""
+
+    def stamp(self, day: date) -> None:
+        """Note that what was touched changed on `day`, each delivery a minute after the one before."""
+        at = datetime.combine(day, time(6)) + timedelta(minutes=len(self.updated) % 600)
+        at = max([at, *(u + timedelta(minutes=1) for u in self.updated.values())])
+        cases = self.touched["cases"]
+        for kind, names in (("Patient", self.touched["patients"]), ("Encounter", cases | self.touched["wards"]), ("Condition", cases | self.touched["diagnoses"]),
+                            ("Consent", self.touched["documents"])):  # fmt: skip
+            self.updated |= {(kind, name): at for name in names}
 
     def drop(self, kind: str, name: str) -> None:
         """Delete on the server of a clinic that reports deletions, or from what is delivered whole."""
@@ -171,10 +187,15 @@ class World:
         if on < of_age and rng.random() < 0.5:
             last = of_age - timedelta(1)
         at = datetime.combine(on, time(rng.randrange(8, 18), rng.randrange(60)))
-        provisions = [("permit", c, on, last) for c in codes]
+        first = on + timedelta(rng.randrange(1, 20)) if rng.random() < 0.1 else on  # many begin later
+        provisions = [("permit", c, first, last) for c in codes]
         if rng.random() < 0.04:
             provisions[0] = ("permit", codes[0], None, None)
-        document = Document(self._name(state, "consent"), patient.id, at, list(provisions))
+        if state.clinic.consents == "fhir" and rng.random() < 0.2:  # a module that was not agreed to
+            provisions.append(("deny", "45", on, None))
+        cases = [c.id for c in state.cases.values() if c.patient == patient.id] if rng.random() < 0.5 else []
+        document = Document(self._name(state, "consent"), patient.id, at, provisions,
+                            by_case=rng.choice(cases) if cases and state.clinic.consents == "csv" else None)  # fmt: skip
         state.documents[document.id] = document
         state.touched["documents"].add(document.id)
         return document
@@ -212,6 +233,21 @@ class World:
             document = denial
         state.touched["documents"].add(document.id)
 
+    def _change(self, state: State, document: Document, day: date) -> None:
+        """The same document again: of another patient, with fewer codes or another end, or declared anew."""
+        rng = self.rng
+        shape = rng.choice(["moved", "fewer", "end", "anew"] if state.clinic.consents == "fhir" else ["fewer", "end"])
+        if shape == "moved":
+            document.patient = rng.choice(list(state.patients))
+        elif shape == "fewer":
+            document.provisions = rng.sample(document.provisions, 1)
+        elif shape == "end":
+            last = day + timedelta(rng.choice([-1, 3, 400]))
+            document.provisions = [(k, c, f, last if k == "permit" else t) for k, c, f, t in document.provisions]
+        else:
+            document.declared = datetime.combine(day, time(12, rng.randrange(60)))
+        state.touched["documents"].add(document.id)
+
     def step(self, clinic: Clinic, day: date, scale: float = 1.0) -> None:
         """Let `day` (or a part of it, `scale`) pass at `clinic`."""
         state = self.states[clinic.key]
@@ -232,6 +268,7 @@ class World:
             case.leaves = case.admitted + timedelta(3)
         if rng.random() < 0.12:
             case.flaw = rng.choice(["before", "future", "no_patient", "icd", "undated", "damaged"])
+        case.unnamed = form == "p21" and rng.random() < 0.06
         state.cases[case.id] = case
         state.touched["cases"].add(case.id)
 
@@ -266,6 +303,9 @@ class World:
                 hit = False
             elif chance < 0.08:
                 case.patient = rng.choice(list(state.patients))
+            elif chance < 0.09 and fhir:  # its ward alone
+                touched["wards"].add(case.id)
+                hit = False
             else:
                 hit = chance < 0.1  # the same again
             if hit:
@@ -289,8 +329,22 @@ class World:
                 patient.insured = insured_number(rng)
             elif chance < 0.07:
                 patient.flaw = rng.choice(["sex", "postal", "unborn", "old", "no_birth"])
+            elif patient.replaced_by and chance < 0.2:
+                patient.replaced_by = None
+            elif chance < 0.075 and state.clinic.format == "fhir":
+                patient.replaced_by = rng.choice(list(state.patients))
+            elif chance < 0.083 and state.clinic.delivers == "changes" and not patient.deleted:
+                patient.deleted = True
+                state.touched["patients"].discard(patient.id)
+                state.deleted.append(("Patient", patient.id))
+                continue
+            elif patient.deleted and chance < 0.3:
+                pass
             else:
                 continue
+            if patient.deleted and rng.random() < 0.5:
+                state.touched["documents"] |= {d.id for d in state.documents.values() if d.patient == patient.id}
+            patient.deleted = False
             state.touched["patients"].add(patient.id)
             if state.clinic.delivers != "changes":  # nobody would deliver the patient else
                 state.touched["cases"] |= {c.id for c in state.cases.values() if c.patient == patient.id}
@@ -312,5 +366,7 @@ class World:
                 self._sign(state, patient, day)
             elif chance < 0.07:
                 self._sign(state, patient, day, rng.choice(["6", "78", "67"]))
+            elif chance < 0.085 and standing:
+                self._change(state, rng.choice(standing), day)
             elif 0 <= (day - of_age).days <= 3 and rng.random() < 0.4:
                 self._sign(state, patient, min(day, of_age + timedelta(rng.choice([-1, 0, 1]))))

@@ -185,6 +185,18 @@ def test_of_a_case_that_comes_late_a_newer_version_in_quarantine_counts_in_its_p
     assert with_superseded(lake, [late], cases).equals(cases), "a valid one came since"
 
 
+def test_days_that_run_together_supersede_a_case_as_each_by_itself_does(lake: Lake):
+    """It counts up to the day on which its replacement was quarantined, and is stored once as one that counts no more."""
+    days = [START + timedelta(n) for n in range(3)]
+    rows = [{"clinic": "k", "arrival_day": day, "case_id": "c"} for day in days[1:]]
+    quarantined = pa.Table.from_pylist(rows, schema=CASES)
+    lake.write_days("quarantine/cases", days[1:], quarantined, "arrival_day")
+    key = case_keys(quarantined, lake.keys).column("key").to_pylist()[0]
+    rows = [{"case_key": key, "arrival_day": days[0], "care": "inpatient"}]
+    found = with_superseded(lake, days, pa.Table.from_pylist(rows, schema=PSEUDONYMISED_CASES)).to_pylist()
+    assert [(r["arrival_day"], r["care"]) for r in found] == [(days[0], "inpatient"), (days[1], "other")]
+
+
 UNUSABLE = {"class": {"code": "no such class"}}
 
 

@@ -929,6 +929,37 @@ def changes(**files: Any) -> dict[str, Any]:
     return {"export.json": '{"scope": "incremental"}', **{f"{kind}.ndjson": rows for kind, rows in files.items()}}
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_consent_that_moved_stays_when_its_former_patient_goes(run: Run, lake: Lake, deliver: Callable[..., Path], whole: bool):  # fmt: skip
+    """It was taken out of the raw copies with the former patient's, so a day that ran again erased whose it is."""
+    rows = {"Patient": [person("GONE"), person("q")], "Encounter": [stay("c1", "GONE"), stay("c2", "q")]}
+    deliver("klinik-nord", START, {f"{kind}.ndjson": of for kind, of in rows.items()} | {"Consent.ndjson": [fhir_consent("GONE", ident="k")]})  # fmt: skip
+    run(0)
+    moved = {"Encounter": [stay("c2", "q")], "Consent": [fhir_consent("q", ident="k")]}
+    deliver("klinik-nord", START + timedelta(1), {f"{kind}.ndjson": of for kind, of in (rows | moved).items()} if whole else changes(**moved))  # fmt: skip
+    run(1)
+    assert places(lake, ["GONE"]) == set()
+    for _ in range(2):
+        assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+        run(1)
+
+
+def test_a_consent_that_moved_permits_its_former_patient_nothing_when_the_new_one_goes(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
+    own, moving = fhir_consent("p", ident="k2"), {who: fhir_consent(who, ident="k") for who in ("p", "GONE")}
+    deliver("klinik-nord", START, {"Patient.ndjson": [person("p"), person("GONE")], "Encounter.ndjson": [stay("c1", "p"), stay("c2", "GONE")],
+            "Consent.ndjson": [own, moving["p"]]})  # fmt: skip
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), changes(Consent=[moving["GONE"]]))
+    run(1)
+    withdrawal = fhir_consent("GONE", kind="deny", on="2024-12-01", ident="w")
+    deliver("klinik-nord", START + timedelta(2), changes(Consent=[withdrawal]))
+    run(2)
+    assert places(lake, ["GONE"]) == set() and lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1
+    deliver("klinik-nord", START + timedelta(3), changes(Consent=[own | {"status": "inactive"}]))
+    run(3)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+
+
 OF_GONE = {"subject": {"reference": "Patient/GONE"}}
 
 
@@ -975,6 +1006,11 @@ def test_changes_of_a_patient_who_was_replaced_build_upon_nobody(run: Run, lake:
     deliver("klinik-nord", START + timedelta(1), changes(Patient=[merged], Encounter=[stay("c", "p")]))
     run(1)
     assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 0
+    deliver("klinik-nord", START + timedelta(2), changes(Patient=[person("p")]))  # by mistake, as it turns out
+    run(2)
+    deliver("klinik-nord", START + timedelta(3), changes(Encounter=[stay("d", "p")]))
+    run(3)
+    assert lake.read("cases", PSEUDONYMISED_CASES, [START + timedelta(3)]).num_rows == 1
 
 
 def test_a_case_that_was_moved_to_somebody_else_stays_when_the_former_patient_goes(run: Run, lake: Lake, deliver: Callable[..., Path]):  # fmt: skip
