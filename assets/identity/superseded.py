@@ -25,7 +25,7 @@ from assets.lake.lake import Lake
 _QUARANTINED: Final = only(CASES, "clinic", "arrival_day", "case_id")
 _CASE_KEY: Final = only(PSEUDONYMISED_CASES, "case_key")
 # Every column takes part, so that of versions of one day always the same is taken. What comes late is superseded where all
-# that came since is in quarantine.
+# that came since, after the days of this run, is in quarantine; a day of this run has a row of its own that says so.
 _SQL: Final = f"""
 WITH due AS (
   SELECT DISTINCT k.key AS case_key, q.arrival_day FROM quarantined q JOIN keys k ON k.clinic = q.clinic AND k.id = q.case_id),
@@ -39,7 +39,8 @@ newest AS (SELECT case_key, max(arrival_day) AS arrival_day FROM versions GROUP 
 SELECT * REPLACE ('{CARE_UNCOUNTED}' AS care) FROM before WHERE care <> '{CARE_UNCOUNTED}'
 UNION ALL
 SELECT f.* REPLACE (CASE WHEN n.case_key IS NULL THEN care ELSE '{CARE_UNCOUNTED}' END AS care) FROM fresh f
-LEFT JOIN (FROM newest SEMI JOIN due ON due.case_key = newest.case_key AND due.arrival_day > newest.arrival_day) n
+LEFT JOIN (FROM newest SEMI JOIN due ON due.case_key = newest.case_key
+  AND due.arrival_day > greatest(newest.arrival_day, $last)) n
 USING (case_key, arrival_day)"""
 
 
