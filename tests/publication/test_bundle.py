@@ -115,6 +115,16 @@ def test_publishing_again_unchanged_writes_nothing(
     assert _state(tmp_path) == before
 
 
+def test_another_licence_is_another_version_though_every_value_is_the_same(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    publish(small, city, tmp_path, as_of, plan)
+    freed = city.model_copy(update={"publication": city.publication.model_copy(update={"licence": "http://dcat-ap.de/def/licenses/cc-zero"})})  # fmt: skip
+    again = publish(small, freed, tmp_path, as_of, plan)
+    assert all(p.changed for p in again)
+    assert "every value is the same" in (tmp_path / "cases_by_area" / "latest" / "CHANGELOG.md").read_text()
+
+
 def test_changed_content_of_the_same_day_gets_a_number(
     small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
 ) -> None:

@@ -88,13 +88,15 @@ def test_a_quarter_is_corrected_by_its_patients_at_the_cap(frames: Frames) -> No
 
 def test_values_in_the_noise_name_the_unit_that_is_not(estimates: pa.Table, city: City) -> None:
     frame = estimates.to_pandas()
-    noisy = (frame["dimensions"] == "area") & frame["time_level"].isin(["day", "week"])
+    noisy = (frame["dimensions"] == "area") & frame["time_level"].isin(["day", "late", "week", "month"])
     frame.loc[noisy, "variance"] = 1e7
     built = build(pa.Table.from_pandas(frame, schema=estimates.schema, preserve_index=False), city)["cases_by_area"]
     counts = built[(built["measure"] == "count") & built["area_key"].notna()]
     by_level = counts.groupby("time_level")["rolled_up_to"]
     assert set(by_level.get_group("day")) == set(by_level.get_group("week")) == {"period"}
     assert by_level.get_group("period").isna().all()
+    for level in ("late", "month"):  # no coarser unit holds them, and nothing else
+        assert set(counts[counts["time_level"] == level]["quality"]) == {"D"} and by_level.get_group(level).isna().all()
     everything = frame.assign(variance=1e12)
     hopeless = build(pa.Table.from_pandas(everything, schema=estimates.schema, preserve_index=False), city)
     assert hopeless["cases_by_area"]["rolled_up_to"].isna().all() and len(hopeless["cases_by_area"]) == len(built)
