@@ -19,7 +19,7 @@ import yaml
 from assets.contract.city import City
 from assets.publication import bundle
 from assets.publication.bundle import csv_bytes, publish, stamp, stamped, to_arrow
-from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
+from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA, dataset
 from assets.publication.guarantee import Guarantee, guarantee
 from assets.publication.plots import latest_series, preview_table, trend_png
 
@@ -278,6 +278,7 @@ def test_the_card_states_unit_bounds_budget_and_errors(
         assert sum(p["rho"] for p in parts) == pytest.approx(spent["rho"])
         levels = card["implementation"]["accuracy"]["levels"]
         assert levels and all(level["mae"] > 0 for level in levels)
+        assert {level["care"] for level in levels} == set(dataset(p.dataset).care)
         cited = yaml.safe_load((folder / "CITATION.cff").read_text())
         assert cited["cff-version"] == "1.2.0" and cited["type"] == "dataset" and cited["version"] == p.version
 
