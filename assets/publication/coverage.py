@@ -121,7 +121,7 @@ def with_coverage(frame: pd.DataFrame, covered: pd.DataFrame, city: City) -> pd.
     grows = frame["measure"].isin(SCALED_MEASURES).to_numpy()
     value, low, high = (np.where(grows, x, np.nan) for x in scaled)
     return frame.assign(
-        coverage_ci95_lower=np.maximum(share - half, 0.0),
+        coverage_ci95_lower=share - half,
         coverage_ci95_upper=share + half,
         value_all_patients=value,
         all_patients_ci95_lower=low,

@@ -172,6 +172,19 @@ def test_of_a_superseded_case_the_newest_version_before_counts_no_more(lake: Lak
     assert row["area"] == "older", "what an earlier run left of these days is told anew"
 
 
+def test_a_version_in_quarantine_supersedes_the_one_before_on_its_own_day_however_days_are_grouped(lake: Lake):
+    """What was measured as of the day before counts the version that stood then."""
+    days = [START + timedelta(n) for n in (4, 5)]
+    quarantined = pa.Table.from_pylist([{"clinic": "k", "arrival_day": days[1], "case_id": "c"}], schema=CASES)
+    lake.write("quarantine/cases", days[1], quarantined)
+    (key,) = case_keys(quarantined, lake.keys).column("key").to_pylist()
+    fresh = pa.Table.from_pylist(
+        [{"case_key": key, "arrival_day": days[0], "care": "inpatient"}], schema=PSEUDONYMISED_CASES
+    )
+    told = with_superseded(lake, days, fresh).to_pylist()
+    assert [(r["arrival_day"], r["care"]) for r in told] == [(days[0], "inpatient"), (days[1], "other")]
+
+
 def test_of_a_case_that_comes_late_a_newer_version_in_quarantine_counts_in_its_place(lake: Lake):
     late, day = START, START + timedelta(1)
     quarantined = pa.Table.from_pylist([{"clinic": "k", "arrival_day": day, "case_id": "c"}], schema=CASES)

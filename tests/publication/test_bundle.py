@@ -19,7 +19,7 @@ import yaml
 from assets.contract.city import City
 from assets.publication import bundle
 from assets.publication.bundle import csv_bytes, publish, stamp, stamped, to_arrow
-from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA
+from assets.publication.catalogue import COLUMNS, DATASETS, SCHEMA, dataset
 from assets.publication.guarantee import Guarantee, guarantee
 from assets.publication.plots import latest_series, preview_table, trend_png
 
@@ -113,6 +113,16 @@ def test_publishing_again_unchanged_writes_nothing(
         again = publish(small, city, tmp_path, day, plan)
         assert not any(p.changed for p in again) and {p.version for p in again} == {"2025-12-31"}
     assert _state(tmp_path) == before
+
+
+def test_another_licence_is_another_version_though_every_value_is_the_same(
+    small: Frames, city: City, tmp_path: Path, plan: Guarantee, as_of: date
+) -> None:
+    publish(small, city, tmp_path, as_of, plan)
+    freed = city.model_copy(update={"publication": city.publication.model_copy(update={"licence": "http://dcat-ap.de/def/licenses/cc-zero"})})  # fmt: skip
+    again = publish(small, freed, tmp_path, as_of, plan)
+    assert all(p.changed for p in again)
+    assert "every value is the same" in (tmp_path / "cases_by_area" / "latest" / "CHANGELOG.md").read_text()
 
 
 def test_changed_content_of_the_same_day_gets_a_number(
@@ -268,6 +278,7 @@ def test_the_card_states_unit_bounds_budget_and_errors(
         assert sum(p["rho"] for p in parts) == pytest.approx(spent["rho"])
         levels = card["implementation"]["accuracy"]["levels"]
         assert levels and all(level["mae"] > 0 for level in levels)
+        assert {level["care"] for level in levels} == set(dataset(p.dataset).care)
         cited = yaml.safe_load((folder / "CITATION.cff").read_text())
         assert cited["cff-version"] == "1.2.0" and cited["type"] == "dataset" and cited["version"] == p.version
 

@@ -59,6 +59,19 @@ def test_numbers_for_all_patients_are_scaled_and_only_those_that_grow_with_cases
         assert frames[key]["value_all_patients"].isna().all()
 
 
+def test_the_interval_of_the_coverage_holds_it_where_noise_carries_it_below_zero(
+    make_estimates: Any, city: City
+) -> None:
+    """A small city's first days. The lower end was cut off at zero, above the coverage and even above the upper end."""
+    cells = make_estimates(3).to_pandas()
+    cells["value"] = -9.0
+    frame = build(pa.Table.from_pandas(cells, schema=make_estimates(3).schema, preserve_index=False), city)[
+        "cases_by_area"
+    ]
+    assert (frame["coverage"] < 0).all()
+    assert frame["coverage"].between(frame["coverage_ci95_lower"], frame["coverage_ci95_upper"]).all()
+
+
 def test_without_a_figure_of_every_clinic_there_is_no_coverage(estimates: pa.Table, city: City) -> None:
     clinics = (city.clinics[0].model_copy(update={"quality_report": None}), *city.clinics[1:])
     frame = build(estimates, city.model_copy(update={"clinics": clinics}))["cases_by_area"]
@@ -88,13 +101,15 @@ def test_a_quarter_is_corrected_by_its_patients_at_the_cap(frames: Frames) -> No
 
 def test_values_in_the_noise_name_the_unit_that_is_not(estimates: pa.Table, city: City) -> None:
     frame = estimates.to_pandas()
-    noisy = (frame["dimensions"] == "area") & frame["time_level"].isin(["day", "week"])
+    noisy = (frame["dimensions"] == "area") & frame["time_level"].isin(["day", "late", "week", "month"])
     frame.loc[noisy, "variance"] = 1e7
     built = build(pa.Table.from_pandas(frame, schema=estimates.schema, preserve_index=False), city)["cases_by_area"]
     counts = built[(built["measure"] == "count") & built["area_key"].notna()]
     by_level = counts.groupby("time_level")["rolled_up_to"]
     assert set(by_level.get_group("day")) == set(by_level.get_group("week")) == {"period"}
     assert by_level.get_group("period").isna().all()
+    for level in ("late", "month"):  # no coarser unit holds them, and nothing else
+        assert set(counts[counts["time_level"] == level]["quality"]) == {"D"} and by_level.get_group(level).isna().all()
     everything = frame.assign(variance=1e12)
     hopeless = build(pa.Table.from_pandas(everything, schema=estimates.schema, preserve_index=False), city)
     assert hopeless["cases_by_area"]["rolled_up_to"].isna().all() and len(hopeless["cases_by_area"]) == len(built)

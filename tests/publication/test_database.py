@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 import stat
 import subprocess
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from assets.contract.city import City
 from assets.contract.schemas import ESTIMATES
+from assets.privacy.consistency import variance_of_sum
+from assets.privacy.measure import units_of
+from assets.privacy.plan import level_of, price, product_of
 from assets.publication.analyst_sql import MACROS, Macro
 from assets.publication.bundle import Published, stamped
 from assets.publication.catalogue import DATASETS, KEY
@@ -87,6 +92,64 @@ def test_macros_answer(built: Path) -> None:
         built, "SELECT DISTINCT verdict FROM compare_areas('inpatient', 'window', 'rate_per_100000', '64283', 'umland')"
     )
     assert rates == [("larger than the noise",)]
+
+
+def test_a_moving_average_leaps_no_gap(small: Frames, city: City, plan: Guarantee, tmp_path: Path) -> None:
+    """A day that is not measured: the seven rows around it are not seven days."""
+    area = small["cases_by_area"]
+    holed = area[(area["time_level"] != "day") | (area["period_start"] != "2025-01-10")]
+    build_database(_release({"cases_by_area": holed}, "2025-02-23"), city, tmp_path / "city_health.duckdb", plan)
+    ends = [
+        row[0]
+        for row in _one(tmp_path / "city_health.duckdb", "FROM moving_average_with_interval('inpatient', NULL, 7)")
+    ]
+    whole = [date(2025, 1, 5) + timedelta(n) for n in range(56 - 6)]
+    assert sorted(ends) == [day for day in whole if not date(2025, 1, 10) <= day <= date(2025, 1, 16)]
+
+
+def test_a_difference_has_the_interval_of_the_largest_correlation_that_there_can_be(built: Path, city: City) -> None:
+    def half(low: float, high: float) -> float:
+        return (high - low) / 2
+
+    def of(time: str, start: str, area: str) -> float:
+        return half(*_one(
+            built, f"SELECT ci95_lower, ci95_upper FROM cases_by_area WHERE care = 'inpatient' AND measure = 'count' "
+            f"AND time_level = '{time}' AND period_start = '{start}' AND area_key {area}",
+        )[0])  # fmt: skip
+
+    a, b = of("week", "2025-01-06", "= '64283'"), of("week", "2025-01-06", "= '64285'")
+    areas = "SELECT ci95_lower, ci95_upper FROM compare_areas('inpatient', 'week', 'count', '64283', '64285') WHERE period_start = '2025-01-06'"
+    assert half(*_one(built, areas)[0]) ** 2 == pytest.approx(a**2 + b**2 + 2 * a * b / (len(city.areas) - 1))
+    for time, one, other in (("week", "2025-01-06", "2025-01-13"), ("month", "2025-03-01", "2025-02-01")):
+        a, b = of(time, one, "IS NULL"), of(time, other, "IS NULL")
+        periods = f"SELECT ci95_lower, ci95_upper FROM compare_periods('inpatient', '{time}', 'count', NULL, '{one}', '{other}')"
+        assert half(*_one(built, periods)[0]) ** 2 == pytest.approx(a**2 + b**2 + 2 * a * b / 3)
+
+
+def test_no_units_of_time_of_the_shipped_plan_are_correlated_more_than_the_macro_takes(city: City) -> None:
+    """Two months share weeks, whose totals are known better than their days: nearest to the limit of -1/3."""
+    product = product_of(city)
+    spread = {
+        level_of(p.table.time, p.table.dimensions): p.noise.variance for p in price(city).tables if not p.table.at_cap
+    }
+    days = units_of("window", city.budget.epoch, "day")
+
+    def variance(weights: np.ndarray) -> float:
+        found = variance_of_sum(product, level_of("day", ()), spread, weights, {})
+        assert found
+        return found
+
+    def correlation(one: np.ndarray, other: np.ndarray) -> float:
+        a, b = variance(one), variance(other)
+        return float((variance(one + other) - a - b) / 2 / np.sqrt(a * b))
+
+    of_month = [(d.start + timedelta(3 * d.late)).month for d in days]
+    months = [np.array([m == n for m in of_month], float) for n in range(1, 13)]
+    each = np.eye(len(days))
+    pairs = [*itertools.pairwise(months), *((each[0], each[n]) for n in range(1, 40))]
+    assert -1 / 3 < min(correlation(*pair) for pair in pairs) < -0.2
+    week = sum(each[n] for n in range(7))
+    assert variance(week) <= 7 * variance(each[0]), "days taken as independent make no average too certain"
 
 
 def test_a_reader_of_the_old_file_keeps_reading(

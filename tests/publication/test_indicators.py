@@ -184,6 +184,16 @@ def test_length_of_stay_and_share_are_near_the_truth(frames: dict[str, pd.DataFr
     assert abs(frames["emergency_share"]["value"] - 0.5).max() < 0.1
 
 
+def test_a_share_is_shown_between_nothing_and_everything(estimates: pa.Table, city: City) -> None:
+    """Noise may carry the other admissions below zero: `value` keeps what follows from it."""
+    frame = estimates.to_pandas()
+    other = (frame["dimensions"] == "admission") & (frame["time_level"] == "week") & (frame["admission"] == "other")
+    frame.loc[other, "value"] = -5.0
+    built = build(pa.Table.from_pandas(frame, schema=estimates.schema, preserve_index=False), city)
+    weeks = built["emergency_share"].query("time_level == 'week'")
+    assert len(weeks) and (weeks["value"] > 1).all() and (weeks["value_display"] == 1).all()
+
+
 def test_quality_is_of_the_interval() -> None:
     value = np.array([100.0, 100, 100, 100, 0, -100])
     half = np.array([10.0, 25, 50, 51, 1, 10])

@@ -17,7 +17,8 @@ from assets.privacy.plan import price
 from assets.publication.bundle import publish
 from assets.publication.catalogue import DATASETS
 from assets.publication.guarantee import Guarantee, guarantee
-from assets.publication.page import page_data, write_page
+from assets.publication.indicators import build
+from assets.publication.page import LEVELS, page_data, write_page
 
 Frames = dict[str, pd.DataFrame]
 CHARTS = len(DATASETS) + 2
@@ -274,6 +275,14 @@ def test_the_page_is_small_and_holds_published_numbers_only(open_data: Path, fra
     assert {round(row[5], 1) for row in rows if row[4] == 0} <= published
     html = (open_data / "index.html").read_text()
     assert "http://" not in html.replace(city.publication.licence, "") and "Künstliche Demonstrationsdaten" in html
+
+
+def test_the_page_shows_the_last_four_hundred_days_and_all_longer_units(make_estimates: Any, city: City) -> None:
+    frames = build(make_estimates(448), city)
+    area = page_data({"cases_by_area": frames["cases_by_area"]}, city)["datasets"]["cases_by_area"]["rows"]
+    found = {level: {row[2] for row in area if LEVELS[int(row[1])] == level} for level in ("day", "week", "window")}
+    assert {level: len(starts) for level, starts in found.items()} == {"day": 400, "week": 64, "window": 1}
+    assert max(found["day"]) - min(found["day"]) == 399
 
 
 def test_an_unchanged_page_is_not_touched(open_data: Path, frames: Frames, city: City, plan: Guarantee) -> None:
