@@ -51,7 +51,7 @@ from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
 from pipelines.operation import NO_ROOM, daemons, demo_end, money, overdue, problems, refused, silent, state
-from pipelines.outbox import Outbox
+from pipelines.outbox import KEPT, Outbox
 from pipelines.watch import watch
 
 START = date(2024, 12, 30)
@@ -423,6 +423,12 @@ def test_a_channel_that_does_not_answer_is_asked_once_a_look(lake: Lake, city: C
         assert box.deliver(counted) == (3, ["email: SMTPServerDisconnected", "webhook: ReadTimeout"])
         assert sent == [("email", "0"), ("webhook", "0"), *(("other", str(n)) for n in range(3))]
         assert len(box.waiting()) == 6
+
+
+def test_what_waits_does_not_grow_for_ever(lake: Lake):
+    box = Outbox(lake.root)
+    box.add([Alert("disk_low", str(n)) for n in range(KEPT)], ["email", "webhook"])
+    assert [entry["alert"]["what"] for entry in box.record["waiting"][:: KEPT - 1]] == [str(KEPT // 2), str(KEPT - 1)]
 
 
 def test_a_channel_that_refuses_one_alert_is_asked_for_the_others(site: Environment, lake: Lake, hook: Hook):
