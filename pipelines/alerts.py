@@ -18,6 +18,8 @@ from assets.guard import anchor
 from assets.intake.connectors.transfer import FetchProblem, secret_value
 
 TIMEOUT_SECONDS: Final = 20
+LOOK: Final = "alerts"
+"""Name of the sensor that tells them."""
 
 
 class Kind(NamedTuple):
@@ -37,7 +39,7 @@ KINDS: Final[dict[str, Kind]] = {
     "audit_broken": Kind("today", "The audit log does not verify", "Keep the file as it is for whoever examines it; follow the runbook."),
     "release_altered": Kind("today", "A published file is not what was published", "Put it back as the runbook says; find out who can write there."),
     "disk_low": Kind("now", "The disk is nearly full", "Make room before the next night."),
-    "daemon_down": Kind("now", "Dagster's daemon does not answer", "Start the daemon; missed nights are made up for by themselves."),
+    "daemon_down": Kind("now", "Dagster's daemon or code server does not answer", "Start it again; missed nights are made up for by themselves."),
     "site_unusable": Kind("now", "City file, keys or data root cannot be used", "Put right what is named; nothing runs until then."),
     "alert_undelivered": Kind("today", "An alert could not be delivered", "Check the channel with `digitalstadt alert test`."),
     "new_window": Kind("this month", "A new budget window begins soon", "Go through the yearly duties of the runbook before it does."),

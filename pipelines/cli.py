@@ -7,7 +7,7 @@ import json
 import sys
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
@@ -34,7 +34,7 @@ from pipelines import (
     web_cli,
 )
 from pipelines.environments import current, key_folder
-from pipelines.terminal import out
+from pipelines.terminal import fail, out
 
 
 class Commands(TyperGroup):
@@ -77,12 +77,6 @@ web_cli.register(app)
 operation_cli.register(app)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _DAY: Any = {"formats": ["%Y-%m-%d"], "metavar": "YYYY-MM-DD"}
-
-
-def fail(message: str) -> NoReturn:
-    """Print why, and leave with exit code 1."""
-    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)
-    raise typer.Exit(1)
 
 
 def print_rows(title: str, rows: list[dict[str, object]], as_json: bool) -> None:
@@ -151,6 +145,8 @@ def _days(
     city: City, day: datetime | None, first: datetime | None, last: datetime | None, demo: bool
 ) -> tuple[date, date]:
     today = datetime.now(ZoneInfo(city.time_zone)).date()
+    if (first is None) != (last is None) or (day is not None) + (first is not None) + demo > 1:
+        raise typer.BadParameter("name --day, or --from with --to, or --demo")
     if demo:
         summary = current().data_root / "truth" / "summary.json"
         if not summary.exists():

@@ -14,6 +14,7 @@ from rich.console import Console
 from assets.contract.city import CityFileError, load_city
 from assets.lake.files import atomic_write
 from pipelines.environments import current
+from pipelines.terminal import fail
 
 clinic_app = typer.Typer(no_args_is_help=True, help="Clinics and practices of the city file.")
 
@@ -78,7 +79,6 @@ def add(
     """Write the entry of a new clinic into the city file and print the next steps."""  # fmt: skip
     environment = current()
     path = environment.city_file
-    err = Console(stderr=True)
     entry = _entry(key, name, kind, consent or ("fhir" if kind == "fhir" else "csv"), delivery, linkable)
     candidate = path.with_name(f".{path.name}.candidate.yaml")
     try:
@@ -89,8 +89,7 @@ def add(
         if new.clinics[:-1] != old.clinics or new.model_copy(update={"clinics": old.clinics}) != old:
             raise ValueError("the entry would change something else; write it by hand")
     except (CityFileError, ValueError) as error:
-        err.print(str(error).replace(str(candidate), str(path)), markup=False, highlight=False)
-        raise typer.Exit(1) from None
+        fail(str(error).replace(str(candidate), str(path)))
     finally:
         candidate.unlink(missing_ok=True)
     atomic_write(path, text.encode(), mode=path.stat().st_mode & 0o777)

@@ -14,6 +14,7 @@ from assets.contract.city import load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
+from pipelines.terminal import fail
 
 
 def decisions(
@@ -27,8 +28,7 @@ def decisions(
     try:
         lake = Lake.open(environment.data_root, key_folder(environment, load_city().key))
     except KeyFileError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
     known = sorted(p.stem for p in (lake.confidential / "records" / "consent").glob("*.json"))
     chosen = day or (known[-1] if known else "")
     if chosen not in known:

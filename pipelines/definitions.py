@@ -18,7 +18,7 @@ from assets.quality import asset as quality
 from assets.resources import Site
 from pipelines.environments import Environment, current
 from pipelines.late_exports import late_exports_sensor
-from pipelines.maintenance import freshness_check, prune_job
+from pipelines.maintenance import SHORT, freshness_check, prune_job
 from pipelines.nightly import nightly_schedule
 from pipelines.watch import watch_sensor
 
@@ -66,6 +66,7 @@ def build_definitions(
         "look_for_missing_days",
         selection=dg.AssetSelection.checks(freshness),
         executor_def=dg.in_process_executor,
+        tags=SHORT,
         description="Every morning: is every arrival day done?",
     )
     schedules = [

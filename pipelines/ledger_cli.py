@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
@@ -24,7 +23,7 @@ from assets.privacy.evidence import LedgerBehind, gaps
 from assets.privacy.ledger import BudgetExceeded, CapChanged, Ledger, Window, open_ledger
 from assets.privacy.plan import PlanRefused
 from pipelines.environments import current, key_folder
-from pipelines.terminal import out
+from pipelines.terminal import fail, out
 
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent of the privacy budget.")
 _REFUSED = (BudgetExceeded, CapChanged, CorrectionRefused, DataRootBusy, LedgerBehind, LossAboveBudget, PlanRefused)
@@ -37,8 +36,7 @@ def _open() -> tuple[City, Lake, Ledger]:
         lake = Lake.open(current().data_root, key_folder(current(), city.key))
         return city, lake, open_ledger(lake, city)
     except (CityFileError, KeyFileError, RuntimeError) as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
 
 
 def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
@@ -119,8 +117,7 @@ def correct_week(
     try:
         done = correct(lake, city, day.date())
     except _REFUSED as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
     cost = f"{done['currency']} {Fraction(done['cost_units'], UNITS)}"
     out.print(
         f"correction {done['version'] - 1} of the week of {done['week']}: {done['measurements']} measurements for {cost}",
@@ -145,7 +142,6 @@ def verify(
     if as_json:
         sys.stdout.write(json.dumps({"verifies": not problems, "problems": problems}) + "\n")
     if problems:
-        Console(stderr=True).print("\n".join(problems), style="red", highlight=False, markup=False)
-        raise typer.Exit(1)
+        fail("\n".join(problems))
     if not as_json:
         out.print("the ledger verifies")

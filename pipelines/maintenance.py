@@ -14,6 +14,8 @@ from pipelines.operation import demo_end, local_now, overdue
 
 KEEP_DAYS: Final = 400
 """A budget window and a month."""
+SHORT: Final = {"dagster/max_runtime": "3600"}
+"""Of jobs that hold no lease: Dagster ends one that takes an hour, as its process must be gone (`dead_runs`)."""
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
@@ -86,7 +88,7 @@ def prune_job() -> dg.JobDefinition:
         number = prune_history(context.instance, context.op_config["keep_days"])
         context.log.info(f"removed {number} runs")
 
-    @dg.job(executor_def=dg.in_process_executor, description="Monthly: old runs leave Dagster's history.")
+    @dg.job(executor_def=dg.in_process_executor, tags=SHORT, description="Monthly: old runs leave Dagster's history.")
     def prune() -> None:
         prune_dagster_history()
 

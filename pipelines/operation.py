@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorType, TickStatus  # their only names
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.contract.terms import WINDOW_DAYS
@@ -33,7 +35,7 @@ from assets.privacy.evidence import gaps
 from assets.privacy.ledger import Window, open_ledger
 from assets.publication.checksums import altered
 from assets.quality import history
-from pipelines.alerts import Alert
+from pipelines.alerts import LOOK, Alert
 from pipelines.environments import Environment, key_folder
 from pipelines.nightly import wanted
 from pipelines.outbox import Outbox
@@ -47,6 +49,8 @@ _TOLD: Final = {
 """Kinds of failure in which the ledger cannot be asked → alert."""
 _WORDS: Final = {"DatabaseLost": LOST, "DiskFull": NO_ROOM}
 """What is said of those whose own message is withheld."""
+LOOK_SECONDS: Final = 900
+"""The sensor `alerts` looks every two minutes; so long without a look, something between daemon and code is down."""
 FORGOTTEN_DAYS: Final = 90
 """So long a refused export is named where the city file keeps raw files for ever: who has not delivered again will not."""
 
@@ -171,12 +175,23 @@ def disk(root: Path, city: City) -> Iterator[Alert]:
 
 
 def daemons(instance: dg.DagsterInstance) -> Iterator[Alert]:
-    """Dagster's daemons without a fresh heartbeat."""
+    """Dagster's daemons without a fresh heartbeat, and the sensor `alerts` where it should look and does not.
+
+    A daemon beats on where the code server is down: no night begins then, and no alert is sent.
+    """
     ill = sorted(
         name for name, status in instance.get_daemon_statuses().items() if status.required and not status.healthy
     )
     if ill:
         yield Alert("daemon_down", f"no heartbeat: {', '.join(name.lower() for name in ill)}")
+    for sensor in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        if sensor.name != LOOK or not sensor.is_running:
+            continue
+        origin, selector = sensor.instigator_origin_id, sensor.selector_id
+        ended_well = instance.get_ticks(origin, selector, limit=1, statuses=[TickStatus.SKIPPED, TickStatus.SUCCESS])
+        if ended_well and time.time() - ended_well[0].timestamp > LOOK_SECONDS:
+            since = datetime.fromtimestamp(ended_well[0].timestamp, UTC)
+            yield Alert("daemon_down", f"the sensor {LOOK} has not looked since {since:%Y-%m-%d %H:%M} UTC")
 
 
 def problems(

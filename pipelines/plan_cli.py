@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
 from assets.privacy.mechanism import MECHANISMS
 from assets.privacy.plan import ExpectedError, PlanRefused, mechanism_for, price, price_with, terms_of
 from assets.privacy.plan_report import plan_html
-from pipelines.terminal import out
+from pipelines.terminal import fail, out
 
 Row = dict[str, object]
 
@@ -97,8 +96,7 @@ def plan(
         if page:
             page.write_text(plan_html(city, price(city)), encoding="utf-8")
     except (CityFileError, PlanRefused) as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     else:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from assets.contract.city import CityFileError, load_city
 from pipelines.environments import current
+from pipelines.terminal import fail
 
 
 def publish(
@@ -39,8 +40,7 @@ def publish(
             for release in found:
                 actions += [f"ckan: {action}" for action in portal.push(release)]
     except (CityFileError, ckan.PortalError, bucket.BucketError) as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
     for action in actions:
         out.print(action, highlight=False, markup=False)
     if not wanted:

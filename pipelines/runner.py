@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from assets.contract.city import load_city
 from assets.lake.lease import lease
+from pipelines.dead_runs import end_dead_runs
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.nightly import DAYS_TAG, REASON_TAG, shown_days
@@ -93,8 +94,10 @@ def execute(environment: Environment, first: date, last: date, console: Console)
             REASON_TAG: "by hand",
             DAYS_TAG: shown_days(first, last),
         }
-        database = load_city(environment.city_file).ledger
-        with _instance() as instance, lease(environment.data_root, f"digitalstadt run {first} to {last}", 0, database):
+        city = load_city(environment.city_file)
+        purpose = f"digitalstadt run {first} to {last}"
+        with _instance() as instance, lease(environment.data_root, purpose, 0, city.ledger):
+            end_dead_runs(instance, environment, city, JOB)
             result = job.execute_in_process(
                 instance=instance, tags=tags, run_config={"loggers": {"progress": {}}}, raise_on_error=False
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from assets.lake.lake import Lake
 from assets.lake.zone import open_zone
 from assets.privacy import recovery
 from pipelines.environments import current, key_folder
-from pipelines.terminal import WIDTH
+from pipelines.terminal import WIDTH, fail
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
 keys_app = typer.Typer(
@@ -28,11 +28,6 @@ keys_app = typer.Typer(
 )
 out = Console(soft_wrap=True, width=WIDTH)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def _fail(error: Exception | str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(str(error), style="red", highlight=False, markup=False)
-    raise typer.Exit(1)
 
 
 def _open() -> tuple[City, Lake]:
@@ -63,7 +58,7 @@ def rotate() -> None:
     try:
         done = rotate_keys(current().data_root, city, key_folder(current(), city.key))
     except RotationError as error:
-        _fail(error)
+        fail(str(error))
     out.print(
         f"{done['files']} files have new pseudonyms and a new encryption key. Back the key folder up now, apart from the "
         "data, destroy every copy of the former keys, and make a new backup of the data: older ones stay closed.",
@@ -80,7 +75,7 @@ def backup(
     try:
         said = recovery.make(lake, city, file)
     except BackupError as error:
-        _fail(error)
+        fail(str(error))
     if as_json:
         sys.stdout.write(json.dumps({k: v for k, v in said.items() if k != "files"}) + "\n")
         return
@@ -99,7 +94,7 @@ def restore(
     try:
         done = recovery.restore(lake, city, file, ledger_lost)
     except BackupError as error:
-        _fail(error)
+        fail(str(error))
     out.print(f"restored the backup made at {done['made']}: ledger of {done['ledger_entries']} entries", highlight=False)  # fmt: skip
     if done["former"]:
         out.print(f"what lay there before is kept in {done['former']}: erase it when all is well", highlight=False)
@@ -136,7 +131,7 @@ def verify() -> None:
     _, lake = _open()
     open_zone(lake)
     if problems := audit.verify(lake):
-        _fail("\n".join(problems))
+        fail("\n".join(problems))
     out.print("the audit log verifies")
 
 

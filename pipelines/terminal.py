@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
+import typer
 from rich.console import Console
 
 for _name in ("stdout", "stderr"):
@@ -21,3 +22,9 @@ for _name in ("stdout", "stderr"):
 WIDTH: Final = None if sys.stdout.isatty() else 120
 """A log is no terminal of 80 columns."""
 out: Final = Console(width=WIDTH)
+
+
+def fail(message: str) -> NoReturn:
+    """Print why on standard error, unbroken as a log keeps it, and leave with exit code 1."""
+    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(1)

@@ -10,7 +10,8 @@ import dagster as dg
 
 from assets.contract.city import City
 from assets.guard import REMEDIES, anchor
-from pipelines.alerts import Alert, channels, send
+from pipelines.alerts import LOOK, Alert, channels, send
+from pipelines.dead_runs import end_dead_runs
 from pipelines.environments import Environment
 from pipelines.operation import local_now, problems
 from pipelines.outbox import Outbox
@@ -72,6 +73,7 @@ def ended_runs(instance: dg.DagsterInstance, since: datetime, until: datetime, j
 
 def watch(instance: dg.DagsterInstance, environment: Environment, city: City, job: str) -> tuple[int, list[str]]:
     """Look once: collect what is new, deliver what waits; number delivered, and why the others were not."""
+    end_dead_runs(instance, environment, city, job)
     box, now = Outbox(environment.data_root), local_now(city)
     looked = datetime.now(UTC)
     # A time that lies ahead is that of a clock which was set back since: no run would be told until then.
@@ -95,7 +97,7 @@ def watch_sensor(environment: Environment, city: City, job: str, status: dg.Defa
     """The sensor; it asks for no run."""
 
     @dg.sensor(
-        name="alerts",
+        name=LOOK,
         minimum_interval_seconds=120,
         default_status=status,
         description="Tells by e-mail and webhook what needs a person (city file: operation). Runbook: docs/runbook.md",

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from pipelines.environments import current
+from pipelines.terminal import fail
 
 
 def web() -> None:
@@ -14,18 +15,14 @@ def web() -> None:
 
     out, open_data = Console(), current().data_root / "open_data"
     if not (open_data / "index.html").is_file():
-        Console(stderr=True).print(
-            f"no page in {open_data}: run `digitalstadt run` first", style="red", highlight=False
-        )
-        raise typer.Exit(1)
+        fail(f"no page in {open_data}: run `digitalstadt run` first")
     if sql_box.installed(open_data):
         out.print(f"the SQL box is already in {open_data / 'page' / sql_box.FOLDER}", highlight=False)
         return
     try:
         files = sql_box.box_files(*map(sql_box.fetch, sql_box.PACKAGES))
     except sql_box.SqlBoxError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+        fail(str(error))
     sql_box.install(open_data, files)
     size = sum(len(data) for data in files.values()) / 1e6
     out.print(

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -23,6 +24,16 @@ from aiosmtpd.smtp import AuthResult
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._utils.error import SerializableErrorInfo
 from typer.testing import CliRunner
 
 from assets.contract.city import DEFAULT_CITY, City, CityFileError, Pause, load_city
@@ -34,13 +45,13 @@ from assets.lake.progress import mark_finished
 from assets.lake.zone import open_zone
 from assets.privacy.evidence import write_evidence
 from assets.privacy.ledger import open_ledger
-from pipelines.alerts import KINDS, Alert, NotDelivered, send
+from pipelines.alerts import KINDS, LOOK, Alert, NotDelivered, send
 from pipelines.cli import app
 from pipelines.definitions import JOB, build_definitions
 from pipelines.environments import Environment
 from pipelines.maintenance import prune_history
-from pipelines.operation import NO_ROOM, demo_end, money, overdue, problems, refused, silent, state
-from pipelines.outbox import Outbox
+from pipelines.operation import NO_ROOM, daemons, demo_end, money, overdue, problems, refused, silent, state
+from pipelines.outbox import KEPT, Outbox
 from pipelines.watch import watch
 
 START = date(2024, 12, 30)
@@ -336,6 +347,35 @@ def test_a_full_disk_stops_no_look_and_is_told_once(site: Environment, lake: Lak
     assert [a for a in problems(site) if a.kind == "disk_low"] == []
 
 
+def looked(instance: dg.DagsterInstance, minutes: int, result: TickStatus) -> InstigatorState:
+    """Note in Dagster's own storage that the sensor looked so many `minutes` ago, as its daemon does."""
+    place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("digitalstadt-health"), "__repository__")
+    origin, at = RemoteInstigatorOrigin(place, LOOK), time.time() - 60 * minutes
+    state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, SensorInstigatorData(at))
+    (instance.update_instigator_state if instance.all_instigator_state() else instance.add_instigator_state)(state)
+    of = (state.instigator_origin_id, LOOK, InstigatorType.SENSOR)
+    error = SerializableErrorInfo("failed", [], "RuntimeError") if result == TickStatus.FAILURE else None
+    instance.create_tick(TickData(*of, result, at, selector_id=state.selector_id, error=error))
+    return state
+
+
+def test_a_code_server_that_is_gone_is_told_though_the_daemon_beats(instance: dg.DagsterInstance):
+    def told() -> list[str]:
+        return [a.what for a in daemons(instance) if LOOK in a.what]
+
+    assert told() == [], "it never looked: it may be switched off"
+    looked(instance, 30, TickStatus.SKIPPED)
+    (what,) = told()
+    assert what.startswith("the sensor alerts has not looked since 20")
+    looked(instance, 1, TickStatus.FAILURE)
+    assert told() == [what], "a look that fails is none"
+    state = looked(instance, 20, TickStatus.SKIPPED)
+    instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
+    assert told() == [], "it was switched off"
+    looked(instance, 0, TickStatus.SKIPPED)
+    assert told() == []
+
+
 def test_what_nobody_foresaw_in_the_state_is_an_alert_too_and_holds_no_value(
     site: Environment, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ):
@@ -383,6 +423,12 @@ def test_a_channel_that_does_not_answer_is_asked_once_a_look(lake: Lake, city: C
         assert box.deliver(counted) == (3, ["email: SMTPServerDisconnected", "webhook: ReadTimeout"])
         assert sent == [("email", "0"), ("webhook", "0"), *(("other", str(n)) for n in range(3))]
         assert len(box.waiting()) == 6
+
+
+def test_what_waits_does_not_grow_for_ever(lake: Lake):
+    box = Outbox(lake.root)
+    box.add([Alert("disk_low", str(n)) for n in range(KEPT)], ["email", "webhook"])
+    assert [entry["alert"]["what"] for entry in box.record["waiting"][:: KEPT - 1]] == [str(KEPT // 2), str(KEPT - 1)]
 
 
 def test_a_channel_that_refuses_one_alert_is_asked_for_the_others(site: Environment, lake: Lake, hook: Hook):

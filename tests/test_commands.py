@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
+from assets.lake.progress import finished_days
 from pipelines.cli import app
 from pipelines.runner import _Steps
 
@@ -113,6 +114,24 @@ def test_a_backup_that_cannot_be_written_leaves_nothing_and_names_the_file(call,
         done = call("backup", target)
         assert done.exit_code == 1 and f"{target}: it cannot be written (" in done.stderr.replace("\n", "")
     assert not list(tmp_path.glob(".*")) and not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--day", "2025-01-02", "--from", "2025-01-01", "--to", "2025-01-03"), ("--demo", "--day", "2025-01-02"),
+     ("--from", "2025-01-01"), ("--to", "2025-01-03")],
+)  # fmt: skip
+def test_days_that_contradict_each_other_are_not_run(call, lake: Lake, options: tuple[str, ...]):
+    done = call("run", *options)
+    assert done.exit_code == 2 and "name --day, or --from with --to, or --demo" in done.output
+    assert finished_days(lake.root) == set()
+
+
+def test_a_message_stays_on_one_line_where_a_log_takes_it(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("DIGITALSTADT_CITY", str(tmp_path / ("long" * 40)))
+    for command in (("plan",), ("publish",), ("ledger", "show"), ("ledger", "verify")):
+        done = call(*command)
+        assert done.exit_code == 1 and "long" * 40 in done.stderr, command
 
 
 def test_wrong_use_is_no_failure(call, city: City):

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.storage.runs.schema import RunsTable
 
 from assets.contract.city import DEFAULT_CITY, City
 from assets.contract.connectors import SftpConnector
@@ -184,6 +185,18 @@ def test_a_late_export_is_asked_for_once_and_the_cursor_does_not_grow(
     assert len(second.cursor) == len(first.cursor) or abs(float(second.cursor) - time.time()) < 60
     assert execute(environment, instance, second.run_requests[0].tags).success
     assert look(environment, instance, second.cursor).run_requests == []
+
+
+def test_an_export_is_late_though_the_clock_went_ahead_while_its_day_ran(
+    environment: Environment, instance: dg.DagsterInstance, deliver: Callable[..., Path]
+):
+    deliver("klinik-nord", day(1), {"Patient.ndjson": []})
+    assert execute(environment, instance, one_run((day(1), day(1)), "nightly", "").tags).success
+    with instance.run_storage.connect() as connection:
+        connection.execute(RunsTable.update().values(start_time=time.time() + 9e6))
+    first = look(environment, instance, None)
+    deliver("klinik-nord", day(1), {"Patient.ndjson": [{"resourceType": "Patient", "id": "p"}]}, suffix="-second")
+    assert asked(look(environment, instance, first.cursor)) == [(str(day(1)), str(day(1)))]
 
 
 def test_an_export_without_marker_is_late_once_it_is_quiet(

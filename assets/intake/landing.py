@@ -29,6 +29,7 @@ from assets.intake.needles import line_bounds
 from assets.lake.engine import connect, load
 from assets.lake.files import atomic_write, fsync_directory, sha256_of
 from assets.lake.lake import Lake
+from assets.lake.progress import stretches
 
 _NAMING: Final = ("fall", "patient", "encounter", "consent", "practice")
 """How files begin whose lines name a patient, in every format; other lines may name a case only."""
@@ -163,9 +164,11 @@ def expire(lake: Lake, retention_days: int | None, today: date, needed: Iterable
 
 def require_raw_files(exports: Iterable[Export]) -> None:
     """Raise `RawFilesErased` where a raw file of one of `exports` is gone."""
-    gone = {f"{export.clinic.key} {export.arrival_day}" for export in exports if export.erased}
+    gone = [export for export in exports if export.erased]
     if gone:
+        days = ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in stretches(e.arrival_day for e in gone))
+        clinics = ", ".join(sorted({export.clinic.key for export in gone}))
         raise RawFilesErased(
-            f"raw files were erased, so these days cannot be read again: {', '.join(sorted(gone))}; leave them out of "
+            f"raw files of {clinics} were erased, so these days cannot be read again: {days}; leave them out of "
             "the range, and deliver late data under a newer day"
         )

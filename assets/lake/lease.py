@@ -59,8 +59,12 @@ def _acquire(root: Path, purpose: str, wait_seconds: float) -> int:
             os.close(handle)
             raise
     about = {"purpose": purpose, "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(about).encode(), 0)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(about).encode(), 0)
+    except OSError:  # no room: an open handle would keep the lock for as long as the process lives
+        os.close(handle)
+        raise
     return handle
 
 

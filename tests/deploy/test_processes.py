@@ -75,6 +75,18 @@ def process(name: str, command: list[str], env: dict[str, str], logs: Path) -> I
         started.wait()
 
 
+def as_the_unit_starts_it(port: int) -> list[str]:
+    """The command of the code server, from its unit; the image has the same."""
+    unit = (ROOT / "deploy" / "systemd" / "digitalstadt-code.service").read_text()
+    (command,) = re.findall(r"^ExecStart=\S+/(dagster .*)$", unit, re.MULTILINE)
+    image = (ROOT / "deploy" / "Containerfile").read_text()
+    assert (
+        json.loads(re.findall(r"^CMD (.*)$", image, re.MULTILINE)[-1])
+        == command.replace("127.0.0.1", "0.0.0.0").split()
+    )
+    return [str(BIN / "dagster"), *command.replace("4266", str(port)).split()[1:]]
+
+
 def ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
@@ -85,7 +97,9 @@ def ready(url: str) -> bool:
 
 @pytest.mark.skipif(os.environ.get("DIGITALSTADT_FAULTS") != "all", reason="minutes: DIGITALSTADT_FAULTS=all, as `make faults` sets")  # fmt: skip
 @pytest.mark.skipif(postgres_server.binaries() is None, reason="the Debian package postgresql is not installed")
-def test_a_tick_makes_a_release_though_run_and_daemon_are_killed(tmp_path: Path, small_export: Callable[..., Any]):
+def test_a_tick_makes_a_release_though_run_daemon_and_code_server_are_killed(
+    tmp_path: Path, small_export: Callable[..., Any]
+):
     yesterday = date.today() - timedelta(1)
     days = [yesterday - timedelta(1), yesterday]
     logs, home = tmp_path / "logs", tmp_path / "home"
@@ -118,17 +132,21 @@ def test_a_tick_makes_a_release_though_run_and_daemon_are_killed(tmp_path: Path,
                 (folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
             (folder / "_COMPLETE").touch()
 
-        code = [str(BIN / "dagster"), "code-server", "start", "--host", "127.0.0.1", "--port", str(port),
-                "--module-name", "pipelines.definitions"]  # fmt: skip
-        stack.enter_context(process("code", code, env, logs))
+        code = as_the_unit_starts_it(port)
+        with process("code-broken", code, env | {"DIGITALSTADT_CITY": str(tmp_path / "no.yaml")}, logs) as broken:
+            assert broken.wait(120) not in (0, None), (
+                "the service manager starts it again, until the city file is right"
+            )
+        serving = stack.enter_context(process("code", code, env, logs))
         health = [BIN / "dagster", "api", "grpc-health-check", "--port", str(port)]
         wait_for("the code server", lambda: subprocess.run(health, env=env, capture_output=True).returncode == 0, 120, logs)  # fmt: skip
         place = ["-w", str(home / "workspace.yaml")]
         webserver = [str(BIN / "dagster-webserver"), "-h", "127.0.0.1", "-p", str(web), "--read-only", *place]
         stack.enter_context(process("web", webserver, env, logs))
-        start = [BIN / "dagster", "schedule", "start", "nightly", *place]
-        started = subprocess.run(start, env=env, capture_output=True, text=True)
-        assert started.returncode == 0, started.stdout + started.stderr
+        for kind, name in (("schedule", "nightly"), ("sensor", "alerts")):
+            start = [BIN / "dagster", kind, "start", name, *place]
+            started = subprocess.run(start, env=env, capture_output=True, text=True)
+            assert started.returncode == 0, started.stdout + started.stderr
         missed = subprocess.run([sys.executable, "-c", TICK], env=env, capture_output=True, text=True)
         assert missed.returncode == 0, missed.stderr
 
@@ -143,11 +161,13 @@ def test_a_tick_makes_a_release_though_run_and_daemon_are_killed(tmp_path: Path,
 
             victim = wait_for("the run of the tick", worker, 150, logs)
             os.killpg(first.pid, signal.SIGKILL)
+            os.killpg(serving.pid, signal.SIGKILL)
             os.kill(victim, signal.SIGKILL)
+        stack.enter_context(process("code-again", code, env, logs))
         stack.enter_context(process("daemon-again", daemon, env, logs))
 
         database = lake.open_data / "city_health.duckdb"
-        wait_for("the release", database.exists, 200, logs)
+        wait_for("the release", database.exists, 400, logs)  # the sensor looks every two minutes
         wait_for("the web server", lambda: ready(f"http://127.0.0.1:{web}/server_info"), 60, logs)
         book = Ledger(ledger)
         assert book.verify() == []

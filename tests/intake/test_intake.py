@@ -95,6 +95,21 @@ def test_a_practice_writes_certainty_and_side_behind_a_code(
     )
 
 
+def test_days_whose_raw_files_are_gone_are_named_as_few_stretches(lake: Lake, city: City, deliver: Deliver):
+    days = [DAY + timedelta(n) for n in (0, 1, 2, 4)]
+    for clinic in ("klinik-nord", "praxisnetz"):
+        for day in days:
+            deliver(clinic, day, {"Encounter.ndjson": [ENCOUNTER], "practice.csv": "x\n"})
+    pull(lake, city, days, TODAY + timedelta(9))
+    exports = landed(lake, city, days)
+    for raw in (f for export in exports for f in export.files()):
+        raw.unlink()
+    with pytest.raises(
+        RawFilesErased, match=f"of klinik-nord, praxisnetz were .* again: {days[0]} to {days[2]}, {days[3]};"
+    ):
+        require_raw_files(exports)
+
+
 def test_a_raw_file_that_is_gone_is_missed_whoever_took_it(lake: Lake, city: City, deliver: Deliver):
     """As after a process that died between erasing a file and saying so: without it a withdrawal could be unknown."""
     deliver("klinik-nord", DAY, {"Encounter.ndjson": [ENCOUNTER], "Consent.ndjson": []})
@@ -102,7 +117,7 @@ def test_a_raw_file_that_is_gone_is_missed_whoever_took_it(lake: Lake, city: Cit
     (export,) = landed(lake, city, [DAY])
     require_raw_files([export])
     (export.folder / "Consent.ndjson").unlink()
-    with pytest.raises(RawFilesErased, match=f"klinik-nord {DAY}"):
+    with pytest.raises(RawFilesErased, match=f"klinik-nord .* again: {DAY};"):
         require_raw_files([export])
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from assets.lake import audit
+from assets.lake import audit, witness
 from assets.lake.lake import Lake
+from assets.lake.witness import Head
 
 
 @pytest.fixture
@@ -94,3 +95,12 @@ def test_the_witness_goes_on_where_a_crash_left_it_behind(lake: Lake, log: Path,
     audit.record(lake, "pull", exports=7)
     log.write_text("".join(_lines(log)[:-1]))
     assert "its end is missing" in "\n".join(audit.verify(lake))
+
+
+def test_the_witness_only_moves_forward(tmp_path: Path):
+    path = tmp_path / "witness.json"
+    for entries, digest in ((5, "e"), (3, "c"), (5, "other")):
+        witness.advance(path, "zone", "log", Head(entries, digest))
+        assert witness.seen(path, "zone", "log") == Head(5, "e")
+    witness.advance(path, "zone", "log", Head(6, "f"))
+    assert witness.seen(path, "zone", "log") == Head(6, "f") and witness.seen(path, "another", "log") is None

@@ -1,6 +1,7 @@
 """One writer on a data root at a time, and no lock that outlives its holder, however it died."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,3 +79,15 @@ def test_the_lock_stays_until_the_last_of_a_process_lets_go(tmp_path: Path):
     assert "DataRootBusy" in subprocess.run(command, **other).stderr
     inner.__exit__(None, None, None)
     assert subprocess.run(command, **other).stdout == "held\n"
+
+
+def test_a_disk_without_room_leaves_no_lock(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # no file can grow, as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"), lease(tmp_path, "too much"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with lease(tmp_path, "enough"):
+        pass

@@ -14,6 +14,8 @@ from typing import Any
 import postgres_server
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 import pytest
 
 from assets.consent.changes import BEGUN
@@ -239,6 +241,16 @@ def test_a_damaged_or_foreign_backup_changes_nothing(site: Lake, prompt_city: Ci
     with pytest.raises(BackupError):
         recovery.restore(lake, prompt_city, file)
     assert state(site) == before and not (site.root / ".restoring").exists()
+
+
+def test_a_backup_writes_nothing_outside_of_its_folder(lake: Lake, tmp_path: Path):
+    lake.root.mkdir()
+    source, key = tmp_path / "hostile.bak", pe.create_encryption_properties(footer_key=lake.keys.encryption)
+    row = {"path": ["zone/../../../escaped"], "piece": [0], "content": [b"CANARY"]}
+    pq.write_table(pa.table(row, schema=backup._SCHEMA), source, encryption_properties=key)
+    with pytest.raises(BackupError, match="names a file outside of its folder"):
+        backup.unpack(lake, source)
+    assert not list(tmp_path.rglob("escaped")) and not list(lake.root.glob(".*"))
 
 
 def test_a_full_disk_is_not_told_as_a_damaged_backup(
