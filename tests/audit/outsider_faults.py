@@ -42,6 +42,12 @@ def planted() -> Iterator[tuple[str, str, Any]]:
         "assets.intake.consent_csv._ROWS",
         consent_csv._ROWS.replace("AND k.export_id <= a.export_id", ""),
     )
+    yield "a module that is denied is none of ours", "assets.consent.rule.CONSENT_MODULE_OF", {}
+    yield (
+        "a form is known by what it denies",
+        "assets.consent.rule._DENIES",
+        rule._DENIES.replace("FROM said WHERE regexp", "FROM said WHERE false AND regexp"),
+    )
     yield "a deleted patient stays", "assets.identity.erasure._deleted_patients", lambda *_: PATIENTS.empty_table()
     yield (
         "a record that was replaced is used",

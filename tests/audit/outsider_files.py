@@ -155,10 +155,15 @@ def _consents(document: Document, clinic: Clinic) -> list[Resource]:
     at = str(document.declared.date()) if document.by_day else document.declared.replace(tzinfo=BERLIN).isoformat()
     whole: Resource = {"resourceType": "Consent", "id": document.id, "status": document.status, "dateTime": at,
                        "patient": {"reference": f"Patient/{document.patient}"}}  # fmt: skip
+    if document.form:
+        number = f"2.16.840.1.113883.3.1937.777.24.2.{document.form}"
+        named = {"policy": [{"uri": f"urn:oid:{number}"}]}, {"category": [{"coding": [{"code": number}]}]}
+        whole |= random.Random(document.id).choice(named)
     if clinic.levels:
         return [whole | {"provision": {"type": "deny", "provision": nested}}]
+    alone = random.Random(document.id).random() < 0.5  # the root of each says all, as gICS answers
     return [
-        whole | {"id": f"{document.id}{n}", "provision": {"type": "deny", "provision": [one]}}
+        whole | {"id": f"{document.id}{n}", "provision": one if alone else {"type": "deny", "provision": [one]}}
         for n, one in enumerate(nested)
     ]
 

@@ -18,6 +18,10 @@ from zoneinfo import ZoneInfo
 
 BERLIN: Final = ZoneInfo("Europe/Berlin")
 CODES: Final = "2.16.840.1.113883.3.1937.777.24.5.3."
+MODULE: Final = ("6", "7", "8")
+"""What matters here of the codes that are part of the module `1`."""
+TAKEN_BACK: Final = ("2718", "2720", "2722", "4053", "4054")
+"""Forms with which everything is withdrawn or refused."""
 MAIN: Final = "hospital-main-diagnosis"
 SEXES: Final = {"male": "m", "female": "w", "other": "other", "m": "m", "w": "w", "d": "other", "x": "other"}
 CAUSES: Final = "EZNRVAGB"
@@ -252,14 +256,23 @@ def _contact(one: dict[str, Any]) -> Contact:
 def _consent(one: dict[str, Any]) -> Document:
     declared, by_day = _local(one["dateTime"]), len(one["dateTime"]) == 10
     provisions = []
-    for nested in one["provision"]["provision"]:
+    signed = [p["uri"] for p in one.get("policy", [])] + [c["coding"][0]["code"] for c in one.get("category", [])]
+    if any(name.rpartition(".")[2] in TAKEN_BACK for name in signed):
+        provisions.append(Provision(False, "*", declared.date(), None, declared, by_day))
+    for nested in one["provision"].get("provision", [one["provision"]]):
         code = nested["code"][0]["coding"][0]["code"].removeprefix("urn:oid:").removeprefix(CODES)
         period = nested.get("period", {})
-        provisions.append(
-            Provision(
-                nested["type"] == "permit", code, _day(period.get("start")), _day(period.get("end")), declared, by_day
+        for part in MODULE if code == "1" and nested["type"] != "permit" else (code,):
+            provisions.append(
+                Provision(
+                    nested["type"] == "permit",
+                    part,
+                    _day(period.get("start")),
+                    _day(period.get("end")),
+                    declared,
+                    by_day,
+                )
             )
-        )
     return Document(
         one["id"], one["patient"]["reference"].split("/")[-1], one["status"], declared, by_day, tuple(provisions),
         updated=datetime.fromisoformat(one["meta"]["lastUpdated"]),

@@ -75,7 +75,8 @@ class Case:
 
 @dataclass
 class Document:
-    """`provisions`: (permit | deny, digit of the code, first day, last day); None as first day: no period at all."""
+    """`provisions`: (permit | deny, digit of the code, first day, last day); None as first day: no period at all. `form`: the
+    number of the form that was signed, where that matters."""
 
     id: str
     patient: str
@@ -84,6 +85,7 @@ class Document:
     status: str = "active"
     withdrawn: date | None = None
     by_day: bool = False  # declared without a time of day
+    form: str = ""
     by_case: str | None = None  # the case by which a table names the patient
 
 
@@ -204,7 +206,9 @@ class World:
         """In one of the shapes of consent.md, or of part of it; those of FHIR where consents are FHIR."""
         rng = self.rng
         shapes = (
-            ["deny", "part", "state", "ended", "gone", "vague"] if state.clinic.consents == "fhir" else ["csv", "gone"]
+            ["deny", "part", "state", "ended", "gone", "vague", "module", "form"]
+            if state.clinic.consents == "fhir"
+            else ["csv", "gone"]
         )
         if state.clinic.consents == "csv" and state.clinic.key != "praxis":
             shapes = ["csv"]
@@ -218,7 +222,7 @@ class World:
                 state.drop("Consent", document.id)
             return
         else:
-            codes = rng.choice("678") if shape == "part" else "678"
+            codes = {"part": [rng.choice("678")], "module": ["1"], "form": ["25"]}.get(shape, ["6", "7", "8"])
             first, last = (None, None) if shape == "vague" else (day, FAR if shape == "state" else None)
             by_day = rng.random() < 0.3
             at = datetime.combine(day, time(0) if by_day else time(18, 30))
@@ -228,6 +232,7 @@ class World:
                 at,
                 [("deny", c, first, last) for c in codes],
                 by_day=by_day,
+                form=rng.choice(["2718", "2720", "2722", "4053", "4054"]) if shape == "form" else "",
             )
             state.documents[denial.id] = denial
             document = denial
