@@ -137,7 +137,9 @@ def statements(
     )
     for versions in (v for v in _documents(landed, remembered).values() if v.said):
         newest, ended = versions.newest(), versions.ended()
-        for _, document, _ in versions.said:
+        # A second delivery of a day corrects the first.
+        of_days = [*{day: document for (day, _), document, _ in versions.said}.values()]
+        for document in of_days:
             found[document.patient]  # whoever is named is judged
         if newest is None or newest[1].status != "active":
             continue
@@ -148,7 +150,7 @@ def statements(
                 found[document.patient].permits.append(
                     replace(p, last=p.last or today, declared=p.declared if known else datetime.min)
                 )
-        for d, p in ((v, p) for _, v, _ in versions.said if v.status == "active" for p in v.provisions):
+        for d, p in ((v, p) for v in of_days if v.status == "active" for p in v.provisions):
             if not p.permits:  # whose denial it was it stays, though the document may be another's by now
                 unread = {} if p.first else {"code": "*", "first": date.min, "last": None}
                 found[d.patient].denies.append(replace(p, declared=_end_of(p.declared, p.by_day), **unread))
