@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from assets.contract.city import City, load_city
-from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
+from assets.contract.schemas import (
+    BOUNDING_DECISIONS,
+    PSEUDONYMISED_CASES,
+    PSEUDONYMISED_DIAGNOSES,
+    PSEUDONYMISED_PROCEDURES,
+)
 from assets.identity.persons import LINKS
 from assets.identity.record import record_days
 from assets.lake.keys import Keyring, create_keys
@@ -23,15 +30,18 @@ from assets.lake.lake import Lake
 from assets.privacy import correction, stage
 from assets.privacy import measure as measuring
 from assets.privacy.accounting import UNITS
+from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.consistency import variance_of_sum
 from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.estimates import estimates
+from assets.privacy.evidence import LedgerBehind
 from assets.privacy.ledger import BudgetExceeded, Committed, Ledger
 from assets.privacy.measure import due, measurement_id, units_of
 from assets.privacy.mechanism import DiscreteGaussian, Noise
 from assets.privacy.patient import contributions
 from assets.privacy.plan import level_of, price, product_of
 from assets.publication.guarantee import guarantee
+from assets.quality.certificate import CertificateMismatch
 from pipelines import ledger_cli
 from pipelines.cli import app
 
@@ -131,6 +141,41 @@ def test_patients_who_turned_out_to_be_one_person_count_once_in_a_corrected_week
     lake.write_days("links", [day], pa.Table.from_pylist(links, schema=LINKS), "arrival_day")
     correct(lake, city, WEEK)
     assert one(published(lake, city), "week", "2025-01-06")["value"] == pytest.approx(20), "21 with both of their cases"
+
+
+def test_of_several_corrections_of_a_week_the_newest_is_published(
+    lake: Lake, city: City, make_case: Any, case_table: Any
+):
+    assert correct(lake, city, WEEK)["version"] == 2
+    run(lake, city, case_table([make_case("q", "newer", 10, 31)]), 41, 41)
+    assert one(published(lake, city), "week", "2025-01-06")["value"] == pytest.approx(21)
+    assert correct(lake, city, WEEK)["version"] == 3
+    assert one(published(lake, city), "week", "2025-01-06")["value"] == pytest.approx(22)
+
+
+@pytest.mark.parametrize(
+    ("fault", "stopped_by"),
+    [("keeps all", LossAboveBudget), ("other cases", CertificateMismatch), ("older ledger", LedgerBehind)],
+)
+def test_a_correction_stops_where_a_run_would(
+    lake: Lake, city: City, monkeypatch: pytest.MonkeyPatch, fault: str, stopped_by: type[Exception]
+):
+    if fault == "keeps all":
+        monkeypatch.setattr(correction, "decide", lambda new, *_: new.append_column("kept", pa.array([True] * new.num_rows)).select(BOUNDING_DECISIONS.names))  # fmt: skip
+    elif fault == "other cases":
+        rows = lake.read("cases", PSEUDONYMISED_CASES)
+        lake.write_days("cases", lake.days("cases"), rows.slice(1), "arrival_day", keep_empty=True)
+    else:
+        with closing(sqlite3.connect(":memory:")) as older:
+            with closing(sqlite3.connect(lake.ledger_path)) as now:
+                now.backup(older)
+            correct(lake, city, WEEK)
+            with closing(sqlite3.connect(lake.ledger_path)) as now:
+                older.backup(now)
+    before = Ledger(lake.ledger_path).reserved()
+    with pytest.raises(stopped_by):
+        correct(lake, city, WEEK)
+    assert Ledger(lake.ledger_path).reserved() == before
 
 
 def test_everything_that_a_weekly_table_gives_adds_up_after_a_correction(lake: Lake, city: City):
