@@ -31,6 +31,7 @@ COLUMNS: Final = {
     "withdrawn_on": ("withdrawn_on",),
 }
 
+OWNERS: Final = ["clinic", "export_id", "source_line", "case_id", "patient_id"]
 OF_CASE: Final = "case:"
 """Prefix of a case's id where that stands for something else: in the `consent_id` of a row whose case this run does
 not know (`of_elsewhere`), and for the patient of a case that names none."""
@@ -53,7 +54,7 @@ _ROWS: Final = """
 CREATE TEMP MACRO codes(t) AS list_filter(regexp_split_to_array(trim(t), '[ ,|]+'), lambda x: x <> '');
 CREATE TEMP TABLE case_owners AS
 WITH asked AS (SELECT DISTINCT clinic, export_id, case_id FROM consent_rows WHERE patient_id IS NULL)
-SELECT a.clinic, a.export_id, a.case_id, arg_max(k.patient_id, k.export_id) AS patient_id
+SELECT a.clinic, a.export_id, a.case_id, arg_max(k.patient_id, (k.export_id, k.source_line)) AS patient_id
 FROM asked a JOIN case_patients k ON k.clinic = a.clinic AND k.case_id = a.case_id AND k.export_id <= a.export_id
 WHERE k.patient_id IS NOT NULL GROUP BY ALL;
 CREATE TEMP TABLE rows AS
@@ -103,15 +104,16 @@ FROM (SELECT * FROM permits UNION ALL BY NAME SELECT * FROM denies) WHERE coales
 
 
 def read(
-    con: duckdb.DuckDBPyConnection, exports: list[Export], cases: pa.Table, findings: Findings, time_zone: str
+    con: duckdb.DuckDBPyConnection, exports: list[Export], owners: pa.Table, findings: Findings, time_zone: str
 ) -> pa.Table:
-    """Consent provisions of all side files. `cases` (canonical) tells the patient of a row that names only a case.
+    """Consent provisions of all side files. `owners` tells the patient of a row that names only a case: `OWNERS` of each
+    delivery, also of those that a later one of the same day corrects.
 
     A row of any other case keeps the case's id in `consent_id` (`of_elsewhere`) and no patient: an earlier delivery may
     have held it.
     """
     con.register("consent_rows", read_all(exports, FILE, COLUMNS, {"signed_on", "policy_codes"}, findings))
-    con.register("case_patients", cases.select(["clinic", "arrival_day", "export_id", "case_id", "patient_id"]))
+    con.register("case_patients", owners.select(OWNERS))
     con.execute(macros(time_zone) + _ROWS)
     by_id = {e.export_id: e for e in exports}
     for export, file, line, problem in con.execute(_PROBLEMS).fetchall():

@@ -55,8 +55,10 @@ OPS: Final[dict[str, tuple[str, ...]]] = {
 FILES: Final = ("fall.csv", "fab.csv", "icd.csv", "ops.csv")
 _PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
 
-# By §21 the hour `24` is the end of that day, so the calendar day stays the same. A case without a patient number is a
-# patient of its own, under a prefix: the bare number of the case may be somebody else's patient number.
+# A case without a patient number is a patient of its own, under a prefix: the bare number of the case may be somebody
+# else's patient number.
+_PATIENT: Final = f"coalesce(patient_id, '{OF_CASE}' || case_id)"
+# By §21 the hour `24` is the end of that day, so the calendar day stays the same.
 _SQL: Final = f"""
 CREATE MACRO p21_day(t) AS CASE WHEN regexp_matches(t, '^[0-9]{{12}}$|^[0-9]{{8}}$')
   THEN CAST(try_strptime(t[1:8], '%Y%m%d') AS DATE) END;
@@ -65,7 +67,7 @@ CREATE MACRO dotted_icd(t) AS CASE
 CREATE MACRO dotted_ops(t) AS CASE
   WHEN regexp_matches(t, '^[1-9][0-9a-z]{{3}}') THEN t[1] || '-' || t[2:4]
     || CASE WHEN length(t) > 4 AND t[5] <> '.' THEN '.' ELSE '' END || t[5:] ELSE t END;
-CREATE TEMP TABLE fall_rows AS SELECT * REPLACE (coalesce(patient_id, '{OF_CASE}' || case_id) AS patient_id) FROM fall
+CREATE TEMP TABLE fall_rows AS SELECT * REPLACE ({_PATIENT} AS patient_id) FROM fall
   QUALIFY row_number() OVER (PARTITION BY clinic, arrival_day, case_id ORDER BY export_id DESC, source_line DESC) = 1
     OR case_id IS NULL;
 CREATE TEMP TABLE cases AS
@@ -155,6 +157,7 @@ def read(
         .cast(CANONICAL[name])
         for name in ("cases", "persons", "diagnoses", "procedures")
     }
-    tables["consent_provisions"] = consent_csv.read(con, exports, tables["cases"], findings, time_zone)
+    owners = con.execute(f"SELECT * REPLACE ({_PATIENT} AS patient_id) FROM fall").to_arrow_table()
+    tables["consent_provisions"] = consent_csv.read(con, exports, owners, findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

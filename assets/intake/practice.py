@@ -93,6 +93,7 @@ def read(
         for name in ("cases", "persons", "diagnoses")
     }
     tables["procedures"] = CANONICAL["procedures"].empty_table()
-    tables["consent_provisions"] = consent_csv.read(con, exports, tables["cases"], findings, time_zone)
+    owners = con.execute(f"SELECT {', '.join(consent_csv.OWNERS)} FROM visits").to_arrow_table()
+    tables["consent_provisions"] = consent_csv.read(con, exports, owners, findings, time_zone)
     tables["findings"] = CANONICAL["findings"].empty_table()
     return tables

@@ -145,6 +145,23 @@ def test_a_row_that_names_a_case_is_the_patients_whose_it_was_then(lake: Lake, c
     assert said == {("p1", "6", 2), ("p1", "7", 2), ("p1", "8", 2), ("p1", "6", 3), ("p2", "7", 2)}
 
 
+@pytest.mark.parametrize("form", ["practice", "p21"])
+def test_a_row_of_a_case_that_the_days_second_delivery_corrects_stays_its_patients(
+    lake: Lake, city: City, deliver, form: str
+):
+    """Else a withdrawal that came with the first would be nobody's, or somebody else's."""
+    clinic, name, cases = {
+        "practice": ("praxisnetz", "practice.csv", "case_id;patient_id;sex;visited_on;visit_type\nv1;{};w;2025-01-05;emergency\n"),
+        "p21": ("hospital-sued", "FALL.csv", "KH-internes-Kennzeichen;Geschlecht;Aufnahmedatum;Patientennummer\nv1;w;202501050800;{}\n"),
+    }[form]  # fmt: skip
+    deliver(clinic, DAY, {name: cases.format("p1"), "consent.csv": HEAD + "v1;;;;;;2025-01-06\n"})
+    deliver(clinic, DAY, {name: cases.format("p2")}, suffix="-second")
+    pull(lake, city, [DAY], DAY)
+    tables, _ = read_exports(landed(lake, city, [DAY]), city)
+    assert [(c["case_id"], c["patient_id"]) for c in tables["cases"].to_pylist()] == [("v1", "p2")]
+    assert [(r["patient_id"], r["decision"]) for r in tables["consent_provisions"].to_pylist()] == [("p1", "deny")]
+
+
 def test_a_withdrawal_on_the_day_of_the_signature_counts_to_the_end_of_that_day(read):
     """Else whoever signs at ten, withdraws and is entered once more at two would be let in by the order of entries."""
     rows, _ = read(";p1;2024-11-02T10:00;6 7 8;2024-11-02;;2024-11-02\n;p1;2024-11-02T14:00;6 7 8;2024-11-02;;\n")
