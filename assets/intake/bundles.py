@@ -98,6 +98,8 @@ def _put_together(
             within = _put_together(inner, gone, left, places, levels - 1)
             kept += [{**entry, "resource": within}] if within["entry"] or not inner["entry"] else []
         else:
-            place = next(places)
-            kept += left.get(place, [] if place in gone else [entry])
+            place, address = next(places), {k: v for k, v in entry.items() if k == "fullUrl"}
+            # Others refer to it by the address at which it stood, whatever that was taken for.
+            instead = [other | address for other in left.get(place, ())]
+            kept += instead or ([] if place in gone else [entry])
     return bundle | {"entry": kept}

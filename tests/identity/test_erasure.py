@@ -28,6 +28,7 @@ from assets.contract.city import City
 from assets.contract.codes import insured_id_is_valid
 from assets.contract.schemas import (
     BOUNDING_DECISIONS,
+    CANONICAL,
     CONSENT_PROVISIONS,
     EVENTS,
     PSEUDONYMISED_CASES,
@@ -799,6 +800,23 @@ def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lak
     (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
     assert erase_patients(lake, "klinik-nord", ["GONE"], [], None, START).lines == (1 if document else 4)
     assert (folder / name).read_text() == write(person("p", link=[{"type": "replaced-by"}]), linked[1])
+
+
+def test_a_record_that_loses_a_link_keeps_its_address(lake: Lake, city: City):
+    """Contacts refer to it by that: a day that runs again would have cases of nobody known."""
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    linked = person("p", link=[{"type": "replaces", "other": {"reference": "Patient/GONE"}}])
+    case = stay("c", "p", subject={"reference": "urn:uuid:1-2"})
+    entries = [{"fullUrl": "urn:uuid:1-2", "resource": linked}, {"resource": case}, {"resource": person("GONE")}]
+    (folder / "b.json").write_text(bundle(*entries))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": "b.json"}]}))
+    erase_patients(lake, "klinik-nord", ["GONE"], [], None, START)
+    left = json.loads((folder / "b.json").read_text())["entry"]
+    assert [e.get("fullUrl") for e in left] == ["urn:uuid:1-2", None]
+    intake.read(lake, city, [START])
+    stored = lake.read("staging/canonical/cases", CANONICAL["cases"], [START])
+    assert stored.column("patient_id").to_pylist() == ["p"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
