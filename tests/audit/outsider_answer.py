@@ -259,6 +259,8 @@ class Clinic:
         self, day: date, known: Delivery, came: set[str], standing: Mapping[str, Statements], today: date
     ) -> None:
         self.quarantine[day] = {}
+        for decisions in self.decided.values():
+            decisions.pop(day, None)
         for case in [c for c, versions in self.versions.items() if day in versions]:
             del self.versions[case][day]
         for name in came:
