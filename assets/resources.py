@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
 from pydantic import Field
@@ -16,6 +17,9 @@ from assets.lake.keys import default_key_folder
 from assets.lake.lake import Lake
 from assets.lake.lease import lease
 from assets.lake.zone import open_zone
+
+CITY_TAG: Final = "city"
+"""Dagster's tag of every run that works on a city's data root, whoever started it."""
 
 
 class Site(dg.ConfigurableResource):
@@ -30,9 +34,11 @@ class Site(dg.ConfigurableResource):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Site]:
-        """The site for a whole run, which holds the data root alone."""
-        database = self.city().ledger
-        with lease(Path(self.data_root), f"run {context.run_id}", self.wait_seconds, database):
+        """The site for a whole run, which is marked as the city's and holds the data root alone."""
+        city = self.city()
+        if context.run_id and context.instance and context.instance.has_run(context.run_id):
+            context.instance.add_run_tags(context.run_id, {CITY_TAG: city.key})
+        with lease(Path(self.data_root), f"run {context.run_id}", self.wait_seconds, city.ledger):
             yield self
 
     def city(self) -> City:

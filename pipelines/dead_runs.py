@@ -1,7 +1,8 @@
 """Runs whose process is gone, in a power cut say, are ended as failed: Dagster would take them as running for ever.
 
 Its queue lets one run work at a time, so no night would begin any more. Whether a run still works tells the lease: it
-holds the data root as long as it lives. Not here: what is told of a run that failed (`watch`).
+holds the data root as long as it lives. Whose run it is tells its tag `city`, which the site gives it (`resources`): a
+backfill that somebody started in the UI has no other. Not here: what is told of a run that failed (`watch`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dagster as dg
 
 from assets.contract.city import City
 from assets.lake.lease import DataRootBusy, lease
+from assets.resources import CITY_TAG
 from pipelines.environments import Environment
 
 QUIET_SECONDS: Final = 60
@@ -33,9 +35,9 @@ def _quiet(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return not newest or time.time() - newest[0].timestamp > QUIET_SECONDS
 
 
-def end_dead_runs(instance: dg.DagsterInstance, environment: Environment, city: City, job: str) -> list[str]:
-    """End the city's runs of `job` that are said to work and do not; their ids."""
-    said = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.STARTED], tags={"city": city.key})
+def end_dead_runs(instance: dg.DagsterInstance, environment: Environment, city: City) -> list[str]:
+    """End the city's runs that are said to work and do not; their ids."""
+    said = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={CITY_TAG: city.key})
     quiet = [run for run in instance.get_runs(said) if _quiet(instance, run)]
     if not quiet or not _nobody_works(environment, city):
         return []

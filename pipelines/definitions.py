@@ -15,7 +15,7 @@ from assets.partitions import arrival_days
 from assets.privacy import asset as privacy
 from assets.publication import asset as publication
 from assets.quality import asset as quality
-from assets.resources import Site
+from assets.resources import CITY_TAG, Site
 from pipelines.environments import Environment, current
 from pipelines.late_exports import late_exports_sensor
 from pipelines.maintenance import SHORT, freshness_check, prune_job
@@ -54,7 +54,7 @@ def build_definitions(
         selection=dg.AssetSelection.assets(*assets),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
-        tags={"city": city.key},
+        tags={CITY_TAG: city.key},
         config=None if loggers else QUIET,
         description="From the clinics' inboxes to open data, for one arrival day or a range of them.",
     )
@@ -88,7 +88,7 @@ def build_definitions(
     ]
     sensors = [
         late_exports_sensor(job, city, environment.data_root, watching),
-        watch_sensor(environment, city, JOB, watching),
+        watch_sensor(environment, city, watching),
     ]
     site = Site(
         city_file=str(environment.city_file),

@@ -96,8 +96,9 @@ def execute(environment: Environment, first: date, last: date, console: Console)
         }
         city = load_city(environment.city_file)
         purpose = f"digitalstadt run {first} to {last}"
-        with _instance() as instance, lease(environment.data_root, purpose, 0, city.ledger):
-            end_dead_runs(instance, environment, city, JOB)
+        # The lease first: two that create Dagster's databases at once disturb each other.
+        with lease(environment.data_root, purpose, 0, city.ledger), _instance() as instance:
+            end_dead_runs(instance, environment, city)
             result = job.execute_in_process(
                 instance=instance, tags=tags, run_config={"loggers": {"progress": {}}}, raise_on_error=False
             )

@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets.contract.city import City
 from assets.guard import REMEDIES, anchor
+from assets.resources import CITY_TAG
 from pipelines.alerts import LOOK, Alert, channels, send
 from pipelines.dead_runs import end_dead_runs
 from pipelines.environments import Environment
@@ -65,20 +66,20 @@ def of_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[Alert]:
             yield Alert(CHECKS[check.check_name], f"{_days(run)}: {check.check_name}: {check.description}", run.run_id)
 
 
-def ended_runs(instance: dg.DagsterInstance, since: datetime, until: datetime, job: str) -> list[dg.RunRecord]:
-    """Runs of `job` that ended after `since` and before `until`, oldest first."""
-    wanted = dg.RunsFilter(job_name=job, statuses=_ENDED, updated_after=since, updated_before=until)
+def ended_runs(instance: dg.DagsterInstance, since: datetime, until: datetime, city: City) -> list[dg.RunRecord]:
+    """The city's runs that ended after `since` and before `until`, oldest first."""
+    wanted = dg.RunsFilter(tags={CITY_TAG: city.key}, statuses=_ENDED, updated_after=since, updated_before=until)
     return sorted(instance.get_run_records(wanted), key=lambda record: record.update_timestamp)
 
 
-def watch(instance: dg.DagsterInstance, environment: Environment, city: City, job: str) -> tuple[int, list[str]]:
+def watch(instance: dg.DagsterInstance, environment: Environment, city: City) -> tuple[int, list[str]]:
     """Look once: collect what is new, deliver what waits; number delivered, and why the others were not."""
-    end_dead_runs(instance, environment, city, job)
+    end_dead_runs(instance, environment, city)
     box, now = Outbox(environment.data_root), local_now(city)
     looked = datetime.now(UTC)
     # A time that lies ahead is that of a clock which was set back since: no run would be told until then.
     since = min(datetime.fromisoformat(box.record["since"] or looked.isoformat()), looked)
-    runs = ended_runs(instance, since, looked, job)
+    runs = ended_runs(instance, since, looked, city)
     box.record["since"] = max([since.isoformat(), *(_utc(r.update_timestamp) for r in runs)])
     fresh = [alert for record in runs for alert in of_run(instance, record.dagster_run)]
     fresh += box.untold((a for a in problems(environment, now=now) if a.kind not in _TOLD_OTHERWISE), now)
@@ -93,7 +94,7 @@ def _utc(moment: datetime) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
-def watch_sensor(environment: Environment, city: City, job: str, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+def watch_sensor(environment: Environment, city: City, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     """The sensor; it asks for no run."""
 
     @dg.sensor(
@@ -103,7 +104,7 @@ def watch_sensor(environment: Environment, city: City, job: str, status: dg.Defa
         description="Tells by e-mail and webhook what needs a person (city file: operation). Runbook: docs/runbook.md",
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        delivered, refused = watch(context.instance, environment, city, job)
+        delivered, refused = watch(context.instance, environment, city)
         if refused:
             context.log.warning(f"not delivered, tried again at the next look: {'; '.join(refused)}")
         if not channels(city):

@@ -206,7 +206,7 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     mark_finished(lake.root, [START + timedelta(n) for n in range((datetime.now().date() - START).days)])
     for clinic in city.clinics:
         (lake.landing / clinic.key / str(datetime.now().date() - timedelta(1)) / "ab").mkdir(parents=True)
-    watch(instance, site, city, JOB)  # the first look remembers where it began
+    watch(instance, site, city)  # the first look remembers where it began
     assert hook.taken == []
     deliver("praxisnetz", START, {"practice.csv": "CANARYHEADER;x\nCANARYVALUE;y\n"})
     assert run(site, instance, START).success
@@ -218,7 +218,7 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     failed = run(site, instance, START + timedelta(1))
     assert not failed.success
     hook.answer = 500
-    assert watch(instance, site, city, JOB) == (2, ["webhook: it answered 500"])
+    assert watch(instance, site, city) == (2, ["webhook: it answered 500"])
     kinds = sorted(line for m in mail.messages for line in m.splitlines() if line.startswith("Subject"))
     assert kinds == [
         "Subject: [digitalstadt darmstadt] A delivery could not be used",
@@ -226,7 +226,7 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     ]
     assert [a.kind for a in problems(site)] == ["alert_undelivered"]
     hook.answer = 200
-    assert watch(instance, site, city, JOB) == (2, [])
+    assert watch(instance, site, city) == (2, [])
     by_kind = {d["kind"]: d for d in hook.taken}
     assert (
         "exports_readable: 1 of 1 exports rejected; praxisnetz: header_misses_case_id 1"
@@ -236,7 +236,7 @@ def test_a_failed_run_and_a_bad_delivery_are_told_once_without_any_value(
     assert by_kind["run_failed"]["run"] == f"https://desk.example.org/runs/{failed.run_id}"
     lake.write_record(stage.REFUSED, {str(datetime.now().date()): {"praxisnetz": "csv_unreadable"}})
     assert [a.kind for a in problems(site)] == ["delivery_refused"]  # named by `status`
-    assert watch(instance, site, city, JOB) == (0, [])  # told once
+    assert watch(instance, site, city) == (0, [])  # told once
     assert "CANARY" not in json.dumps(hook.taken) + "".join(mail.messages) + Outbox(lake.root).path.read_text()
 
 
@@ -335,15 +335,15 @@ def test_a_full_disk_stops_no_look_and_is_told_once(site: Environment, lake: Lak
     mark_finished(lake.root, [START + timedelta(n) for n in range((datetime.now().date() - START).days)])
     open_ledger(lake, city)
     audit.record(lake, "looked")
-    watch(instance, site, city, JOB)
+    watch(instance, site, city)
     hook.taken.clear()
     with no_room():
         assert [a.what for a in problems(site) if a.kind == "disk_low"] == [NO_ROOM]
         assert state(site, city, lake)["windows"] == []
-        assert watch(instance, site, city, JOB) == (2, [])
-        assert watch(instance, site, city, JOB) == (0, [])
+        assert watch(instance, site, city) == (2, [])
+        assert watch(instance, site, city) == (0, [])
     assert [d["kind"] for d in hook.taken] == ["disk_low"]
-    assert watch(instance, site, city, JOB) == (0, [])
+    assert watch(instance, site, city) == (0, [])
     assert [a for a in problems(site) if a.kind == "disk_low"] == []
 
 
@@ -393,12 +393,12 @@ def test_a_damaged_outbox_begins_anew(
     site: Environment, instance: dg.DagsterInstance, lake: Lake, mail: MailServer, hook: Hook, content: bytes
 ):
     city = load_city(site.city_file)
-    watch(instance, site, city, JOB)
+    watch(instance, site, city)
     told = [d["kind"] for d in hook.taken]
     assert "day_overdue" in told
     Outbox(lake.root).path.write_bytes(content)
     assert {a.kind for a in problems(site)} >= {"day_overdue"}
-    watch(instance, site, city, JOB)
+    watch(instance, site, city)
     assert [d["kind"] for d in hook.taken] == [*told, *told]
 
 
@@ -460,11 +460,11 @@ def test_a_clock_that_was_set_back_silences_nothing(
     assert box.untold(state_of, now) == []
     box.record["since"] = (now + timedelta(days=300)).isoformat()
     box.save()
-    watch(instance, site, city, JOB)
+    watch(instance, site, city)
     monkeypatch.setattr("assets.intake.stage.take", lambda *_: 1 / 0)
     failed = run(site, instance, START)
     for _ in range(2):
-        watch(instance, site, city, JOB)
+        watch(instance, site, city)
     assert [d["run_id"] for d in hook.taken if d["kind"] == "run_failed"] == [failed.run_id]
 
 
