@@ -11,7 +11,7 @@ import pytest
 from assets.consent import stage
 from assets.contract.city import City
 from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS, PSEUDONYMISED_CASES
-from assets.identity.erasure import no_longer_permitted
+from assets.identity.erasure_pseudonymised import no_longer_permitted
 from assets.identity.pseudonyms import patient_keys
 from assets.lake.lake import Lake
 

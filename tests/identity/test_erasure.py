@@ -34,7 +34,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
 )
-from assets.identity import erasure
+from assets.identity import erasure_original
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK
@@ -308,7 +308,7 @@ def test_an_erasure_that_died_behind_the_register_is_finished_by_the_next_run(
 ):
     """By then nothing that is delivered or registered names the patient any more: only what was noted before does."""
     rule = city.consent.model_copy(update={"guardian_consent_ends_at": 18})
-    minors, real = city.model_copy(update={"consent": rule}), erasure._rewrite
+    minors, real = city.model_copy(update={"consent": rule}), erasure_original.rewrite
     hospital_week(deliver)
     run(0, 5, within=minors)
     assert "confidential/majority/2024-12.parquet" in places(lake, ["GONEfhir"])
@@ -320,7 +320,7 @@ def test_an_erasure_that_died_behind_the_register_is_finished_by_the_next_run(
         return real(lake, table, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(erasure, "_rewrite", dying)
+        patch.setattr(erasure_original, "rewrite", dying)
         run(6, within=minors)
     run(6, within=minors)
     assert places(lake, NEEDLES) == set()
@@ -332,14 +332,14 @@ def test_who_is_permitted_again_after_an_interrupted_erasure_is_not_erased_later
     denied = fhir_consent("GONEfhir", kind="deny", on="2025-01-04", ident="w1")
     deliver("klinik-nord", START + timedelta(6), {"Consent.ndjson": [denied]})
     with monkeypatch.context() as patch:
-        patch.setattr(erasure, "bury", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(erasure_original, "bury", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(6)
-    assert lake.read_record(erasure.BEGUN)
+    assert lake.read_record(erasure_original.BEGUN)
     signed = fhir_consent("GONEfhir", on="2025-01-05", ident="again")
     deliver("klinik-nord", START + timedelta(7), {"Consent.ndjson": [signed]})
     run(6, 7)
-    assert lake.read_record(erasure.BEGUN) is None
+    assert lake.read_record(erasure_original.BEGUN) is None
     assert "GONEfhir" in lake.read("consent_register", CONSENT_PROVISIONS).column("patient_id").to_pylist()
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from assets.contract.city import City, load_city
 from assets.contract.schemas import PSEUDONYMISED_CASES, PSEUDONYMISED_DIAGNOSES, PSEUDONYMISED_PROCEDURES
-from assets.identity.erasure import _erase_pseudonymised
+from assets.identity.erasure_pseudonymised import erase_pseudonymised
 from assets.identity.persons import LINKS, linked, links_with
 from assets.identity.record import record_days
 from assets.identity.tombstones import restore_counters
@@ -147,7 +147,7 @@ def run(folder: Path, city: City, patients: list[Patient], runs: list[tuple[int,
         record_days(lake, days, {"cases": cases, **nothing}, "no certificate: quality is not under test")
         if gone := [pseudonym(p.name) for p in patients if first <= p.leaves <= last < p.returns]:
             stored = lake.read("cases", PSEUDONYMISED_CASES)
-            _erase_pseudonymised(lake, stored, pa.array(gone), pa.array([], pa.string()), days[-1])
+            erase_pseudonymised(lake, stored, pa.array(gone), pa.array([], pa.string()), days[-1])
         stage.run(lake, city, days)
         if corrected is not None:
             with suppress(CorrectionRefused, BudgetExceeded):

@@ -23,7 +23,7 @@ from assets.consent.tombstones import TABLE as TOMBSTONES
 from assets.consent.tombstones import beside_raw, copy_beside_raw, patient_hashes
 from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, CONSENT_PROVISIONS, EVENTS, PSEUDONYMISED_CASES
-from assets.identity import erasure
+from assets.identity import erasure_pseudonymised
 from assets.identity.tombstones import MARK
 from assets.intake.stage import take
 from assets.lake import audit, backup
@@ -181,7 +181,7 @@ def test_who_was_counted_and_left_after_the_backup_has_no_second_budget(
     deliver("klinik-nord", days[2], small_export(days[2], [], withdrawn=("CANARY-cora",)))
     if killed:  # counters are retired by then, and no copy says so
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(erasure, "copy_counters", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(erasure_pseudonymised, "copy_counters", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             run_days(lake, apart, days[2:3])
     run_days(lake, apart, days[2:3])
     retired = lake.read("bounding", BOUNDING_DECISIONS)
