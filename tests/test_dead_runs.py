@@ -75,7 +75,7 @@ def test_only_a_run_whose_process_is_gone_is_ended_and_then_told(
             dg.EventRecordsFilter(dg.DagsterEventType.RUN_SUCCESS)
         ), "the databases are there, so that nobody creates them twice"
         running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (found := instance.get_runs(MARKED)) or "run " not in _holder(lake.root):
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
