@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := false
 PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder # more files than two processors: they also wait for disk and servers
 export PYTHONDONTWRITEBYTECODE := # what is compiled once is kept, whatever the caller's environment says
 
-.PHONY: run test test-ckan audit faults bench ui web lint clean sbom dist vulnerabilities
+.PHONY: home run test test-ckan audit faults bench ui web lint clean sbom dist vulnerabilities
 
 # Python compiles what is imported, when it is: compiling all that is installed would take half a minute more.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -15,18 +15,19 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
-	mkdir -p $(DAGSTER_HOME) && cp $< $@
+# Folders are named by the shell, not by Make, which parts what has a space at that.
+home: dagster.yaml
+	@mkdir -p "$$DAGSTER_HOME" && cp dagster.yaml "$$DAGSTER_HOME"
 
-run: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## a synthetic city year, from clinic exports to open data
+run: $(BIN)/.installed home ## a synthetic city year, from clinic exports to open data
 	$(BIN)/digitalstadt keys
-	$(BIN)/digitalstadt demo --out $(DIGITALSTADT_DATA)
+	$(BIN)/digitalstadt demo --out "$$DIGITALSTADT_DATA"
 	$(BIN)/digitalstadt run --demo
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest $(PYTEST)
 
-ui: $(BIN)/.installed $(DAGSTER_HOME)/dagster.yaml ## Dagster on http://127.0.0.1:3000
+ui: $(BIN)/.installed home ## Dagster on http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml
 
 lint: $(BIN)/.installed
@@ -38,20 +39,20 @@ lint: $(BIN)/.installed
 AUDITS := audit-outsider audit-consent audit-guarantee audit-crashes audit-lines audit-patients audit-bounding
 $(AUDITS): $(BIN)/.installed
 audit: $(BIN)/.installed ## what an outsider can rerun of the promises to patients; some 40 minutes of processor time
-	mkdir -p $(DIGITALSTADT_DATA)/audit
+	mkdir -p "$$DIGITALSTADT_DATA/audit"
 	$(MAKE) --no-print-directory --output-sync --keep-going -j 2 $(AUDITS)
 
 audit-guarantee: ## planted faults, accounting by others, errors and intervals; writes an HTML report with plots
-	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/audit.py $(DIGITALSTADT_DATA)/audit
+	PYTHONPATH="$$PWD" $(BIN)/python tests/audit/audit.py "$$DIGITALSTADT_DATA/audit"
 
 audit-crashes: ## 1,000 crashes between reserving and publishing, two processes at once, and an engine that is wrong
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/audit $(BIN)/python tests/privacy/crash_trials.py audit $(DIGITALSTADT_DATA)/audit
+	PYTHONPATH="$$PWD:$$PWD/tests/audit" $(BIN)/python tests/privacy/crash_trials.py audit "$$DIGITALSTADT_DATA/audit"
 
 audit-consent audit-bounding: audit-%: ## every mutant of the rule fails a test
 	$(BIN)/python tests/mutation/mutate.py $*
 
 audit-outsider: ## five weeks of deliveries of every format, three seeds, beside a naive answer; then planted faults
-	PYTHONPATH=$(CURDIR) $(BIN)/python tests/audit/outsider.py 1 2 3 --planted
+	PYTHONPATH="$$PWD" $(BIN)/python tests/audit/outsider.py 1 2 3 --planted
 
 audit-patients: ## a second consent rule agrees on 100,000 patients
 	CONSENT_PATIENTS=100000 $(BIN)/python -m pytest -q tests/consent/test_independent.py
@@ -72,7 +73,7 @@ web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wr
 	touch $@
 
 test-ckan: $(BIN)/.installed .venv-ckan/bin/.installed ## the push against a real CKAN; needs postgresql and redis-server
-	PYTHON=$(CURDIR)/$(BIN)/python tests/publication/real_ckan.sh
+	PYTHON="$$PWD/$(BIN)/python" tests/publication/real_ckan.sh
 
 bench: $(BIN)/.installed ## speed and memory beside the peers, on this machine; writes docs/bench.md; most of an hour
 	$(BIN)/python tests/bench/bench.py $(BENCH)

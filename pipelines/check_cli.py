@@ -18,6 +18,7 @@ from rich.table import Table
 
 from assets.consent.reasons import REASONS
 from assets.contract.city import CityFileError, load_city
+from pipelines.terminal import console
 
 if TYPE_CHECKING:
     from assets.quality.check import Check
@@ -41,7 +42,7 @@ def check_export(
     from assets.quality.check import check_export as check
     from assets.quality.check import clinic_of_format
 
-    out, err = Console(), Console(stderr=True)
+    out, err = console(), console(stderr=True)
     if kind is not None and kind not in FORMATS:
         raise typer.BadParameter(f"one of {', '.join(FORMATS)}", param_hint="--format")
     if not path.is_dir():
@@ -52,7 +53,7 @@ def check_export(
         city = load_city()
         who = clinic_of_format(kind) if kind else city.clinic(clinic)
     except CityFileError as error:
-        err.print(str(error), markup=False)
+        err.print(str(error))
         raise typer.Exit(2) from None
     except KeyError as error:
         raise typer.BadParameter(f"{error.args[0]}; or name a --format", param_hint="CLINIC") from None
@@ -66,13 +67,13 @@ def check_export(
         if as_json:
             sys.stdout.write(json.dumps({"passed": False, "refused": str(error)}) + "\n")
         else:
-            out.print(f"This folder would not be taken in: {error}.", markup=False)
+            out.print(f"This folder would not be taken in: {error}.")
         raise typer.Exit(1) from None
     except Exception as error:
         # The message of an error that nobody foresaw might hold a value.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         err.print(f"the check itself failed: {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}; "
-                  "please report this line", markup=False)  # fmt: skip
+                  "please report this line")  # fmt: skip
         raise typer.Exit(1) from None
     if as_json:
         about = {"passed": result.passed, "evaluation_day": today.isoformat(), "cases": result.cases,
@@ -88,14 +89,14 @@ def _print(out: Console, result: Check) -> None:
     """The summary that a person reads."""
     out.print(
         f"{result.cases} cases read. {result.permitted} have a valid consent today. {result.usable} can be used.",
-        markup=False, highlight=False,
+        highlight=False,
     )  # fmt: skip
     for code, number in result.reasons.items():
-        out.print(f"  {number:>8}  {REASONS[code][1]} / {REASONS[code][0]}", markup=False, highlight=False)
+        out.print(f"  {number:>8}  {REASONS[code][1]} / {REASONS[code][0]}", highlight=False)
     for name in result.ignored[:FILES_SHOWN]:
-        out.print(f"  nothing is read from {name}", markup=False, highlight=False)
+        out.print(f"  nothing is read from {name}", highlight=False)
     if len(result.ignored) > FILES_SHOWN:
-        out.print(f"  nor from {len(result.ignored) - FILES_SHOWN} further files", markup=False, highlight=False)
+        out.print(f"  nor from {len(result.ignored) - FILES_SHOWN} further files", highlight=False)
     if result.findings:
         table = Table("effect", "file", "lines", "column", "how often", "what is wrong", "what to do", show_lines=True)
         for f in result.findings:
@@ -103,7 +104,7 @@ def _print(out: Console, result: Check) -> None:
             cells = (f["severity"], f["file"] or "", lines, f["column"] or "", str(f["count"]), f"{f['text']} ({f['rule']})", f["remedy"])  # fmt: skip
             table.add_row(*(c.replace("[", r"\[") for c in cells))
         out.print(table)
-    out.print(_verdict(result), markup=False, highlight=False)
+    out.print(_verdict(result), highlight=False)
 
 
 def _verdict(result: Check) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import sys
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
@@ -34,7 +34,7 @@ from pipelines import (
     web_cli,
 )
 from pipelines.environments import current, key_folder
-from pipelines.terminal import fail, out
+from pipelines.terminal import console, fail, out
 
 
 class Commands(TyperGroup):
@@ -175,7 +175,7 @@ def run(
     city, lake = open_site()
     begin, end = _days(city, day, first, last, demo)
     try:
-        outcome = runner.execute(current(), begin, end, Console(stderr=True))
+        outcome = runner.execute(current(), begin, end, console(stderr=True))
     except DataRootBusy as error:
         fail(str(error))
     print_rows(f"{city.name.en}, {begin} to {end}", summarise(outcome, lake, city), as_json)
@@ -187,7 +187,7 @@ def run(
     if not as_json:
         out.print(
             f"\nOpen data: {lake.open_data}\n"
-            f"Query it:  duckdb -readonly {lake.open_data / 'city_health.duckdb'} \"FROM cases_by_area LIMIT 10\"\n"
+            f"Query it:  duckdb -readonly {shlex.quote(str(lake.open_data / 'city_health.duckdb'))} \"FROM cases_by_area LIMIT 10\"\n"
             "Look:      make ui, then http://127.0.0.1:3000; digitalstadt plan; digitalstadt ledger show",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

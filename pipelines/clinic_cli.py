@@ -14,7 +14,7 @@ from rich.console import Console
 from assets.contract.city import CityFileError, load_city
 from assets.lake.files import atomic_write
 from pipelines.environments import current
-from pipelines.terminal import fail
+from pipelines.terminal import console, fail
 
 clinic_app = typer.Typer(no_args_is_help=True, help="Clinics and practices of the city file.")
 
@@ -93,7 +93,7 @@ def add(
     finally:
         candidate.unlink(missing_ok=True)
     atomic_write(path, text.encode(), mode=path.stat().st_mode & 0o777)
-    _next_steps(Console(soft_wrap=True), environment.data_root, key, kind, new.clinics[-1].consent_source)
+    _next_steps(console(soft_wrap=True), environment.data_root, key, kind, new.clinics[-1].consent_source)
 
 
 def _next_steps(out: Console, data_root: Path, key: str, kind: str, consent: str) -> None:
@@ -106,4 +106,4 @@ def _next_steps(out: Console, data_root: Path, key: str, kind: str, consent: str
         "4. digitalstadt run --day <YYYY-MM-DD>, or wait for the nightly run.",
         "docs/onboarding.md says all of this at length.",
     ):
-        out.print(line, markup=False, highlight=False)
+        out.print(line, highlight=False)

@@ -7,14 +7,13 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
-from pipelines.terminal import fail
+from pipelines.terminal import fail, out
 
 
 def decisions(
@@ -41,4 +40,4 @@ def decisions(
     table = Table("clinic", "cases", "reason", "Deutsch", "English", title=title)
     for row in record["rows"]:
         table.add_row(row["clinic"], str(row["cases"]), row["reason"], row["text_de"], row["text_en"])
-    Console().print(table)
+    out.print(table)

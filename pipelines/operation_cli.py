@@ -37,8 +37,8 @@ def _print_needs(found: list[Alert]) -> None:
     order = ("now", "today", "this month")
     for alert in sorted(found, key=lambda alert: order.index(KINDS[alert.kind].urgency)):
         kind = KINDS[alert.kind]
-        out.print(f"{kind.urgency}: {kind.title}: {alert.what}", markup=False, highlight=False, soft_wrap=True)
-        out.print(f"    {kind.to_do} (docs/runbook.md#{alert.kind})", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{kind.urgency}: {kind.title}: {alert.what}", highlight=False, soft_wrap=True)
+        out.print(f"    {kind.to_do} (docs/runbook.md#{alert.kind})", highlight=False, soft_wrap=True)
 
 
 def status(as_json: Json = False) -> None:
@@ -128,7 +128,7 @@ def alert_test() -> None:
             send(name, Alert("alert_test", "sent by hand to see whether alerts arrive"), city)
             out.print(f"{name}: taken")
         except NotDelivered as error:
-            out.print(str(error), style="red", markup=False, highlight=False)
+            out.print(str(error), style="red", highlight=False)
             failed = True
     raise typer.Exit(1 if failed else 0)
 

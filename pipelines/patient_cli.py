@@ -7,11 +7,11 @@ import sys
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from assets.contract.city import load_city
 from assets.lake.lake import Lake
 from pipelines.environments import current, key_folder
+from pipelines.terminal import console
 
 patient_app = typer.Typer(no_args_is_help=True, help="What is kept of one patient, for the patient.")
 
@@ -94,4 +94,4 @@ def report(
         sys.stdout.write(json.dumps(about, default=str, ensure_ascii=False, indent=1) + "\n")
         return
     for line in _text(about, language):
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+        console(soft_wrap=True).print(line, highlight=False)

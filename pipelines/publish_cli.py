@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from assets.contract.city import CityFileError, load_city
 from pipelines.environments import current
-from pipelines.terminal import fail
+from pipelines.terminal import fail, out
 
 
 def publish(
@@ -23,7 +22,6 @@ def publish(
 
     if target not in ("all", "ckan", "s3"):
         raise typer.BadParameter("--target is ckan, s3 or all")
-    out = Console()
     try:
         city = load_city()
         root: Path = current().data_root
@@ -42,7 +40,7 @@ def publish(
     except (CityFileError, ckan.PortalError, bucket.BucketError) as error:
         fail(str(error))
     for action in actions:
-        out.print(action, highlight=False, markup=False)
+        out.print(action, highlight=False)
     if not wanted:
         out.print(f"no portal in the city file: {len(found)} releases lie in {root / 'open_data'}", highlight=False)
     elif not actions:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from assets.contract.city import City, load_city
@@ -19,14 +18,14 @@ from assets.lake.lake import Lake
 from assets.lake.zone import open_zone
 from assets.privacy import recovery
 from pipelines.environments import current, key_folder
-from pipelines.terminal import WIDTH, fail
+from pipelines.terminal import console, fail
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who did what, in counts and hashes.")
 keys_app = typer.Typer(
     help="Create the key files in the key folder, where they are missing; or rotate them.",
     invoke_without_command=True,
 )
-out = Console(soft_wrap=True, width=WIDTH)
+out = console(soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -102,7 +101,7 @@ def restore(
         "run every arrival day since that time again: who withdrew since is in the backup until a run erases them anew"
     )
     for problem in done["behind"]:
-        out.print(f"nothing can be measured: {problem}", style="red", highlight=False, markup=False)
+        out.print(f"nothing can be measured: {problem}", style="red", highlight=False)
 
 
 @audit_app.command("show")

@@ -21,10 +21,17 @@ for _name in ("stdout", "stderr"):
 
 WIDTH: Final = None if sys.stdout.isatty() else 120
 """A log is no terminal of 80 columns."""
-out: Final = Console(width=WIDTH)
+
+
+def console(stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """What prints text as it is: in a path, a bracket is no markup and a colon no emoji."""
+    return Console(stderr=stderr, soft_wrap=soft_wrap, width=WIDTH, markup=False, emoji=False)
+
+
+out: Final = console()
 
 
 def fail(message: str) -> NoReturn:
     """Print why on standard error, unbroken as a log keeps it, and leave with exit code 1."""
-    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)
+    console(stderr=True, soft_wrap=True).print(message, style="red", highlight=False)
     raise typer.Exit(1)

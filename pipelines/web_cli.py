@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 
 from pipelines.environments import current
-from pipelines.terminal import fail
+from pipelines.terminal import fail, out
 
 
 def web() -> None:
     """Add the SQL box (DuckDB and a Parquet reader for browsers, pinned and checked, from npm) to the public page. Safe to repeat."""
     from assets.publication import sql_box
 
-    out, open_data = Console(), current().data_root / "open_data"
+    open_data = current().data_root / "open_data"
     if not (open_data / "index.html").is_file():
         fail(f"no page in {open_data}: run `digitalstadt run` first")
     if sql_box.installed(open_data):

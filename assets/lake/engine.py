@@ -95,7 +95,8 @@ def _open(folders: Iterable[Path], spill: Path | None, memory: str) -> duckdb.Du
         ("lock_configuration", True),
     ]
     if spill:
-        con.execute(f"LOAD '{_httpfs()}'")
+        extension = str(_httpfs()).replace("'", "''")  # LOAD takes no parameter
+        con.execute(f"LOAD '{extension}'")
     for name, value in settings:
         con.execute(f"SET GLOBAL {name} = ?", [value])  # of every connection to this database, not of this one only
     return con

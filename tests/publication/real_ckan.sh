@@ -65,12 +65,12 @@ s#^ckan.redis.url.*#ckan.redis.url = redis://127.0.0.1:$redis_port/0#
 s#^ckan.storage_path.*#ckan.storage_path = $work/store#
 s#^ckan.site_url.*#ckan.site_url = $site#" ckan.ini
 answers "$redis_port" && answers "$solr_port"
-ckan="$env/bin/ckan -c $work/ckan.ini"
-$ckan db init >init.log 2>&1
-$ckan user add tester email=tester@example.org password=not-a-secret-1 >>init.log 2>&1
-$ckan sysadmin add tester >>init.log 2>&1
-token=$($ckan user token add tester push 2>>init.log | tail -1 | tr -d '[:space:]')
-$ckan run -H 127.0.0.1 -p "$ckan_port" --disable-reloader >run.log 2>&1 & echo $! >ckan.pid
+ckan() { "$env/bin/ckan" -c "$work/ckan.ini" "$@"; }
+ckan db init >init.log 2>&1
+ckan user add tester email=tester@example.org password=not-a-secret-1 >>init.log 2>&1
+ckan sysadmin add tester >>init.log 2>&1
+token=$(ckan user token add tester push 2>>init.log | tail -1 | tr -d '[:space:]')
+"$env/bin/ckan" -c ckan.ini run -H 127.0.0.1 -p "$ckan_port" --disable-reloader >run.log 2>&1 & echo $! >ckan.pid
 answers "$site/api/action/status_show"
 
 cd "$here/../.."
