@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from datetime import date
+from decimal import ROUND_CEILING, Decimal
 from functools import cache
 from typing import Final
 
@@ -47,6 +48,11 @@ def epsilon_of(rho: float, delta: float) -> float:
 
 
 @cache
+def at_most(bound: float, digits: int = 4) -> float:
+    """A bound to so many decimals, up: rounded to the nearest it would promise more than holds."""
+    return float(Decimal(repr(bound)).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
+
+
 def rho_of(epsilon: float, delta: float) -> float:
     """Largest ρ whose ε(ρ, δ) does not exceed `epsilon` (bisection from below)."""
     low, high = 0.0, epsilon
