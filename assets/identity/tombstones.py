@@ -27,7 +27,7 @@ from assets.lake.lake import DamagedTable, Lake
 MARK: Final = "tombstone:"
 _NAMED: Final = only(PSEUDONYMISED_CASES, "case_key", "patient_key", "person_key")
 RETURNED: Final = "counters_returned"
-"""The record that no stored case has a retired counter. There is none while an erasure retires counters of cases that are still stored."""
+"""The record that no stored case has a retired counter: it is gone while an erasure has retired some, and not yet the cases."""
 
 
 def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.Array:
@@ -94,29 +94,32 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
     return table.set_column(table.column_names.index(column), column, pc.if_else(where, hashes, values))
 
 
-def restore_counters(lake: Lake, cases: pa.Table) -> None:
-    """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`).
+def restore_counters(lake: Lake, cases: pa.Table, links: pa.Table) -> None:
+    """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`) or `links` (`LINKS`).
 
-    A person is found by the patient too, because somebody without an insured number may come again with one. Pseudonyms
-    are hashed only if any counter is retired. The first call, and the one after an erasure that died, cover all stored cases:
-    earlier versions of this software left counters retired whose persons had come again, and whom an erasure had not reached
-    to the end may be permitted again.
+    A person is found by the patient too, because somebody without an insured number may come again with one, and by the
+    link alone, because the case that brings it may be deleted already. Pseudonyms are hashed only if any counter is
+    retired. The first call, and the one after an erasure that died, cover all stored cases: earlier versions of this
+    software left counters retired whose persons had come again, and whoever was half erased may be permitted again.
     """
     named = cases if lake.read_record(RETURNED) else lake.read("cases", _NAMED)
     back: dict[str, tuple[pa.Array, pa.Array]] = {}
-    for held, _ in lake.months("bounding") if named.num_rows else ():
+    for held, _ in lake.months("bounding") if named.num_rows or links.num_rows else ():
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         if not any(pc.any(pc.starts_with(bounding.column(n), MARK)).as_py() for n in ("person_key", "case_key")):
             continue
         back = back or {
-            "person_key": _marked(named, ("person_key", "patient_key"), "person_key", lake.keys),
-            "case_key": _marked(named, ("case_key",), "case_key", lake.keys),
+            "person_key": _marked(
+                [named.column("person_key"), named.column("patient_key"), links.column("person_key")],
+                "person_key",
+                lake.keys,
+            ),
+            "case_key": _marked([named.column("case_key")], "case_key", lake.keys),
         }
         restored = bounding
         for column, (marks, pseudonyms) in back.items():
             values = restored.column(column)
-            place = pc.index_in(values, marks)
-            known = pc.if_else(pc.is_null(place), values, pseudonyms.take(pc.fill_null(place, 0)))
+            known = pc.coalesce(pseudonyms.take(pc.index_in(values, marks)), values)
             restored = restored.set_column(restored.column_names.index(column), column, known)
         if not restored.equals(bounding):
             lake.write_days("bounding", held, restored.cast(BOUNDING_DECISIONS), "decided_on")
@@ -124,9 +127,9 @@ def restore_counters(lake: Lake, cases: pa.Table) -> None:
         lake.write_record(RETURNED, {"all": True})
 
 
-def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
-    """Distinct pseudonyms in `columns` of `cases`, and before them their hashes as `retire` stores them."""
-    found = pa.chunked_array([chunk for n in columns for chunk in cases.column(n).chunks], pa.string()).unique()
+def _marked(columns: Sequence[pa.ChunkedArray], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
+    """Distinct pseudonyms in `columns`, and before them their hashes as `retire` stores them."""
+    found = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).unique()
     return _hashes(found, keys, kind), found
 
 

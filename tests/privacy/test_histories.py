@@ -192,9 +192,10 @@ def run(folder: Path, city: City, patients: list[Patient], runs: Runs, rotated: 
         cases = linked(cases, pa.concat_tables([known, links])).sort_by(
             [("arrival_day", "ascending"), ("case_key", "ascending")]
         )
-        lake.write_days("links", days, learnt(lake, days, links, known), "arrival_day")
+        links = learnt(lake, days, links, known)
+        lake.write_days("links", days, links, "arrival_day")
         lake.write_days("cases", days, cases, "arrival_day")
-        restore_counters(lake, cases)
+        restore_counters(lake, cases, links)
         record_days(lake, days, {"cases": cases, **nothing}, "no certificate: quality is not under test")
         new = range(max(first, ran + 1), last + 1)
         gone = [pseudonym(p.name) for p in patients if any(leaves in new and last < back for leaves, back in p.away)]
