@@ -60,9 +60,10 @@ audit-patients: ## a second consent rule agrees on 100,000 patients
 audit-lines: ## 100,000 mutated lines and rows land or are quarantined
 	DIGITALSTADT_FUZZ=all $(BIN)/python -m pytest -q tests/intake/test_hostile.py -k mutated
 
-faults: $(BIN)/.installed ## every fault at every stage, every kill of an erasure, deployment as processes, 30 nights; most of an hour
+faults: $(BIN)/.installed ## every fault at every stage, every kill of an erasure, deployment as processes, 30 nights, 100 histories of a patient; an hour
 	DIGITALSTADT_FAULTS=all DIGITALSTADT_KILLS=6 $(BIN)/python -m pytest tests/faults tests/deploy tests/identity/test_erasure.py
 	DIGITALSTADT_NIGHTS=30 $(BIN)/python -m pytest tests/test_nights_with_faults.py
+	DIGITALSTADT_HISTORIES=100 $(BIN)/python -m pytest tests/privacy/test_histories.py
 
 web: $(BIN)/.installed ## adds the SQL box to the public page that `make run` wrote; needs npm
 	$(BIN)/digitalstadt web

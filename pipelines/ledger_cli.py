@@ -16,7 +16,7 @@ from assets.contract.city import City, CityFileError, load_city
 from assets.lake.keys import KeyFileError
 from assets.lake.lake import Lake
 from assets.lake.lease import DataRootBusy
-from assets.privacy.accounting import UNITS
+from assets.privacy.accounting import UNITS, at_most
 from assets.privacy.certificate import LossAboveBudget
 from assets.privacy.correction import CorrectionRefused, correct
 from assets.privacy.evidence import LedgerBehind, gaps
@@ -47,7 +47,7 @@ def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
         exact = "rho" if window.mechanism.column == "rho" else "pure_epsilon"
         return {
             exact: str(Fraction(units, UNITS)),
-            "epsilon": round(window.epsilon(delta, units), 6),
+            "epsilon": at_most(window.epsilon(delta, units), 6),
             "of_budget": round(units / window.cap_units, 6),
         }
 
@@ -57,9 +57,9 @@ def window_report(scope: str, window: Window, delta: float) -> dict[str, Any]:
         "status": "paused" if window.paused else "open",
         "mechanism": window.mechanism.title,
         "spent": part(window.spent_units),
-        "epsilon_five_years_like_this": round(window.epsilon(delta, 5 * window.spent_units), 6),
+        "epsilon_five_years_like_this": at_most(window.epsilon(delta, 5 * window.spent_units), 6),
         "cap": part(window.cap_units),
-        "epsilon_five_years_at_cap": round(window.epsilon(delta, 5 * window.cap_units), 6),
+        "epsilon_five_years_at_cap": at_most(window.epsilon(delta, 5 * window.cap_units), 6),
         "tables": {name: part(units) for name, units in sorted(window.tables.items())},
         "corrections": {"spent": part(window.corrections_units), "set_aside": part(window.set_aside_units)},
     }
@@ -78,8 +78,8 @@ def show(as_json: Json = False) -> None:
         return
     for r in reports:
         title = (
-            f"window from {r['window']}, {r['mechanism']}, {r['status']}: ε {r['spent']['epsilon']:.4f} of {r['cap']['epsilon']:.4f} in one"
-            f" year; {r['epsilon_five_years_like_this']:.4f} of {r['epsilon_five_years_at_cap']:.4f} in five (δ {r['delta']:g})"
+            f"window from {r['window']}, {r['mechanism']}, {r['status']}: ε {at_most(r['spent']['epsilon']):.4f} of {at_most(r['cap']['epsilon']):.4f} in one"
+            f" year; {at_most(r['epsilon_five_years_like_this']):.4f} of {at_most(r['epsilon_five_years_at_cap']):.4f} in five (δ {r['delta']:g})"
         )
         table = Table(title=title, title_justify="left")
         exact = "ρ" if "rho" in r["cap"] else "pure ε"
@@ -90,7 +90,9 @@ def show(as_json: Json = False) -> None:
             *r["tables"].items(), ("corrections", corrections["spent"]), ("spent", r["spent"]),
             ("set aside for corrections", corrections["set_aside"]), ("budget", r["cap"]),
         ):  # fmt: skip
-            table.add_row(what, next(iter(amount.values())), f"{amount['epsilon']:.4f}", f"{amount['of_budget']:.2%}")
+            table.add_row(
+                what, next(iter(amount.values())), f"{at_most(amount['epsilon']):.4f}", f"{amount['of_budget']:.2%}"
+            )
         out.print(table)
     if not reports:
         out.print("nothing was spent yet")

@@ -10,6 +10,7 @@ import typer
 
 from assets.contract.city import load_city
 from assets.lake.lake import Lake
+from assets.privacy.accounting import at_most
 from pipelines.environments import current, key_folder
 from pipelines.terminal import console
 
@@ -35,7 +36,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
 
 def _amount(spent: dict[str, Any]) -> str:
     """ε of what was spent on them, and its ρ where it was paid in that."""
-    epsilon = f"ε = {spent['epsilon']:.4f}"
+    epsilon = f"ε = {at_most(spent['epsilon']):.4f}"
     return f"ρ = {spent['rho']:.6f}, {epsilon}" if "rho" in spent else epsilon
 
 

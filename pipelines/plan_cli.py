@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from assets.contract.city import City, CityFileError, load_city
+from assets.privacy.accounting import at_most
 from assets.privacy.mechanism import MECHANISMS
 from assets.privacy.plan import ExpectedError, PlanRefused, mechanism_for, price, price_with, terms_of
 from assets.privacy.plan_report import plan_html
@@ -44,8 +45,8 @@ def _expected(city: City) -> tuple[str, list[Row]]:
     ]  # fmt: skip
     chosen = "chosen by the errors" if city.budget.mechanism == "automatic" else "by the city file"
     return (
-        f"{priced.mechanism.title} noise, {chosen}: ε {priced.epsilon_year:.3f} a year with corrections, {priced.epsilon_five_years:.2f} in five "
-        f"(δ {priced.delta:.1g}); {other.mechanism.title}: ε {other.epsilon_year:.3f} and {other.epsilon_five_years:.2f}",
+        f"{priced.mechanism.title} noise, {chosen}: ε {at_most(priced.epsilon_year, 3):.3f} a year with corrections, {at_most(priced.epsilon_five_years, 2):.2f} in five "
+        f"(δ {priced.delta:.1g}); {other.mechanism.title}: ε {at_most(other.epsilon_year, 3):.3f} and {at_most(other.epsilon_five_years, 2):.2f}",
         rows,
     )
 

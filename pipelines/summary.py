@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
+from assets.privacy.accounting import at_most
 from assets.privacy.ledger import open_ledger
 from pipelines.demo.evaluate import errors
 from pipelines.runner import Outcome, counts
@@ -71,7 +72,7 @@ def _budgets(lake: Lake, city: City) -> Iterator[Row]:
         of = f"of {window.mechanism.currency} for ε {terms.epsilon}, δ {terms.delta:g}"
         paused = "; used up: the series is paused" if window.paused else ""
         spent = f"{window.spent_units / window.cap_units:.1%} {of}{paused}"
-        yield f"budget of the year from {scope}", f"ε {window.epsilon(terms.delta):.3f}", spent
+        yield f"budget of the year from {scope}", f"ε {at_most(window.epsilon(terms.delta), 3):.3f}", spent
 
 
 def _published(meta: Metadata) -> Iterator[Row]:

@@ -27,6 +27,7 @@ from assets.identity.erasure_original import DECIDED, anywhere, cases_of, decisi
 from assets.identity.erasure_pseudonymised import FOLLOWING, STORED, erase_pseudonymised, no_longer_permitted
 from assets.identity.pseudonyms import case_keys, patient_keys
 from assets.identity.record import conclude_erasure
+from assets.identity.tombstones import needed_from
 from assets.intake.landing import Erased
 from assets.lake import audit
 from assets.lake.engine import connect, load
@@ -100,7 +101,7 @@ def erase(lake: Lake, city: City, days: Sequence[date], deletions: pa.Table) -> 
     stale = no_longer_permitted(lake, city, days, stored)
     counts = erase_pseudonymised(
         lake, stored, patient_keys(refused, lake.keys).column("key").combine_chunks(),
-        pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), on,
+        pa.chunked_array([*keys.chunks, *removed.chunks, stale], pa.string()).unique(), needed_from(lake, city),
     )  # fmt: skip
     raw = Erased()
     if gone.num_rows:

@@ -35,10 +35,10 @@ from assets.contract.schemas import (
     PSEUDONYMISED_PROCEDURES,
     only,
 )
-from assets.identity.persons import LINKS, known_links, linked, seal
+from assets.identity.persons import LINKS, known_links, linked, links_with, seal
 from assets.identity.pseudonyms import patient_keys
 from assets.identity.rewriting import FROZEN, mask, rewrite
-from assets.identity.tombstones import copy_counters, only_retired, retire
+from assets.identity.tombstones import RETURNED, copy_counters, only_retired, retire
 from assets.lake.engine import connect, load
 from assets.lake.lake import Lake, Mask
 
@@ -118,8 +118,13 @@ def _still_of(stored: pa.Table, own: pa.Array, theirs: pa.Array) -> pa.Array:
         return newest.to_arrow_table().column("case_key").combine_chunks()
 
 
-def erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, on: date) -> dict[str, int]:
-    """Erase `patients` and `cases` (pseudonyms) from `stored`, all cases, and every other table; rows by table."""
+def erase_pseudonymised(
+    lake: Lake, stored: pa.Table, patients: pa.Array, cases: pa.Array, since: date
+) -> dict[str, int]:
+    """Erase `patients` and `cases` (pseudonyms) from `stored`, all cases, and every other table; rows by table.
+
+    `since`: the first event day of which counters are kept (`needed_from`).
+    """
     counts = {table: 0 for table in ("cases", *(name for name, _, _ in FOLLOWING))}
     own = pc.is_in(stored.column("patient_key"), patients)
     theirs = stored.column("case_key").filter(own).unique()
@@ -138,29 +143,33 @@ def erase_pseudonymised(lake: Lake, stored: pa.Table, patients: pa.Array, cases:
     if erased.any() or any(gone_of(table).any() for table in FROZEN):
         for table, schema, column in FOLLOWING:
             counts[table] = rewrite(lake, table, schema, column, gone_of(table))
-    links = known_links(lake)
-    ended = pc.is_in(links.column("patient_key"), patients)
+    known = known_links(lake)
+    ended = pc.is_in(known.column("patient_key"), patients)
+    # Sealed ones too: a restored backup may hold the rows of somebody who was linked, and left, after it was made.
+    links = links_with(lake, stored.column("patient_key").filter(own).unique)
 
     @cache  # read only if asked for
-    def persons_of_all() -> pa.ChunkedArray:
-        return lake.read("cases", only(PSEUDONYMISED_CASES, "person_key")).column("person_key")
+    def names_of_the_living() -> pa.Array:
+        persons = lake.read("cases", only(PSEUDONYMISED_CASES, "person_key")).column("person_key")
+        of_persons, own_names = (n.filter(pa.array(~erased)).unique() for n in (persons, stored.column("patient_key")))
+        by_now = linked(pa.table({"person_key": own_names}), links).column("person_key")
+        return pa.chunked_array([of_persons, own_names, *by_now.chunks], pa.string()).unique()
 
     def living(persons: pa.Array) -> pa.Array:
-        names = (persons_of_all(), stored.column("patient_key"))
-        left = [name.filter(pc.and_(pc.is_in(name, value_set=persons), pa.array(~erased))) for name in names]
-        return pa.chunked_array([chunk for found in left for chunk in found.chunks], pa.string()).unique()
+        return persons.filter(pc.is_in(persons, value_set=names_of_the_living()))
 
     counters = [BOUNDING_DECISIONS.empty_table()]
     for held, _ in lake.months("bounding"):
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
-        # Counters from before a link was known become the person's, who may live on elsewhere; then the link goes.
-        retired = retire(linked(bounding, links.filter(ended)), everything, theirs, living, on, lake.keys)
+        retired = retire(bounding, patients, everything, theirs, links, living, since, lake.keys)
         if not retired.equals(bounding):
+            lake.erase_record(RETURNED)
             lake.write_days("bounding", held, retired, "decided_on")
         counters.append(only_retired(retired))
-    seal(lake, links.filter(ended))
+    seal(lake, known.filter(ended))
     copy_counters(lake, pa.concat_tables(counters))
     counts["links"] = rewrite(lake, "links", LINKS, "arrival_day", mask(ended))
     # Last, because this table tells what must go: if the process dies before, the next run starts over.
     counts["cases"] = rewrite(lake, "cases", PSEUDONYMISED_CASES, "arrival_day", erased)
+    lake.write_record(RETURNED, {"all": True})
     return counts

@@ -2,7 +2,7 @@
 
 Bounding, patients at their cap, erasure and a patient's report all ask here, so that their answers cannot differ. A
 link is learnt from a patient's first valid number and never changes, even if a day runs again or comes late with
-another number; of several in one run the first by arrival day counts, then by pseudonym. Rows stored before a link was
+another number or without; of several in one run the first by arrival day counts, then by pseudonym. Rows stored before a link was
 known are not rewritten: they become the person's when they are read. Links of an erased patient are sealed, readable
 only with the patient's pseudonym, so that whoever comes again is the same person. Not here: counters of the erased
 (`tombstones`).
@@ -10,7 +10,8 @@ only with the patient's pseudonym, so that whoever comes again is the same perso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Final
 
 import pyarrow as pa
@@ -44,6 +45,23 @@ def links_with(lake: Lake, back: Callable[[], pa.Array | pa.ChunkedArray]) -> pa
     sealed = lake.read(SEALED_TABLE, SEALED_LINKS)
     known = known_links(lake)
     return pa.concat_tables([known, _opened(sealed, back(), lake.keys)]) if sealed.num_rows else known
+
+
+def learnt(lake: Lake, days: Sequence[date], links: pa.Table, known: pa.Table) -> pa.Table:
+    """`LINKS` to be stored of `days`: `links` of this run, those of earlier runs of these days, and those of who comes again.
+
+    A second delivery without the number takes nothing back: the patient's cases would be another person's from then on.
+    `known`: `links_with`. Whoever comes again, with a number or without, is linked for everybody to see from the last of `days` on.
+    """
+    parts = [lake.read("links", LINKS, days), links]
+    if lake.rows(SEALED_TABLE):
+        linked_before = pc.is_in(
+            known.column("patient_key"), value_set=known_links(lake).column("patient_key").unique()
+        )
+        again = known.filter(pc.invert(linked_before))
+        parts.append(again.set_column(0, "arrival_day", pa.repeat(days[-1], again.num_rows).cast(pa.date32())))
+    every = pa.concat_tables(parts).group_by(LINKS.names).aggregate([])
+    return every.sort_by([(n, "ascending") for n in LINKS.names]).cast(LINKS)
 
 
 def linked(rows: pa.Table, known: pa.Table, as_of: str | None = None) -> pa.Table:

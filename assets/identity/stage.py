@@ -14,7 +14,7 @@ from assets.contract.schemas import CANONICAL, CONSENT_DECISIONS, only
 from assets.identity.deleted import DELETED_CASES, deleted_cases, without_deleted
 from assets.identity.erasure import erase
 from assets.identity.kernel import pseudonymise
-from assets.identity.persons import links_with
+from assets.identity.persons import learnt, links_with
 from assets.identity.pseudonyms import patient_keys
 from assets.identity.record import record_days
 from assets.identity.superseded import with_superseded
@@ -50,9 +50,12 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     lake.write_days("deleted_cases", days, deleted_cases(deletions, lake.keys), "arrival_day")
     result["cases"] = with_superseded(lake, days, result["cases"])
     result = without_deleted(result, lake.read("deleted_cases", DELETED_CASES))
+    result["links"] = learnt(lake, days, result["links"], known)
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
-    restore_counters(lake, result["cases"])  # before the record: nothing is measured on cases without one
+    restore_counters(
+        lake, result["cases"], result["links"]
+    )  # before the record: nothing is measured on cases without one
     record_days(lake, days, result, cert["sha256"])
     cases = result["cases"].select(["case_key", "person_key", "patient_key"])
     del result

@@ -17,17 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.consent.tombstones import beside_raw
+from assets.contract.city import City
 from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_CASES, only
 from assets.contract.terms import WINDOW_DAYS
-from assets.identity.persons import SEALED_LINKS, SEALED_TABLE
+from assets.identity.persons import SEALED_LINKS, SEALED_TABLE, linked
 from assets.lake.keys import Keyring, derive, keyed_hashes
 from assets.lake.lake import DamagedTable, Lake
 
 MARK: Final = "tombstone:"
-# Cases are admitted up to 60 days (the largest freeze lag) before the day on which they are decided.
-_KEPT_DAYS: Final = WINDOW_DAYS + 60
 _NAMED: Final = only(PSEUDONYMISED_CASES, "case_key", "patient_key", "person_key")
-_RETURNED: Final = "counters_returned"
+RETURNED: Final = "counters_returned"
+"""The record that no stored case has a retired counter: it is gone while an erasure has retired some, and not yet the cases."""
 
 
 def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.Array:
@@ -37,33 +37,53 @@ def _hashes(values: pa.Array | pa.ChunkedArray, keys: Keyring, kind: str) -> pa.
     return pc.binary_join_element_wise(pa.scalar(MARK), keys.cover(keyed_hashes(keys.uncover(whole), key)), "")
 
 
+def needed_from(lake: Lake, city: City) -> date:
+    """First event day whose counters may still matter: to a case within 364 days of it that is not in all tables yet.
+
+    Whatever holds a day up is in this: lags, history that comes with the first delivery, arrival days that never ran. A day
+    is in all tables once its week is closed, and another week that closed after the largest extra lag.
+    """
+    closed = set(lake.days("late_events"))
+    plans = (city.plan, *(terms.plan for terms in city.former))
+    lag = timedelta(max(table.extra_lag_days for plan in plans for table in plan.tables))
+    day, newest = city.start, max(closed, default=city.start)
+    while day in closed and city.week_known_on(day) + lag < city.week_known_on(newest):
+        day += timedelta(1)
+    return day - timedelta(WINDOW_DAYS - 1)
+
+
 def retire(
     bounding: pa.Table,
+    patients: pa.Array,
     case_keys: pa.Array,
     moved: pa.Array,
+    links: pa.Table,
     living: Callable[[pa.Array], pa.Array],
-    on: date,
+    since: date,
     keys: Keyring,
 ) -> pa.Table:
     """`BOUNDING_DECISIONS` with hashes in place of the pseudonyms of erased cases and of persons without a case left.
 
-    `case_keys`: erased cases. `moved`: cases of erased patients that are somebody else's by now; they keep their
-    pseudonym, because they were decided for the former patient, count for nobody, and nothing else would tell.
-    `living`: those of the given persons who still have a case, under their own or a patient's pseudonym. Tombstones
-    whose window ended before `on` are dropped.
+    `patients` are erased, and `case_keys` are the erased cases. `moved`: cases of erased patients that are somebody else's by now;
+    they keep their pseudonym, because they were decided for the former patient, count for nobody, and nothing else would
+    tell. What leaves is stored under the person that `links` (`LINKS`) names by now, who may live on elsewhere or come
+    again: a link does not find a hash. `living`: those of the given persons who still have a case, under whatever pseudonym.
+    Tombstones of days before `since` (`needed_from`) are dropped.
     """
     cases, persons = bounding.column("case_key"), bounding.column("person_key")
     before = pc.starts_with(cases, MARK)
     now = pc.and_(pc.invert(before), pc.is_in(cases, case_keys))
     erased = pc.or_(pc.or_(before, now), pc.starts_with(persons, MARK))
-    leaving = pc.or_(erased, pc.is_in(cases, moved))
+    leaving = pc.or_(pc.or_(erased, pc.is_in(cases, moved)), pc.is_in(persons, patients))
     if not pc.any(leaving).as_py():
         return bounding
+    persons = pc.if_else(leaving, linked(bounding, links).column("person_key"), persons)
+    bounding = bounding.set_column(bounding.column_names.index("person_key"), "person_key", persons)
     named = pc.and_(leaving, pc.invert(pc.starts_with(persons, MARK)))
     asked = persons.filter(named).unique()
     lost = pc.and_(named, pc.invert(pc.is_in(persons, value_set=living(asked) if len(asked) else asked)))
     table = _replaced(_replaced(bounding, "case_key", now, keys), "person_key", lost, keys)
-    over = pc.less(table.column("event_day"), pa.scalar(on - timedelta(_KEPT_DAYS)))
+    over = pc.less(table.column("event_day"), pa.scalar(since))
     return table.filter(pc.invert(pc.and_(pc.or_(erased, lost), over))).cast(BOUNDING_DECISIONS)
 
 
@@ -74,38 +94,42 @@ def _replaced(table: pa.Table, column: str, where: pa.Array, keys: Keyring) -> p
     return table.set_column(table.column_names.index(column), column, pc.if_else(where, hashes, values))
 
 
-def restore_counters(lake: Lake, cases: pa.Table) -> None:
-    """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`).
+def restore_counters(lake: Lake, cases: pa.Table, links: pa.Table) -> None:
+    """Give retired counters back to the persons and cases that came again with `cases` (`PSEUDONYMISED_CASES`) or `links` (`LINKS`).
 
-    A person is found by the patient too, because somebody without an insured number may come again with one. Pseudonyms
-    are hashed only if any counter is retired. The first call covers all stored cases: earlier versions of this software
-    left counters retired whose persons had come again.
+    A person is found by the patient too, because somebody without an insured number may come again with one, and by the
+    link alone, because the case that brings it may be deleted already. Pseudonyms are hashed only if any counter is
+    retired. The first call, and the one after an erasure that died, cover all stored cases: earlier versions of this
+    software left counters retired whose persons had come again, and whoever was half erased may be permitted again.
     """
-    named = cases if lake.read_record(_RETURNED) else lake.read("cases", _NAMED)
+    named = cases if lake.read_record(RETURNED) else lake.read("cases", _NAMED)
     back: dict[str, tuple[pa.Array, pa.Array]] = {}
-    for held, _ in lake.months("bounding") if named.num_rows else ():
+    for held, _ in lake.months("bounding") if named.num_rows or links.num_rows else ():
         bounding = lake.read("bounding", BOUNDING_DECISIONS, held)
         if not any(pc.any(pc.starts_with(bounding.column(n), MARK)).as_py() for n in ("person_key", "case_key")):
             continue
         back = back or {
-            "person_key": _marked(named, ("person_key", "patient_key"), "person_key", lake.keys),
-            "case_key": _marked(named, ("case_key",), "case_key", lake.keys),
+            "person_key": _marked(
+                [named.column("person_key"), named.column("patient_key"), links.column("person_key")],
+                "person_key",
+                lake.keys,
+            ),
+            "case_key": _marked([named.column("case_key")], "case_key", lake.keys),
         }
         restored = bounding
         for column, (marks, pseudonyms) in back.items():
             values = restored.column(column)
-            place = pc.index_in(values, marks)
-            known = pc.if_else(pc.is_null(place), values, pseudonyms.take(pc.fill_null(place, 0)))
+            known = pc.coalesce(pseudonyms.take(pc.index_in(values, marks)), values)
             restored = restored.set_column(restored.column_names.index(column), column, known)
         if not restored.equals(bounding):
             lake.write_days("bounding", held, restored.cast(BOUNDING_DECISIONS), "decided_on")
     if named is not cases:
-        lake.write_record(_RETURNED, {"all": True})
+        lake.write_record(RETURNED, {"all": True})
 
 
-def _marked(cases: pa.Table, columns: Sequence[str], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
-    """Distinct pseudonyms in `columns` of `cases`, and before them their hashes as `retire` stores them."""
-    found = pa.chunked_array([chunk for n in columns for chunk in cases.column(n).chunks], pa.string()).unique()
+def _marked(columns: Sequence[pa.ChunkedArray], kind: str, keys: Keyring) -> tuple[pa.Array, pa.Array]:
+    """Distinct pseudonyms in `columns`, and before them their hashes as `retire` stores them."""
+    found = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).unique()
     return _hashes(found, keys, kind), found
 
 

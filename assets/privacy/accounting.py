@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from datetime import date
+from decimal import ROUND_CEILING, Decimal
 from functools import cache
 from typing import Final
 
@@ -44,6 +45,11 @@ def epsilon_of(rho: float, delta: float) -> float:
         else:
             low += third
     return max(0.0, at((low + high) / 2))
+
+
+def at_most(bound: float, digits: int = 4) -> float:
+    """A bound to so many decimals, up: rounded to the nearest it would promise more than holds."""
+    return float(Decimal(repr(bound)).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
 
 
 @cache

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from assets.contract.city import City
+from assets.privacy.accounting import at_most
 from assets.privacy.plan import ExpectedError, PricedPlan
 
 _STYLE = (
@@ -55,7 +56,7 @@ def plan_html(city: City, plan: PricedPlan) -> str:
     return "\n".join([
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Release plan</title><style>{_STYLE}</style>",
         f"<h1>Release plan: {html.escape(city.name.en)}</h1>",
-        f"<p>Noise: {plan.mechanism.title}. ε {plan.epsilon_year:.3f} a year and {plan.epsilon_five_years:.2f} in five with every "
+        f"<p>Noise: {plan.mechanism.title}. ε {at_most(plan.epsilon_year, 3):.3f} a year and {at_most(plan.epsilon_five_years, 2):.2f} in five with every "
         f"correction, at δ {plan.delta:.2g}. "
         f"Of the budget of ε {city.budget.epsilon:g} the tables take {plan.spent_units / plan.budget_units:.1%}, corrections at most "
         f"{plan.set_aside_units / plan.budget_units:.1%}; the rest is not spent.</p>",

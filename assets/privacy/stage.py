@@ -22,6 +22,7 @@ from assets.contract.schemas import BOUNDING_DECISIONS, ESTIMATES, EVENTS, PSEUD
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS, MeasuredTable
 from assets.identity.persons import known_links, linked
 from assets.identity.record import recorded_days, verify_cases
+from assets.identity.tombstones import MARK
 from assets.lake import audit
 from assets.lake.distribute import LOCAL, Engine, in_order
 from assets.lake.engine import connect, give_back, load
@@ -220,12 +221,17 @@ def beyond_caps(lake: Lake, city: City) -> pa.Array:
     counted. The person's cases are bounded again as they were decided, so that none takes the place of an earlier one.
     """
     links = known_links(lake)
-    decided = lake.read("bounding", only(BOUNDING_DECISIONS, "person_key")).column("person_key")
-    before = decided.filter(pc.is_in(decided, value_set=links.column("patient_key").combine_chunks())).unique()
-    if not len(before):
+    of_each = links.group_by("person_key").aggregate([("patient_key", "count_distinct")])
+    several = of_each.filter(pc.greater(of_each.column("patient_key_count_distinct"), 1)).column("person_key")
+    decided = lake.read("bounding", only(BOUNDING_DECISIONS, "person_key", "case_key"))
+    # Of a patient who was erased no link is left, and their counters are the person's.
+    marked = (pc.starts_with(decided.column(n), MARK) for n in ("case_key", "person_key"))
+    erased = linked(decided.filter(pc.and_not(*marked)), links).column("person_key")
+    persons = pa.chunked_array([*several.chunks, *erased.chunks], pa.string()).unique()
+    if not len(persons):
         return pa.array([], pa.string())
-    persons = linked(pa.table({"person_key": before}), links).column("person_key")
-    theirs = decisions_of(lake, "person_key", pa.concat_arrays([before, *persons.chunks]))
+    patients = links.filter(pc.is_in(links.column("person_key"), value_set=persons)).column("patient_key")
+    theirs = decisions_of(lake, "person_key", pa.concat_arrays([persons, *patients.chunks]))
     kept = linked(theirs.filter(theirs.column("kept")).drop_columns(["kept"]), links)
     again = decide(kept, BOUNDING_DECISIONS.empty_table(), city.caps, city.budget.epoch, city.former_caps)
     return again.filter(pc.invert(again.column("kept"))).column("case_key").combine_chunks()

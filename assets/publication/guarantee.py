@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from assets.contract.city import City
 from assets.contract.terms import LEVEL_DAYS, WINDOW_DAYS
-from assets.privacy.accounting import UNITS
+from assets.privacy.accounting import UNITS, at_most
 from assets.privacy.mechanism import Noise
 from assets.privacy.plan import PricedPlan, price, terms_of
 
@@ -24,11 +23,6 @@ AT_CAP_PUBLISHED = "patients with a case that was left out are counted, with noi
 
 def _mechanism_text(noise: type[Noise]) -> str:
     return f"{noise.title}, {noise.privacy}".replace("gaussian", "Gaussian")
-
-
-def _at_most(bound: float) -> float:
-    """A bound to four decimals, up: rounded to the nearest it would promise more than holds."""
-    return float(Decimal(repr(bound)).quantize(Decimal("0.0001"), ROUND_CEILING))
 
 
 def _caps(city: City) -> dict[str, int]:
@@ -104,7 +98,7 @@ def _former(city: City) -> tuple[dict[str, Any], ...]:
             "until": until.isoformat(),
             "caps": _caps(terms.city),
             "mechanism": _mechanism_text(terms.plan.mechanism),
-            "epsilon_one_year": _at_most(terms.plan.epsilon_year),
+            "epsilon_one_year": at_most(terms.plan.epsilon_year),
             "delta": terms.plan.delta,
         }
         for until, terms in windows.items()
@@ -125,8 +119,8 @@ def guarantee(city: City, priced: PricedPlan | None = None) -> Guarantee:
         caps=_caps(city),
         cost=plan.promised_units / UNITS,
         corrections=plan.set_aside_units / UNITS,
-        epsilon_one_year=_at_most(plan.epsilon_year),
-        epsilon_five_years=_at_most(plan.epsilon_five_years),
+        epsilon_one_year=at_most(plan.epsilon_year),
+        epsilon_five_years=at_most(plan.epsilon_five_years),
         delta=plan.delta,
         former=_former(city),
         truncation_share=AT_CAP_PUBLISHED if any(t.at_cap for t in city.plan.tables) else UNMEASURED,

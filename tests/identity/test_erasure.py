@@ -34,7 +34,7 @@ from assets.contract.schemas import (
     PSEUDONYMISED_CASES,
     PSEUDONYMISED_DIAGNOSES,
 )
-from assets.identity import erasure_original
+from assets.identity import erasure_original, erasure_pseudonymised
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK
@@ -468,6 +468,26 @@ def test_a_process_that_dies_while_somebody_joins_again_restarts_nobodys_budget(
     assert decided("restore_counters", (2,)).equals(again)
     assert decided("record_days", (2,)).equals(again)
     assert decided("record_days", (2, 3)).equals(gone)
+
+
+def test_who_signs_again_after_an_erasure_that_died_is_not_counted_twice(
+    run: Run, lake: Lake, deliver: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Dies when the counters are retired and the cases are still there; the next night takes both days at once."""
+    first = {"Patient": [person("BACK")], "Encounter": [stay("c1", "BACK")], "Consent": [fhir_consent("BACK")]}
+    denied = {"Consent": [fhir_consent("BACK", kind="deny", on="2024-12-31", ident="w")]}
+    signed = {"Consent": [fhir_consent("BACK", on="2025-01-03", ident="anew")]}
+    for day, files in enumerate((first, {}, {}, {}, denied, signed)):
+        deliver("klinik-nord", START + timedelta(day), changes(**files))
+    run(0, 3)
+    counted = lake.read("bounding", BOUNDING_DECISIONS)
+    assert counted.column("kept").to_pylist() == [True] and lake.read("events", EVENTS).num_rows == 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(erasure_pseudonymised, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(4)
+    run(4, 5)
+    assert lake.read("cases", PSEUDONYMISED_CASES).num_rows == 1, "permitted again before anybody erased it"
+    assert lake.read("bounding", BOUNDING_DECISIONS).equals(counted), "it is the case that was counted"
 
 
 INSURED: dict[str, Any] = {"identifier": [{"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}]}
@@ -1140,6 +1160,19 @@ def insured_ids(number: int) -> list[str]:
     """Different valid ones."""
     every = (f"A1234{n:05}" for n in range(10**5))
     return list(islice(filter(insured_id_is_valid, every), number))
+
+
+def test_a_link_stays_when_its_day_runs_again_without_the_number(run: Run, lake: Lake, deliver: Callable[..., Path]):
+    came = {"Patient.ndjson": [person("p", **INSURED)], "Encounter.ndjson": [stay("c1", "p")], "Consent.ndjson": [fhir_consent("p")]}  # fmt: skip
+    deliver("klinik-nord", START, came)
+    run(0)
+    deliver("klinik-nord", START, came | {"Patient.ndjson": [person("p")]}, suffix="-second")
+    run(0)
+    deliver("klinik-nord", START + timedelta(1), came | {"Patient.ndjson": [person("p")], "Encounter.ndjson": [stay("c2", "p", "2024-12-31")]})  # fmt: skip
+    run(1)
+    persons = {r["person_key"] for r in lake.read("cases", PSEUDONYMISED_CASES).to_pylist()}
+    assert len(persons) == 1
+    assert sorted(lake.read("bounding", BOUNDING_DECISIONS).column("kept").to_pylist()) == [False, True]
 
 
 @pytest.mark.parametrize("again", [0, -1])

@@ -5,7 +5,9 @@ from datetime import date, timedelta
 import pyarrow as pa
 import pytest
 
+from assets.contract.schemas import BOUNDING_DECISIONS, PSEUDONYMISED_CASES
 from assets.identity.persons import LINKS, SEALED_LINKS, linked, links_with, pseudonyms_of_person, seal
+from assets.identity.tombstones import MARK, restore_counters, retire
 from assets.lake.lake import Lake
 
 DAY = date(2025, 3, 1)
@@ -54,3 +56,23 @@ def test_who_left_twice_and_changed_their_number_between_stays_who_they_were_cou
     for n in order:
         seal(lake, sealed[n])
     assert links_with(lake, lambda: pa.chunked_array([[P]])).to_pylist() == sealed[0].to_pylist()
+
+
+def test_a_link_gives_a_person_their_counters_back_though_the_case_that_brought_it_is_deleted(lake: Lake):
+    row = {
+        "decided_on": DAY,
+        "person_key": P,
+        "case_key": "c" * 32,
+        "clinic": "klinik-nord",
+        "event_day": DAY,
+        "kept": True,
+    }
+    counted, nobody = pa.Table.from_pylist([row], schema=BOUNDING_DECISIONS), pa.array([], pa.string())
+    known = _links((0, P, X))
+    retired = retire(counted, pa.array([P]), pa.array(["c" * 32]), nobody, known, lambda _: nobody, DAY, lake.keys)
+    assert retired.column("person_key")[0].as_py().startswith(MARK)
+    lake.write_days("bounding", [DAY], retired, "decided_on")
+    restore_counters(lake, PSEUDONYMISED_CASES.empty_table(), _links((1, Q, X)))
+    assert lake.read("bounding", BOUNDING_DECISIONS).column("person_key").to_pylist() == [X], (
+        "the other patient's person"
+    )

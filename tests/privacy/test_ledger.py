@@ -15,13 +15,14 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from assets.contract.city import City
 from assets.lake.lake import Lake
-from assets.privacy.accounting import UNITS, epsilon_of
+from assets.privacy.accounting import UNITS, at_most, epsilon_of
 from assets.privacy.evidence import head_of
 from assets.privacy.ledger import (
     BudgetExceeded,
@@ -46,6 +47,7 @@ from assets.privacy.ledger_store import (
     _triggers_of_postgres,
     _triggers_of_sqlite,
 )
+from pipelines import ledger_cli
 from pipelines.ledger_cli import window_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -461,8 +463,29 @@ def test_what_is_shown_are_exact_fractions(ledger: Ledger):
     assert Fraction(report["spent"]["rho"]) == Fraction(12, UNITS) and report["spent"]["of_budget"] == 12 / CAP
     assert Fraction(report["corrections"]["set_aside"]["rho"]) == Fraction(SET_ASIDE, UNITS)
     full = window_report(WINDOW, Window(cap_units=UNITS // 4, tables={"day": UNITS // 4}), 1e-6)
-    assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == round(epsilon_of(0.25, 1e-6), 6)
-    assert full["epsilon_five_years_like_this"] == round(epsilon_of(1.25, 1e-6), 6)
+    assert full["spent"]["rho"] == "1/4" and full["spent"]["epsilon"] == at_most(epsilon_of(0.25, 1e-6), 6)
+    assert full["epsilon_five_years_like_this"] == at_most(epsilon_of(1.25, 1e-6), 6)
+
+
+@pytest.mark.parametrize("quarters", [1, 3, 7, 11])
+def test_no_shown_epsilon_is_below_the_real_one(
+    city: City, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quarters: int
+):
+    """A bound that is rounded down does not hold."""
+    window = Window(cap_units=quarters * UNITS // 16, tables={"day": quarters * UNITS // 80})
+    known = SimpleNamespace(windows=lambda: {WINDOW: window})
+    monkeypatch.setattr(ledger_cli, "_open", lambda: (city, None, known))
+    ledger_cli.show()
+    text = " ".join(capsys.readouterr().out.split())
+    shown = [
+        float(n) for n in re.findall(r"(?<![\w.])\d\.\d{4}(?!\d)|(?<![\w.])\d\d\.\d{4}(?!\d)", text.partition("(δ")[0])
+    ]
+    delta = city.budget.delta
+    amounts = (window.spent_units, window.cap_units, 5 * window.spent_units, 5 * window.cap_units)
+    real = [window.epsilon(delta, units) for units in amounts]
+    assert len(shown) == 4 and all(0 <= s - r < 1.1e-4 for s, r in zip(shown, real, strict=True)), (shown, real)
+    for units, part in ((window.spent_units, "spent"), (window.cap_units, "cap")):
+        assert 0 <= window_report(WINDOW, window, delta)[part]["epsilon"] - window.epsilon(delta, units) <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from assets.privacy.consistency import Product, estimate, variance
 from assets.privacy.mechanism import DiscreteGaussian, Geometric, draw
 from assets.privacy.plan import PlanRefused, price
 from assets.privacy.plan_report import plan_html
+from pipelines.plan_cli import _expected
 
 EPOCH = date(2024, 12, 30)
 NONE = BOUNDING_DECISIONS.empty_table()
@@ -211,6 +212,17 @@ def test_the_guess_that_the_documents_promise_follows_from_the_plan(city: City):
         assert f"{promised} of 100 times" in text
         # Even odds, and Pinsker's bound on the total variation of what is published with and without the person.
         assert promised - 1 < 50 + 50 * math.sqrt(years * rho / 2) <= promised
+
+
+@pytest.mark.parametrize("epsilon", [0.7, 1.9, 3.0, 4.3])
+def test_the_plan_shows_no_epsilon_below_the_real_one(city: City, epsilon: float):
+    """A bound that is rounded down does not hold."""
+    other = city.model_copy(update={"budget": city.budget.model_copy(update={"epsilon": epsilon})})
+    other = other.model_copy(update={"plan": other.plan.model_copy(update={"acceptance": ()})})
+    plan = price(other)
+    for text in (_expected(other)[0], plan_html(other, plan)):
+        year, five = (float(n) for n in re.findall(r"ε ([0-9.]+) a year .*?([0-9.]+) in five", text)[0])
+        assert 0 <= year - plan.epsilon_year <= 1e-3 and 0 <= five - plan.epsilon_five_years <= 1e-2
 
 
 def test_a_plan_that_misses_a_limit_is_refused_by_name(city: City):

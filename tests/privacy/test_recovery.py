@@ -200,6 +200,32 @@ def test_who_was_counted_and_left_after_the_backup_has_no_second_budget(
     assert open_ledger(lake, apart).verify() == []
 
 
+def test_who_was_linked_and_left_after_the_backup_comes_again_as_the_same_person(
+    lake: Lake, apart: City, deliver: Any, small_export: Any, run_days: Any, tmp_path: Path
+):
+    """The backup holds their first case under the patient's pseudonym, and no link; the copy in landing has the sealed one."""
+    days, anna = [START + timedelta(n) for n in range(4)], ["CANARY-anna"]
+    exports = [small_export(day, anna, withdrawn=tuple(anna) if day == days[2] else ()) for day in days]
+    exports[1]["Patient.ndjson"][0]["identifier"] = [
+        {"system": "http://fhir.de/sid/gkv/kvid-10", "value": "A123456780"}
+    ]
+    for row in exports[3]["Consent.ndjson"]:
+        row |= {"id": "anew", "dateTime": f"{days[3]}T10:00:00+01:00"}
+    for day, export in zip(days[:3], exports, strict=False):
+        deliver("klinik-nord", day, export)
+        run_days(lake, apart, [day])
+        if day == days[0]:
+            recovery.make(lake, apart, tmp_path / "city.backup")
+    retired = lake.read("bounding", BOUNDING_DECISIONS)
+    recovery.restore(lake, apart, tmp_path / "city.backup")
+    run_days(lake, apart, days[1:3])
+    assert lake.read("bounding", BOUNDING_DECISIONS) == retired
+    deliver("klinik-nord", days[3], exports[3])
+    run_days(lake, apart, days[3:])
+    decided = lake.read("bounding", BOUNDING_DECISIONS)
+    assert decided.filter(decided.column("kept")).num_rows == 1, "all cases lie in one ISO week"
+
+
 def test_a_lost_database_comes_back_from_a_new_backup_and_never_from_an_older_or_foreign_one(
     lake: Lake, apart: City, deliver: Any, small_export: Any, run_days: Any, tmp_path: Path, postgres: str
 ):
