@@ -47,6 +47,7 @@ _LISTING_BYTES: Final = 16 * 2**20
 _HEADER_BYTES: Final = 8 * 2**10
 """Of what precedes a member in a tar, which `tarfile` holds as a whole and, before Python 3.11.10, searches in quadratic time."""
 _TAPE_BLOCK: Final = _HEADER_BYTES // 2
+_TOO_MANY: Final = f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts"
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 """Bits of a ZIP member's flags: encrypted, strongly so, with its header (APPNOTE 4.4.4)."""
 _OF_CONTENT: Final = (None, errno.EINVAL, errno.EOVERFLOW)
@@ -127,7 +128,7 @@ class _Archive(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LISTING_BYTES:
-            raise FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")
+            raise FetchProblem(_TOO_MANY)
         return super().read(size) or b""
 
 
@@ -291,4 +292,4 @@ def _of_tar(file: _Archive, room: _Room) -> Iterator[_Member]:
 
 def _limit(number: int) -> None:
     if number > MAX_FILES:
-        raise FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")
+        raise FetchProblem(_TOO_MANY)
