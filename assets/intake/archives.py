@@ -32,6 +32,7 @@ from assets.intake.connectors.transfer import (
     UNSAFE_NAME,
     FetchProblem,
     Later,
+    NoRoom,
     is_delivered,
 )
 
@@ -87,7 +88,7 @@ def collect(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
             _Room("an archive unpacks to far more data than an export can hold; send it unpacked, or in parts", allowed_bytes(source)),
             _Room(f"it unpacks to more than {MAX_BYTES // 2**30} GiB; deliver it in parts", left),
             _Room("it unpacks to more than half of the free room on the disk; make room there, then try again",
-                  shutil.disk_usage(folder).free // 2),
+                  shutil.disk_usage(folder).free // 2, NoRoom),
             key=lambda r: r.left,
         )  # fmt: skip
         before = room.left
@@ -116,11 +117,12 @@ class _Room:
 
     reason: str
     left: int
+    problem: type[FetchProblem] = FetchProblem
 
     def take(self, number: int) -> None:
         self.left -= number
         if self.left < 0:
-            raise FetchProblem(self.reason)
+            raise self.problem(self.reason)
 
 
 class _Archive(io.FileIO):
