@@ -561,6 +561,19 @@ def test_consents_among_other_types_are_read_beside_tables(lake: Lake, city: Cit
     assert tables["consent_provisions"].column("patient_id").to_pylist() == ["p", "p"]
 
 
+def test_what_tables_lack_is_told_once_though_all_is_read_again(lake: Lake, city: City, deliver: Callable):
+    """A file named after consents that holds others makes the tables beside it be read twice."""
+    clinics = tuple(c.model_copy(update={"format": "practice", "consent_source": "fhir"}) for c in city.clinics)
+    changed = city.model_copy(update={"clinics": clinics})
+    table = b"case_id;patient_id;sex;visited_on;visit_type\nv;p;w;2025-01-05;emergency\nx\n"
+    deliver("klinik-nord", DAY, {"practice.csv": table, "Consent.ndjson": on_lines(PATIENT, CONSENT)})
+    pull(lake, changed, [DAY], TODAY)
+    tables = read_exports(landed(lake, changed, [DAY]), changed)[0]
+    told = [(f["rule"], f["source_file"], f["source_line"]) for f in tables["findings"].to_pylist()]
+    assert told == [("wrong_number_of_fields", "practice.csv", 3)]
+    assert [tables[n].num_rows for n in ("cases", "consent_provisions")] == [1, 1]
+
+
 NAMES = st.sampled_from(["Patient.ndjson", "Consent.1.ndjson", "encounter.ndjson.gz", "Condition_2.ndjson", "x.jsonl", "y.ndjson.gz", "all.json"])  # fmt: skip
 
 
