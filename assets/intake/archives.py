@@ -32,7 +32,6 @@ from assets.intake.connectors.transfer import (
     UNSAFE_NAME,
     FetchProblem,
     Later,
-    NoRoom,
     is_delivered,
 )
 
@@ -48,7 +47,6 @@ _LISTING_BYTES: Final = 16 * 2**20
 _HEADER_BYTES: Final = 8 * 2**10
 """Of what precedes a member in a tar, which `tarfile` holds as a whole and, before Python 3.11.10, searches in quadratic time."""
 _TAPE_BLOCK: Final = _HEADER_BYTES // 2
-_TOO_MANY: Final = f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts"
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 """Bits of a ZIP member's flags: encrypted, strongly so, with its header (APPNOTE 4.4.4)."""
 _OF_CONTENT: Final = (None, errno.EINVAL, errno.EOVERFLOW)
@@ -88,7 +86,7 @@ def collect(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
             _Room("an archive unpacks to far more data than an export can hold; send it unpacked, or in parts", allowed_bytes(source)),
             _Room(f"it unpacks to more than {MAX_BYTES // 2**30} GiB; deliver it in parts", left),
             _Room("it unpacks to more than half of the free room on the disk; make room there, then try again",
-                  shutil.disk_usage(folder).free // 2, NoRoom),
+                  shutil.disk_usage(folder).free // 2, lasts=False),
             key=lambda r: r.left,
         )  # fmt: skip
         before = room.left
@@ -117,12 +115,12 @@ class _Room:
 
     reason: str
     left: int
-    problem: type[FetchProblem] = FetchProblem
+    lasts: bool = True
 
     def take(self, number: int) -> None:
         self.left -= number
         if self.left < 0:
-            raise self.problem(self.reason)
+            raise FetchProblem(self.reason, self.lasts)
 
 
 class _Archive(io.FileIO):
@@ -130,7 +128,7 @@ class _Archive(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LISTING_BYTES:
-            raise FetchProblem(_TOO_MANY)
+            raise _too_many()
         return super().read(size) or b""
 
 
@@ -294,4 +292,8 @@ def _of_tar(file: _Archive, room: _Room) -> Iterator[_Member]:
 
 def _limit(number: int) -> None:
     if number > MAX_FILES:
-        raise FetchProblem(_TOO_MANY)
+        raise _too_many()
+
+
+def _too_many() -> FetchProblem:
+    return FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")

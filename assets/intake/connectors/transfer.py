@@ -50,28 +50,22 @@ State = dict[str, Any]
 
 
 class FetchProblem(Exception):
-    """An export could not be fetched, or not unpacked. `reason` is value-free and says what to do."""
+    """An export could not be fetched, or not unpacked. `reason` is value-free and says what to do.
+
+    `lasts`: whether that stays for as long as the export does not change.
+    """
 
     outcome: Literal["rejected", "waiting"] = "rejected"
-    lasts: bool = True
-    """Whether it stays for as long as the export does not change."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, lasts: bool = True) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.lasts = reason, lasts and self.outcome == "rejected"
 
 
 class Later(FetchProblem):
     """Nothing is wrong, or it may pass by itself: the next run tries again."""
 
     outcome = "waiting"
-    lasts = False
-
-
-class NoRoom(FetchProblem):
-    """The disk is too full, and may be larger the next time."""
-
-    lasts = False
 
 
 class Transient(Later):
