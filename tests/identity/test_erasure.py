@@ -833,7 +833,7 @@ def test_files_that_may_say_whose_a_case_is_are_rewritten_last(lake: Lake, monke
     """After a crash the next run finds the cases of a patient in what is left."""
     folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
     folder.mkdir(parents=True)
-    for name in ("Patient.ndjson", "all.json", "any.ndjson", "Condition.ndjson", "Observation.ndjson"):
+    for name in ("Patient.ndjson", "All.json", "Any.ndjson", "Condition.ndjson", "Observation.ndjson"):
         (folder / name).write_text(json.dumps(person("GONE")) + "\n" + json.dumps(person("STAYS")) + "\n")
     (folder / "Observation.ndjson").write_text(
         '{"resourceType":"Observation","subject":{"reference":"Patient/GONE"}}\n'

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from assets.contract.city import City
 from assets.contract.codes import CONSENT_CODE_SYSTEM
-from assets.intake.connector import Export, landed, pull
+from assets.intake.connector import Export, built_upon, landed, pull
 from assets.intake.fhir_files import is_document
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -539,13 +539,17 @@ def test_what_is_deleted_on_a_line_among_other_types_is_gone(read: Callable):
 
 
 @pytest.mark.parametrize("base", ["all.ndjson", "patient.ndjson"])
-def test_changes_build_upon_an_export_of_all_types_in_one_file(read: Callable, base: str):
+def test_changes_build_upon_an_export_of_all_types_in_one_file(lake: Lake, city: City, deliver: Callable, base: str):
     """The diagnosis is corrected; case and person are taken from what came before."""
-    changed = json.loads(json.dumps(CONDITION).replace("I48.0", "I21.0"))
-    got = read({base: on_lines(*ALL)}, {"export.json": json.dumps({"scope": "incremental"}), base: on_lines(changed)})
-    codes = {(d["arrival_day"], d["icd_code"]) for d in got["diagnoses"]}
-    assert codes == {(DAY, "I48.0"), (DAY + timedelta(1), "I21.0")}
-    assert [p["patient_id"] for p in got["persons"]] == ["p", "p"]
+    changed, next_day = json.loads(json.dumps(CONDITION).replace("I48.0", "I21.0")), DAY + timedelta(1)
+    deliver("klinik-nord", DAY, {base: on_lines(*ALL)})
+    deliver("klinik-nord", next_day, {"export.json": json.dumps({"scope": "incremental"}), base: on_lines(changed)})
+    pull(lake, city, [DAY, next_day], TODAY)
+    exports = landed(lake, city, [next_day])
+    tables, rejected = read_exports(exports, city, built_upon(lake, city, exports))
+    assert rejected == {} and tables["findings"].num_rows == 0
+    assert tables["diagnoses"].select(["case_id", "icd_code"]).to_pylist() == [{"case_id": "e", "icd_code": "I21.0"}]
+    assert [tables[n].column("patient_id").to_pylist() for n in ("cases", "persons")] == [["p"], ["p"]]
 
 
 @pytest.mark.parametrize("form", ["p21", "practice"])

@@ -382,7 +382,8 @@ def test_contacts_of_departments_are_left_out_on_purpose_and_not_unread(lake: La
     text = "\n".join([*(json.dumps(r) for r in [ENCOUNTER, *wards]), "", *["{"] * 20])
     deliver("klinik-nord", DAY, {"Encounter.ndjson": text})
     deliver("klinik-nord", DAY + timedelta(1), {"Encounter.ndjson.gz": gzip.compress(text.encode())})
-    for day in (DAY, DAY + timedelta(1)):
+    deliver("klinik-nord", DAY + timedelta(2), {"x.ndjson": text})
+    for day in (DAY, DAY + timedelta(1), DAY + timedelta(2)):
         pull(lake, city, [day], TODAY)
         assert stage.read(lake, city, [day])["unread"] == {"klinik-nord": 0.25}
 
