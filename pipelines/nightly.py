@@ -16,6 +16,7 @@ import dagster as dg
 
 from assets.contract.city import City
 from assets.contract.terms import WEEK_DAYS, WINDOW_DAYS
+from assets.intake.connectors.transfer import refused_days
 from assets.lake.progress import Stretch, days_between, finished_days, stretches
 
 HOUR, MINUTE = 3, 30
@@ -38,8 +39,9 @@ def one_run(stretch: Stretch, reason: str, mark: str) -> dg.RunRequest:
     return dg.RunRequest(run_key=f"{reason}/{first}/{last}/{mark}", tags=tags)
 
 
-def not_there_yet(landing: Path, city: City, yesterday: date) -> list[date]:
-    """Days for which a clinic that is asked over the network has delivered nothing so far, while it could still count.
+def not_there_yet(root: Path, city: City, yesterday: date) -> list[date]:
+    """Days for which a clinic that is asked over the network has delivered nothing so far, or what was refused, while it
+    could still count. `root`: of the data.
 
     After the freeze lag an export counts in the late leaf of its week, until the week takes no more late cases.
     """
@@ -47,8 +49,11 @@ def not_there_yet(landing: Path, city: City, yesterday: date) -> list[date]:
     near = days_between(max(city.first_arrival, yesterday - timedelta(longest)), yesterday)
     recent = [d for d in near if yesterday <= city.week_known_on(d)]
     remote = [c for c in city.clinics if c.connector.kind != "folder"]
+    refused = set[date]().union(*(refused_days(root / "inbox" / c.key) for c in remote))
     return [
-        d for d in recent if not all((landing / c.key / d.isoformat()).is_dir() for c in remote if c.delivers_on(d))
+        d
+        for d in recent
+        if d in refused or not all((root / "landing" / c.key / str(d)).is_dir() for c in remote if c.delivers_on(d))
     ]
 
 
@@ -78,7 +83,7 @@ def nightly_schedule(job: Any, city: City, data_root: Path, status: dg.DefaultSc
     def nightly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         at = context.scheduled_execution_time.astimezone(ZoneInfo(city.time_zone))
         yesterday = at.date() - timedelta(days=1)
-        again = not_there_yet(data_root / "landing", city, yesterday)
+        again = not_there_yet(data_root, city, yesterday)
         found = list(wanted(finished_days(data_root), again, city.first_arrival, yesterday))
         if not found:
             return dg.SkipReason(f"every arrival day up to {yesterday} is done")

@@ -234,7 +234,7 @@ def test_a_check_that_is_stopped_leaves_nothing_unpacked(tmp_path: Path, sign: s
 @pytest.mark.parametrize(
     ("kind", "files", "ignored"),
     [
-        ("fhir", {"encounters.ndjson": "{}", "Observation.ndjson": "", "Consent.ndjson": "", "export.json": "{}", "b.json": "{}"},
+        ("fhir", {"encounters.ndjson": "{}", "patients.ndjson": '{"resourceType":"Patient"}', "Observation.ndjson": "", "Consent.ndjson": "", "export.json": "{}", "b.json": "{}"},
          ["Observation.ndjson", "encounters.ndjson"]),
         ("p21", {"FALL.csv": FALL, "Faelle.csv": FALL, "consent.csv": CONSENT, "Consent.ndjson": ""}, ["Consent.ndjson", "Faelle.csv"]),
         ("practice", {"Practice.CSV": PRACTICE, "practice.xlsx": "", "fall.csv": FALL}, ["fall.csv", "practice.xlsx"]),

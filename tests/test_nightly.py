@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -139,11 +140,16 @@ def test_days_of_a_clinic_asked_over_the_network_are_asked_for_again_until_the_w
     )
     assert not_there_yet(tmp_path, city, day(20)) == []
     for n in (17, 19):
-        (tmp_path / "klinik-nord" / str(day(n))).mkdir(parents=True)
+        (tmp_path / "landing" / "klinik-nord" / str(day(n))).mkdir(parents=True)
     # Day 20 is a Sunday, and a day is measured three days later: the week of the 14th closes with the 23rd.
     assert not_there_yet(tmp_path, remote, day(20)) == [day(14), day(15), day(16), day(18), day(20)]
     assert not_there_yet(tmp_path, remote, day(23))[:5] == [day(14), day(15), day(16), day(18), day(20)]
     assert not_there_yet(tmp_path, remote, day(24)) == [day(21), day(22), day(23), day(24)]
+    # What was refused is asked for again, though something else lies there; what was fetched and taken is not.
+    (tmp_path / "inbox" / "klinik-nord").mkdir(parents=True)
+    record = {f"{day(17)}-second": {"listing": "a", "refused": "it is damaged"}, str(day(19)): "b"}
+    (tmp_path / "inbox" / "klinik-nord" / ".fetched.json").write_text(json.dumps(record))
+    assert not_there_yet(tmp_path, remote, day(20)) == [day(14), day(15), day(16), day(17), day(18), day(20)]
     longer = remote.model_copy(update={"late_days": 4})
     assert not_there_yet(tmp_path, longer, day(27))[0] == day(14) and not_there_yet(tmp_path, longer, day(28))[
         0

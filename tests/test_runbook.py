@@ -83,6 +83,7 @@ TOLD_AS = {
 }  # fmt: skip
 """Kinds that nobody sees under their own name."""
 NEVER_TOLD = {
+    "MixedFiles": "the reader begins anew, knowing of them",
     "NotTakenApart": "a Bundle that cannot lose entries is erased whole",
     "Refused": "the ledger asks for what the store refused, and names the entry",
 }

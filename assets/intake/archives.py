@@ -86,7 +86,7 @@ def collect(files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
             _Room("an archive unpacks to far more data than an export can hold; send it unpacked, or in parts", allowed_bytes(source)),
             _Room(f"it unpacks to more than {MAX_BYTES // 2**30} GiB; deliver it in parts", left),
             _Room("it unpacks to more than half of the free room on the disk; make room there, then try again",
-                  shutil.disk_usage(folder).free // 2),
+                  shutil.disk_usage(folder).free // 2, lasts=False),
             key=lambda r: r.left,
         )  # fmt: skip
         before = room.left
@@ -115,11 +115,12 @@ class _Room:
 
     reason: str
     left: int
+    lasts: bool = True
 
     def take(self, number: int) -> None:
         self.left -= number
         if self.left < 0:
-            raise FetchProblem(self.reason)
+            raise FetchProblem(self.reason, self.lasts)
 
 
 class _Archive(io.FileIO):
@@ -127,7 +128,7 @@ class _Archive(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LISTING_BYTES:
-            raise FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")
+            raise _too_many()
         return super().read(size) or b""
 
 
@@ -291,4 +292,8 @@ def _of_tar(file: _Archive, room: _Room) -> Iterator[_Member]:
 
 def _limit(number: int) -> None:
     if number > MAX_FILES:
-        raise FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")
+        raise _too_many()
+
+
+def _too_many() -> FetchProblem:
+    return FetchProblem(f"an archive lists more than {MAX_FILES} files; deliver larger files, or in parts")

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -38,6 +38,7 @@ from assets.intake.connectors.transfer import (
     day_of,
     forget,
     is_delivered,
+    remove,
 )
 from assets.lake.files import atomic_write, fsync_directory, make_directory, sha256_of
 from assets.lake.lake import Lake
@@ -179,6 +180,10 @@ def _building(target_root: Path) -> Iterator[Path]:
         yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with suppress(
+            OSError
+        ):  # an empty folder would say that the clinic has delivered, and nobody would ask it again
+            target_root.rmdir()
 
 
 def _fetch(lake: Lake, clinic: Clinic, days: set[date], today: date) -> list[Delivery]:
@@ -241,10 +246,10 @@ def _attempt(lake: Lake, clinic: Clinic, folder: Path, day: date, today: date) -
         return "waiting", "it changed while it was taken; the next run takes it"
     except FetchProblem as problem:
         if clinic.connector.kind != "folder":
-            forget(folder)
+            forget(folder, problem)
         return problem.outcome, problem.reason
     if clinic.connector.kind != "folder":
-        shutil.rmtree(folder)  # the original is with the clinic
+        remove(folder)  # the original is with the clinic
     return outcome, ""
 
 

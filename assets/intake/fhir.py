@@ -7,6 +7,8 @@ says (`fhir_consent`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 import duckdb
@@ -290,17 +292,19 @@ def read(
     time_zone: str,
     consent_only: bool = False,
     earlier: list[Export] | None = None,
+    mixed: Collection[Path] = (),
 ) -> dict[str, pa.Table]:
     """Canonical tables of all `exports`, which are of one clinic and have passed `check`.
 
     `earlier`: exports that those of changes build upon. Nothing of them is in the tables but a case of which something
     changed, and what a changed case refers to: a server does not send again what stays the same.
 
+    `mixed`: files that are named after a type and hold others. Raises `MixedFiles` with such as are not among them.
     `con` must be allowed to read their folders. With `consent_only`, only Consent files are read: the side
     file of another format.
     """
     con.execute(_macros(time_zone) + MACROS)
-    loader = Loader(con, exports, consent_only, earlier or [])
+    loader = Loader(con, exports, consent_only, earlier or [], mixed)
     con.register(
         "own", pa.table({"export_id": [e.export_id for e in exports], "changes": [e.changes_only for e in exports]})
     )

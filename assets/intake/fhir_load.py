@@ -7,6 +7,7 @@ means for a case (`fhir`).
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,17 @@ import pyarrow as pa
 
 from assets.intake.bundles import MOST_NESTED
 from assets.intake.connector import Export
-from assets.intake.fhir_files import BUNDLE, DELETED, MAX_BUNDLE_BYTES, OUTCOME, TYPES, is_document, kind_of
+from assets.intake.fhir_files import (
+    BUNDLE,
+    DELETED,
+    MAX_BUNDLE_BYTES,
+    MIXED,
+    OTHER_TYPES,
+    OUTCOME,
+    TYPES,
+    is_document,
+    kind_of,
+)
 from assets.intake.findings import Findings, raise_all
 from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, read_text
 
@@ -67,7 +78,13 @@ FROM "{kind}_rows" r JOIN sources s ON s.file = r.file AND s.whole_since < s.arr
 JOIN sources b ON b.file = o.file AND b.arrival_day >= s.whole_since AND b.arrival_day < s.arrival_day
 WHERE o.updated_at > r.updated_at OR o.updated_at IS NOT DISTINCT FROM r.updated_at AND o.version > r.version {few}"""
 PROVENANCE: Final = "clinic, arrival_day, export_id, source_file, source_line"
-TOLD_ONLY: Final = ("rows_of_no_case", "reference_not_followed", "diagnosis_not_icd_10_gm", "version_outdated")
+TOLD_ONLY: Final = (
+    "rows_of_no_case",
+    "reference_not_followed",
+    "diagnosis_not_icd_10_gm",
+    "version_outdated",
+    "type_not_used",
+)
 """Rules of lines that may be right: what is in them may count with another delivery."""
 
 # A resource is known by its own id in whatever form it comes; the `urn:uuid:` under which a Bundle lists it is its id
@@ -78,7 +95,7 @@ WITH listed AS (
   SELECT parts.rowid AS place, file, bundle, source_line, e.resource AS resource, e.resource ->> '$.resourceType' AS kind,
     nullif(e.resource ->> '$.id', '') AS own, CASE WHEN starts_with(e.fullUrl, 'urn:uuid:') THEN e.fullUrl[10:] END AS uuid
   FROM parts JOIN sources USING (file)
-  WHERE holds = '{BUNDLE}' AND e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'),
+  WHERE holds = '{MIXED}' AND e.resource IS NOT NULL AND e.request.method IS DISTINCT FROM 'DELETE'),
 renamed AS (
   SELECT file, bundle, uuid, any_value(kind || '/' || own) AS name FROM listed WHERE uuid <> own GROUP BY ALL HAVING count(*) = 1),
 pieces AS (
@@ -98,6 +115,32 @@ _IS_READ: Final = f"""(e.resource IS NULL OR e.request.method IS NOT DISTINCT FR
 # What an entry `e` deletes, one version or all of it alike; empty where it is something else, as a search for what to delete.
 _GONE: Final = r"""regexp_extract(CASE WHEN e.request.method = 'DELETE' AND NOT contains(e.request.url, '?') THEN e.request.url END,
     '([A-Za-z]+)/([^/]+?)(/_history/[^/]*)?/?$', ['kind', 'id', 'version'])"""
+
+
+# Lines of files of any type. One of a type that FHIR knows and we do not use is no fault, but where the file is named after a
+# type and holds nothing else.
+_LINES: Final = f"""
+CREATE TEMP TABLE mixed AS
+SELECT DISTINCT file, type FROM listed JOIN sources USING (file) WHERE holds = '{MIXED}' AND type IN {(*TYPES, OUTCOME, BUNDLE)};
+INSERT INTO bad_lines
+WITH told AS (
+  SELECT file, source_line, CASE WHEN type IS NULL THEN 'json_unreadable'
+    WHEN holds = '{MIXED}' AND type IN {(*sorted(OTHER_TYPES),)} AND (NOT named OR file IN (SELECT file FROM mixed)) THEN 'type_not_used'
+    ELSE 'wrong_resource_type' END AS rule
+  FROM listed JOIN sources USING (file)
+  WHERE type IS NULL OR (type <> '{BUNDLE}' AND (holds <> '{MIXED}' OR type NOT IN {(*TYPES, OUTCOME)})))
+FROM told WHERE rule <> 'type_not_used'
+UNION ALL SELECT file, min(source_line), rule FROM told WHERE rule = 'type_not_used' GROUP BY file, rule;
+INSERT INTO parts SELECT file, source_line, source_line, unnest(entry) FROM listed WHERE type = '{BUNDLE}';
+DROP TABLE listed"""
+
+
+class MixedFiles(Exception):
+    """`files` are named after a type and hold lines of others: read anew as such, each line goes to the reader of its own."""
+
+    def __init__(self, files: set[Path]) -> None:
+        super().__init__("files named after a type hold others")
+        self.files = files
 
 
 def _whole_since(exports: list[Export]) -> dict[str, date]:
@@ -121,6 +164,12 @@ def _type(of: Any) -> str:
     return str(of)
 
 
+def _of_type(kind: str) -> str:
+    """SQL: whether `line` is a resource `kind`; one that does not say so, not even in escapes, is not parsed."""
+    said = f"""contains(line, '"{kind}"') OR contains(line, '\\u00')"""
+    return f"""CASE WHEN {said} THEN TRY(from_json(line, '{{"resourceType":"VARCHAR"}}')).resourceType = '{kind}' END"""
+
+
 def _columns(kind: str, fields: str) -> str:
     """SQL: what is kept of a parsed resource `r`; `problem` says why it cannot be used."""
     return f"""r.id AS id, CASE WHEN r.resourceType IS NULL THEN 'json_unreadable'
@@ -133,14 +182,21 @@ class Loader:
     """The files of `exports`, all of one clinic, in `con`: `sources`, `bad_lines`, `deleted`, on demand one for each type."""
 
     def __init__(
-        self, con: duckdb.DuckDBPyConnection, exports: list[Export], consent_only: bool, earlier: list[Export]
+        self,
+        con: duckdb.DuckDBPyConnection,
+        exports: list[Export],
+        consent_only: bool,
+        earlier: list[Export],
+        mixed: Collection[Path] = (),
     ) -> None:
-        kinds = {"Consent", DELETED, BUNDLE} if consent_only else {*TYPES, DELETED, OUTCOME, BUNDLE}
-        linked = {*TYPES, DELETED, BUNDLE}
+        """`mixed`: files that are named after a type and are known to hold others."""
+        kinds = {"Consent", DELETED, MIXED} if consent_only else {*TYPES, DELETED, OUTCOME, MIXED}
+        linked = {*TYPES, DELETED, MIXED}
         self._con = con
         self._files = [(e, p, k) for e in exports for p in e.files() if (k := kind_of(p)) and k in kinds]
         self._own = len(self._files)
         self._files += [(e, p, k) for e in earlier for p in e.files() if (k := kind_of(p)) and k in linked]
+        self._files = [(e, p, MIXED if p in mixed else k) for e, p, k in self._files]
         since = _whole_since([*exports, *earlier])
         self._upon = any(since[e.export_id] < e.arrival_day for e in exports)
         sources = pa.table(
@@ -152,6 +208,7 @@ class Loader:
                 "export_id": pa.array([e.export_id for e, _, _ in self._files], pa.string()),
                 "source_file": pa.array([p.name for _, p, _ in self._files], pa.string()),
                 "holds": pa.array([k for _, _, k in self._files], pa.string()),
+                "named": pa.array([p in mixed for _, p, _ in self._files], pa.bool_()),
             }
         )
         con.register("sources_arrow", sources)
@@ -162,10 +219,16 @@ class Loader:
             CREATE TEMP TABLE entries (file INTEGER, source_line BIGINT, kind VARCHAR, id VARCHAR, resource VARCHAR);
             CREATE TEMP TABLE deleted (file INTEGER, kind VARCHAR, id VARCHAR)"""
         )
+        self._mixed: dict[str, list[int]] = {}
         self._load_bundles()
 
     def _numbers(self, kind: str) -> list[int]:
         return [n for n, (_, _, k) in enumerate(self._files) if k == kind]
+
+    def _require_one_type(self, strangers: str) -> None:
+        """Raise `MixedFiles` where the query `strangers` finds a file that is named after a type and holds others."""
+        if found := self._con.execute(f"SELECT DISTINCT file FROM ({strangers})").fetchall():
+            raise MixedFiles({self._files[file][1] for (file,) in found})
 
     def _from_files(self, kind: str, fields: str) -> list[int]:
         """Insert the resources of those files that DuckDB's own reader can take; the numbers of the other files.
@@ -231,14 +294,21 @@ class Loader:
               WHERE kind = '{kind}') r""",
             structure,
         )
-        if by_line := self._from_files(kind, fields):
+
+        def take(numbers: list[int], which: str) -> None:
             self._from_lines(
-                by_line,
+                numbers,
                 f"""INSERT INTO "{kind}_rows" SELECT f, source_line, {columns} FROM (
                   SELECT f, source_line, unnest(TRY(from_json(line, $structure)))
-                  FROM batches_of_kind b JOIN numbers ON n = b.file) r""",
+                  FROM batches_of_kind b JOIN numbers ON n = b.file WHERE {which}) r""",
                 structure,
             )
+
+        if numbers := self._from_files(kind, fields):
+            take(numbers, "true")
+        self._require_one_type(f"""SELECT file FROM "{kind}_rows" WHERE problem = 'wrong_resource_type'""")
+        if numbers := self._mixed.get(kind, []):
+            take(numbers, _of_type(kind))
         self._con.execute(
             f"""INSERT INTO bad_lines SELECT file, source_line, problem FROM "{kind}_rows" WHERE problem IS NOT NULL;
             DELETE FROM "{kind}_rows" WHERE problem IS NOT NULL;
@@ -289,11 +359,11 @@ class Loader:
         )
 
     def _load_bundles(self) -> None:
-        """Take Bundles apart: a file that is one, a file with one on each line, and the deletions of a bulk export, which come the same way."""
+        """Take Bundles apart: a file that is one, lines that are, and the deletions of a bulk export, which come the same way."""
         for number, (_, path, kind) in enumerate(self._files):
-            if kind == BUNDLE and is_document(path):
+            if kind == MIXED and is_document(path):
                 self._take_apart(number, path)
-        by_line = [n for n, (_, path, k) in enumerate(self._files) if k in (BUNDLE, DELETED) and not is_document(path)]
+        by_line = [n for n, (_, path, k) in enumerate(self._files) if k in (MIXED, DELETED) and not is_document(path)]
         if by_line:
             self._take_lines_apart(by_line)
         self._sort_out()
@@ -346,22 +416,22 @@ class Loader:
         )
 
     def _take_lines_apart(self, numbers: list[int]) -> None:
-        """Put the entries of Bundles that stand one on a line into `parts`."""
+        """Put the entries of Bundles that stand one on a line into `parts`, and note of which types the other lines are.
+
+        These are read from the file again, type by type: together their texts would not fit into memory.
+        """
         self._from_lines(
             numbers,
-            """CREATE TEMP TABLE bundles AS SELECT f AS file, source_line, b.resourceType AS type,
+            """CREATE TEMP TABLE listed AS SELECT f AS file, source_line, b.resourceType AS type,
               list_filter(b.entry, lambda e: """
             + _IS_READ
             + """) AS entry
             FROM (SELECT f, source_line, TRY(from_json(line, $structure)) AS b FROM batches_of_kind JOIN numbers ON n = file)""",
             {"structure": _BUNDLE},
         )
-        self._con.execute(
-            f"""INSERT INTO bad_lines SELECT file, source_line, CASE WHEN type IS NULL THEN 'json_unreadable'
-              ELSE 'wrong_resource_type' END FROM bundles WHERE type IS DISTINCT FROM '{BUNDLE}';
-            INSERT INTO parts SELECT file, source_line, source_line, unnest(entry) FROM bundles WHERE type = '{BUNDLE}';
-            DROP TABLE bundles"""
-        )
+        self._con.execute(_LINES)
+        for file, kind in self._con.execute("FROM mixed ORDER BY ALL").fetchall():
+            self._mixed.setdefault(kind, []).append(file)
 
     def _delete(self, gone: str) -> None:
         """Note what `gone` (file, source_line, `g` as `_GONE` has it) tells of, and where it cannot be told what that is."""
@@ -374,17 +444,20 @@ class Loader:
 
     def report(self, findings: Findings) -> None:
         """Say what could not be read, and what the sending server itself could not export."""
-        if any(k == OUTCOME for _, _, k in self._files):
+        of_type = [n for n in self._mixed.get(OUTCOME, ()) if n < self._own]
+        if numbers := [*self._numbers(OUTCOME), *of_type]:
             self._from_lines(
-                self._numbers(OUTCOME),
+                numbers,
                 """CREATE TEMP TABLE outcomes AS SELECT f AS file, source_line, TRY(from_json(line, $structure)) AS o
                 FROM batches_of_kind b JOIN numbers ON n = b.file""",
                 {"structure": _OUTCOME},
             )
+            of_others = f"FROM outcomes JOIN sources USING (file) WHERE o.resourceType <> '{OUTCOME}' AND holds"
+            self._require_one_type(f"{of_others} = '{OUTCOME}'")
             rows = self._con.execute(
-                """SELECT file, source_line, CASE WHEN list_has_any(list_transform(o.issue, lambda i: i.severity),
+                f"""SELECT file, source_line, CASE WHEN list_has_any(list_transform(o.issue, lambda i: i.severity),
                   ['fatal', 'error']) THEN 'server_reported_error' ELSE 'server_reported_problem' END
-                FROM outcomes ORDER BY ALL"""
+                FROM outcomes JOIN sources USING (file) WHERE holds = '{OUTCOME}' OR o.resourceType = '{OUTCOME}' ORDER BY ALL"""
             ).fetchall()
             for file, line, rule in rows:
                 findings.add(self._files[file][0], rule, "info", self._files[file][1].name, line)

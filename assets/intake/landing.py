@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from assets.intake.connector import Export, may_be_read
 from assets.intake.connectors.transfer import MANIFEST
-from assets.intake.fhir_files import is_document
+from assets.intake.fhir_files import MIXED, is_document, kind_of
 from assets.intake.naming import batches, is_table, may_hold, search
 from assets.intake.needles import line_bounds
 from assets.lake.engine import connect, load
@@ -128,7 +128,7 @@ def erase_patients(
     changed: dict[Path, dict[str, int | None]] = defaultdict(dict)
     # Files that name patients go last: after a crash they still tell which cases are whose.
     for path, lines in sorted(
-        hits.items(), key=lambda hit: is_document(hit[0]) or hit[0].name.lower().startswith(_NAMING)
+        hits.items(), key=lambda hit: hit[0].name.lower().startswith(_NAMING) or kind_of(hit[0]) == MIXED
     ):
         _without(path, lines)
         changed[path.parent][path.name] = len(lines)

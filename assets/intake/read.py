@@ -12,7 +12,8 @@ from assets.contract.city import City, Clinic
 from assets.intake import consent_csv, fhir, p21, practice
 from assets.intake.connector import Export
 from assets.intake.connectors.transfer import SCOPE_FILE
-from assets.intake.fhir_files import BUNDLE, DELETED, kind_of
+from assets.intake.fhir_files import DELETED, MIXED, kind_of
+from assets.intake.fhir_load import MixedFiles
 from assets.intake.findings import Findings, RejectedExport, empty_canonical
 from assets.lake.engine import connect
 
@@ -32,7 +33,7 @@ def is_read(path: Path, clinic: Clinic) -> bool:
 def _brings_consents(path: Path, clinic: Clinic) -> bool:
     """Whether consents are read from a file of that name beside tables."""
     if clinic.consent_source == "fhir":
-        return kind_of(path) in ("Consent", DELETED, BUNDLE)
+        return kind_of(path) in ("Consent", DELETED, MIXED)
     return path.name.lower() == consent_csv.FILE
 
 
@@ -45,12 +46,28 @@ def _check(export: Export) -> None:
 
 
 def _read_together(exports: list[Export], city: City, findings: Findings, earlier: list[Export]) -> dict[str, pa.Table]:
-    """Canonical tables of exports of one clinic; `earlier`: what exports of changes build upon."""
+    """Canonical tables of exports of one clinic; `earlier`: what exports of changes build upon.
+
+    All begins anew where a file that is named after a type turns out to hold others: a type that was read before may be
+    among them.
+    """
+    mark, mixed = len(findings.rows), set[Path]()
+    while True:
+        try:
+            return _read_knowing(mixed, exports, city, findings, earlier)
+        except MixedFiles as found:
+            del findings.rows[mark:]
+            mixed |= found.files
+
+
+def _read_knowing(
+    mixed: set[Path], exports: list[Export], city: City, findings: Findings, earlier: list[Export]
+) -> dict[str, pa.Table]:
     clinic = exports[0].clinic
     folders = {e.folder for e in (*exports, *earlier)}
     with connect(folders if len(folders) < 4 else [exports[0].folder.parent.parent]) as con:
         if clinic.format == "fhir":
-            tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier)
+            tables = fhir.read(con, exports, findings, city.time_zone, earlier=earlier, mixed=mixed)
             if clinic.consent_source == "csv":
                 cases = tables["cases"]
                 tables["consent_provisions"] = consent_csv.read(con, exports, cases, findings, city.time_zone)
@@ -59,7 +76,7 @@ def _read_together(exports: list[Export], city: City, findings: Findings, earlie
         tables = read(con, exports, findings, city.time_zone)
     if clinic.consent_source == "fhir":
         with connect([exports[0].folder.parent.parent]) as con:
-            side = fhir.read(con, exports, findings, city.time_zone, consent_only=True)
+            side = fhir.read(con, exports, findings, city.time_zone, consent_only=True, mixed=mixed)
             tables["consent_provisions"] = side["consent_provisions"]
     return tables
 

@@ -18,7 +18,7 @@ from assets.contract.city import City, CityFileError
 from assets.contract.schemas import CANONICAL, only
 from assets.intake import kernel
 from assets.intake.connector import Delivery, Export, building_upon, built_upon, landed, pull
-from assets.intake.fhir_files import TYPES, kind_of
+from assets.intake.fhir_files import MIXED, TYPES, is_document, kind_of
 from assets.intake.landing import expire, require_raw_files
 from assets.intake.lines import number_of_lines
 from assets.lake import audit, backup
@@ -147,10 +147,14 @@ def unread_shares(tables: dict[str, pa.Table], exports: Iterable[Export]) -> dic
             LEFT JOIN kept k USING (clinic, export_id, source_file) ORDER BY ALL"""
         ).fetchall()
     folders, shares = {e.export_id: e.folder for e in exports}, dict[str, float]()
+    beside = findings.filter(pc.equal(findings.column("rule"), "type_not_used")).select(["export_id", "source_file"])
+    with_others = {(row["export_id"], row["source_file"]) for row in beside.to_pylist()}
     for clinic, export, file, gone, kept in rows:
         path = folders[export] / file
-        # Lines that are left out on purpose, such as department contacts, are in no table.
-        every = number_of_lines(path) if kind_of(path) in TYPES else gone + kept
+        # Lines that are left out on purpose, such as department contacts, are in no table. Among laboratory values any
+        # loss would look small.
+        whole = kind_of(path) in (*TYPES, MIXED) and not is_document(path) and (export, file) not in with_others
+        every = number_of_lines(path) if whole else gone + kept
         shares[clinic] = max(round(gone / every, 4), shares.get(clinic, 0.0))
     return shares
 

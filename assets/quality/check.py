@@ -36,7 +36,8 @@ SERIOUS: Final = ("rejected", "quarantined")
 # What the readers find; quality rules bring their own texts.
 READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "json_unreadable": ("The line is not one whole JSON object.", "Write one resource a line and the file to its end."),
-    "wrong_resource_type": ("The line holds another type of resource than the file's name says; a .json file has to be a Bundle.", "Put each type into a file of its name, one resource a line."),
+    "wrong_resource_type": ("The line is of no type that FHIR has, or stands in a file of which nothing is of a type that is read; a .json file of one document has to be a Bundle, and so has each line of deleted.ndjson.", "Name the file after the type that it holds, and write one resource or Bundle a line."),
+    "type_not_used": ("From this line on, lines are resources of types that are not used; nothing is read from these.", "Nothing; leaving them out makes the delivery smaller."),
     "id_missing": ("The resource has no id.", "Export each resource with its id."),
     "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
     "line_too_long": ("The line is too long for a resource.", "Leave documents and images out of the export."),
@@ -50,7 +51,7 @@ READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "encoding_unreadable": ("The file is not text in a known encoding.", "Export UTF-8 or ISO-8859-1/-15, not UTF-16 (\"Unicode\") and no workbook."),
     "encoding_cp1252": ("The file is Windows-1252, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
     "encoding_iso_8859_15": ("The file is ISO-8859-15, not UTF-8; it was read so.", "Nothing; UTF-8 is safer."),
-    "no_known_file": ("No file is named after a resource type, and none holds Bundles.", "Name files like Patient.ndjson, Encounter.000.ndjson; of archives .zip, .tar, .tar.gz, .tgz, .bz2 and .gz are read, so unpack .7z, .rar, .xz."),
+    "no_known_file": ("No file is named after a resource type, and none holds resources or Bundles.", "Name files like Patient.ndjson, Encounter.000.ndjson; of archives .zip, .tar, .tar.gz, .tgz, .bz2 and .gz are read, so unpack .7z, .rar, .xz."),
     "fall_csv_missing": ("FALL.csv is missing.", "Deliver the whole set: FALL, FAB, ICD, OPS and consent.csv."),
     "practice_csv_missing": ("practice.csv is missing.", "Fill in the template and name it practice.csv."),
     "file_empty": ("The file is empty.", "Export it again; if there are no rows, the header alone is enough."),

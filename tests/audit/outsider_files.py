@@ -1,4 +1,4 @@
-"""How the clinics of an imagined city write down what they hold: FHIR as NDJSON, Bundle and packed.
+"""How the clinics of an imagined city write down what they hold: FHIR as NDJSON, also of all types together, Bundle and packed.
 
 Here: spelling, with the variants and the damage that formats.md names. Not here: tables (`outsider_tables`), what happens
 (`outsider_world`).
@@ -246,12 +246,16 @@ def _split(folder: Path, kind: str, lines: list[str], rng: random.Random) -> Non
 
 
 def _bundles(written: dict[str, list[Resource]], folder: Path, rng: random.Random) -> None:
-    """One Bundle with everything, packed or not, or a Bundle of each patient on a line of a file of any name."""
+    """One Bundle with everything, packed or not, a Bundle of each patient on a line, or lines of all types, in files of any name."""
     names = {r["id"]: r["id"] for r in written["Patient"]}
     of = {"Encounter": "subject", "Condition": "subject", "Consent": "patient"}
     for kind, name in of.items():
         names |= {f"{kind}{r['id']}": r[name]["reference"].rpartition("/")[2] for r in written[kind]}
-    form = rng.choice(["document", "packed", "lines"])
+    form = rng.choice(["document", "packed", "lines", "mixed"])
+    if form == "mixed":
+        lines = [_line(r) for resources in written.values() for r in resources]
+        rng.shuffle(lines)
+        return _split(folder, rng.choice(["everything", "patient", "Condition"]), lines, rng)
     if form == "lines":
         parts = []
         for patient in sorted(set(names.values())):

@@ -38,7 +38,7 @@ from assets.identity import erasure_original, erasure_pseudonymised
 from assets.identity import stage as identity
 from assets.identity.record import verify_cases
 from assets.identity.tombstones import MARK
-from assets.intake import archives, naming
+from assets.intake import archives, landing, naming
 from assets.intake import stage as intake
 from assets.intake.landing import RawFilesErased, erase_patients
 from assets.lake.lake import Lake
@@ -803,6 +803,67 @@ def test_bundles_within_a_bundle_lose_the_patients_entries_too(lake: Lake, city:
     intake.read(lake, city, [START])  # nobody else's rows are missing
 
 
+@pytest.mark.parametrize("name", ["export.ndjson", "patient.ndjson", "all.json", "x.jsonl.gz", "Consent.000.ndjson"])
+def test_a_file_of_all_types_loses_the_patients_lines_and_keeps_the_others(lake: Lake, city: City, name: str):
+    """Byte for byte, whatever its name says; and what is left can be read again."""
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    pack, unpack = (gzip.compress, gzip.decompress) if name.endswith("gz") else (bytes, bytes)
+
+    def lines(who: str) -> list[str]:
+        lab = {"resourceType": "Observation", "id": f"o{who}", "subject": {"reference": f"Patient/{who}"}}
+        ward = stay(f"w-{who}", who, partOf={"reference": f"Encounter/c-{who}"})
+        rows = [person(who), stay(f"c-{who}", who), ward, fhir_consent(who), lab]
+        return [json.dumps(r) + "\n" for r in rows] + [bundle({"resource": person(who)})]
+
+    kept, gone = lines("STAYS"), lines("GONE")
+    mixed = [line for pair in zip(kept, gone, strict=True) for line in pair]
+    (folder / name).write_bytes(pack("".join(mixed).encode()))
+    (folder / "manifest.json").write_text(json.dumps({"files": [{"name": name}]}))
+    intake.read(lake, city, [START])
+    assert lake.read("staging/canonical/cases", CANONICAL["cases"], [START]).num_rows == 2
+    assert erase_patients(lake, "klinik-nord", ["GONE"], ["c-GONE"], None, START, ["consent-GONE"]).lines == 6
+    assert unpack((folder / name).read_bytes()).decode() == "".join([*kept, bundle()])
+    assert intake.read(lake, city, [START])["cases_by_clinic"] == {"klinik-nord": 1}
+    before = (folder / name).read_bytes()
+    erase_patients(lake, "klinik-nord", ["GONE"], ["c-GONE"], None, START, ["consent-GONE"])
+    assert (folder / name).read_bytes() == before
+
+
+def test_who_came_in_a_file_of_all_types_is_gone_from_every_byte_outside_the_inbox(
+    run: Run, lake: Lake, deliver: Callable[..., Path]
+):
+    """Also when the withdrawal comes that way, beside somebody else's consent."""
+    rows = [[person(n), stay(f"case{n}", n), fhir_consent(n)] for n in ("GONEfhir", "STAYS")]
+    parts = [[r for pair in zip(*rows, strict=True) for r in pair][n::2] for n in range(2)]
+    text = ["".join(json.dumps(r) + "\n" for r in part) for part in parts]
+    deliver("klinik-nord", START, {"patient.ndjson": text[0], "x.ndjson.gz": gzip.compress(text[1].encode())})
+    run(0)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 2
+    denied = fhir_consent("GONEfhir", kind="deny", on="2025-01-04", ident="w1")
+    deliver("klinik-nord", START + timedelta(1), {"Patient.ndjson": [person("STAYS"), denied, fhir_consent("STAYS")]})
+    run(1)
+    assert len(lake.read("cases", PSEUDONYMISED_CASES)) == 1 and places(lake, ["GONE"]) == set()
+    kept = "".join((gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes()).decode()
+                   for p in lake.landing.rglob("*.ndjson*"))  # fmt: skip
+    assert "caseSTAYS" in kept and "consent-STAYS" in kept
+
+
+def test_files_that_may_say_whose_a_case_is_are_rewritten_last(lake: Lake, monkeypatch: pytest.MonkeyPatch):
+    """After a crash the next run finds the cases of a patient in what is left."""
+    folder = lake.landing / "klinik-nord" / str(START) / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    for name in ("Patient.ndjson", "All.json", "Any.ndjson", "Condition.ndjson", "Observation.ndjson"):
+        (folder / name).write_text(json.dumps(person("GONE")) + "\n" + json.dumps(person("STAYS")) + "\n")
+    (folder / "Observation.ndjson").write_text(
+        '{"resourceType":"Observation","subject":{"reference":"Patient/GONE"}}\n'
+    )
+    order, real = [], landing._without
+    monkeypatch.setattr(landing, "_without", lambda path, lines: (order.append(path.name), real(path, lines)))
+    erase_patients(lake, "klinik-nord", ["GONE"], [], None, START)
+    assert sorted(order[:2]) == ["Condition.ndjson", "Observation.ndjson"] and len(order) == 5
+
+
 @pytest.mark.parametrize("document", [False, True])
 def test_a_record_loses_the_link_to_another_that_goes_and_nothing_else(lake: Lake, city: City, document: bool):
     """That it was replaced is its own, and nothing else tells of it."""
@@ -873,7 +934,7 @@ def test_a_document_loses_the_patients_entries_under_whatever_address(lake: Lake
 @pytest.mark.parametrize(
     "text",
     [
-        json.dumps(person("GONE")),
+        json.dumps(person("GONE"), indent=1),
         bundle(id="GONE", identifier={"value": "x"}, link=[{"url": "https://kis.example/Patient/GONE"}]),
         bundle({"resource": person("STAYS")}, {"resource": person("GONE")})[:-9],
         '{"resourceType":"Bundle","entry":{"resource":{"resourceType":"Patient","id":"GONE"}}}',

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import random
 import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from assets.contract.city import City
 from assets.contract.codes import CONSENT_CODE_SYSTEM
-from assets.intake.connector import landed, pull
+from assets.intake.connector import Export, built_upon, landed, pull
 from assets.intake.fhir_files import is_document
 from assets.intake.read import read_exports
 from assets.lake.lake import Lake
@@ -76,6 +79,10 @@ def in_lines(*bundles: bytes, **how: Any) -> bytes:
     return b"".join(json.dumps(json.loads(b), **how).encode() + b"\n" for b in bundles)
 
 
+def on_lines(*resources: dict, **how: Any) -> bytes:
+    return b"".join(json.dumps(r, **how).encode() + b"\n" for r in resources)
+
+
 def zipped(files: dict[str, bytes]) -> bytes:
     with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -117,6 +124,24 @@ FORMS: dict[str, dict[str, bytes]] = {
     "types in a ZIP": {"export.zip": zipped(by_type(ALL, pack=True))},
     "a patient's bundle on a line, with what does not count": {"export.jsonl": in_lines(bundle([LABORATORY, *ALL]))},
     "bundle and lines": {"1.json": bundle(ALL[:2])} | by_type(ALL[2:]),
+    "all types in one file": {"export.ndjson": on_lines(*ALL)},
+    "the same the other way round, sorted and packed": {"klinik-2025.jsonl.gz": gzip.compress(on_lines(*reversed(ALL), sort_keys=True))},
+    "all types in a file named after one": {"patient.ndjson": on_lines(*ALL)},
+    "after another": {"Condition.000.ndjson": on_lines(*ALL)},
+    "after the consents, packed": {"Consent.ndjson.gz": gzip.compress(on_lines(*reversed(ALL)))},
+    "after one that is not there": {"Procedure.ndjson": on_lines(*ALL)},
+    "after the server's own report": {"OperationOutcome.ndjson": on_lines(*ALL)},
+    "after one that does not count": {"Observation.ndjson": on_lines(*ALL)},
+    "each in a file named after another": {f"{b['resourceType']}.ndjson": on_lines(a) for a, b in zip(ALL, [*ALL[1:], ALL[0]], strict=True)},
+    "all types in files, split": {"x.0.ndjson": on_lines(*ALL[1:3]), "x.1.ndjson": on_lines(ALL[3], ALL[0])},
+    "all types in a file and some in their own": {"x.ndjson": on_lines(*ALL[:2])} | by_type(ALL[2:]),
+    "all types in what is called a document": {"all.json": on_lines(*ALL), "none.json": bundle([])},
+    "the same, with blank lines, a mark and windows line ends": {"all.json": b"\xef\xbb\xbf\r\n" + on_lines(*ALL).replace(b"\n", b"\r\n")},
+    "each in a document of its own": {f"{n}.json": on_lines(r) for n, r in enumerate(ALL)},
+    "all types and Bundles on lines": {"x.ndjson": on_lines(*ALL[:2]) + in_lines(bundle(ALL[2:]))},
+    "the same, named after a type": {"Encounter.ndjson": in_lines(bundle(ALL[:3])) + on_lines(ALL[3])},
+    "all types in a ZIP": {"export.zip": zipped({"all/patient.ndjson": on_lines(*ALL)})},
+    "all types in bzip2": {"blaze.ndjson.bz2": bz2.compress(on_lines(*ALL))},
 }  # fmt: skip
 
 
@@ -349,7 +374,12 @@ def test_what_the_server_could_not_export_is_said(read: Callable):
 
 @pytest.mark.parametrize(
     ("content", "rule"),
-    [(b"{", "json_unreadable"), (b"[]", "json_unreadable"), (b'{"resourceType":"Patient"}', "wrong_resource_type")],
+    [
+        (b"{", "json_unreadable"),
+        (b"[]", "json_unreadable"),
+        (b'{\n"resourceType":"Patient"\n}', "wrong_resource_type"),
+        (b'{"resourceType":"Patient"}', "id_missing"),
+    ],
 )
 def test_a_json_file_that_is_no_bundle_is_quarantined(read: Callable, content: bytes, rule: str):
     got = read(by_type(ALL) | {"x.json": content})
@@ -418,11 +448,8 @@ def test_a_line_of_bundles_that_cannot_be_used_is_told_and_the_others_are_read(r
             + json.dumps(PATIENT | {"id": "q"}).encode()
         }
     )
-    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [
-        ("json_unreadable", 2),
-        ("wrong_resource_type", 3),
-    ]
-    assert [p["patient_id"] for p in got["persons"]] == ["p"]
+    assert [(f["rule"], f["source_line"]) for f in got["findings"]] == [("json_unreadable", 2)]
+    assert sorted(p["patient_id"] for p in got["persons"]) == ["p", "q"]
 
 
 @pytest.mark.parametrize("damaged", [b'{"resourceType":"Bundle","entry":[{', b"\xef\xbb\xbf", b"\n \n"])
@@ -443,3 +470,138 @@ def test_a_deletion_in_a_bundle_on_a_line_counts(read: Callable):
 def test_a_big_bundle_is_sent_back_as_lines(read: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("assets.intake.fhir_load.MAX_BUNDLE_BYTES", 100)
     assert [f["rule"] for f in read({"x.json": bundle(ALL)})["findings"]] == ["bundle_too_large"]
+
+
+@pytest.mark.parametrize("name", ["export.ndjson", "patient.ndjson", "Encounter.1.ndjson.gz", "all.json"])
+def test_a_line_that_cannot_be_used_among_other_types_is_told_and_the_others_are_read(read: Callable, name: str):
+    odd = [b"rubbish", b"", json.dumps(CONDITION | {"id": "a/b"}).encode(), b'{"resourceType":"Patient"}', b'{"resourceType":"Patinet","id":"x"}', b"5"]  # fmt: skip
+    content = on_lines(ENCOUNTER) + b"\n".join(odd) + b"\n" + on_lines(CONDITION, CONSENT, PATIENT)
+    got = read({name: gzip.compress(content) if name.endswith("gz") else content})
+    assert [(f["rule"], f["severity"], f["source_file"], f["source_line"]) for f in got["findings"]] == [
+        (rule, "quarantined", name, line)
+        for rule, line in sorted([("json_unreadable", 2), ("id_not_allowed", 4), ("id_missing", 5),
+                                  ("wrong_resource_type", 6), ("json_unreadable", 7)], key=lambda f: f[1])
+    ]  # fmt: skip
+    lines = {name: got[name][0]["source_line"] for name in ("cases", "diagnoses", "consent_provisions", "persons")}
+    assert lines == {"cases": 1, "diagnoses": 8, "consent_provisions": 9, "persons": 10}
+    assert [len(got[name]) for name in lines] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["export.ndjson", "patient.ndjson", "all.json"])
+def test_lines_of_types_that_are_not_used_are_told_once_a_file_and_cost_nothing(read: Callable, name: str):
+    """`blazectl download` writes whatever a search includes."""
+    of_lab = [LABORATORY | {"id": f"o{n}"} for n in range(30)]
+    got = read({name: on_lines(PATIENT, *of_lab, ENCOUNTER, CONDITION, CONSENT)})
+    assert [(f["rule"], f["severity"], f["source_line"]) for f in got["findings"]] == [("type_not_used", "info", 2)]
+    assert [len(got[n]) for n in ("cases", "diagnoses", "consent_provisions", "persons")] == [1, 1, 1, 1]
+
+
+def test_a_file_named_after_a_type_that_holds_nothing_of_use_is_quarantined(read: Callable):
+    """Nothing of what its name promises is there: that must not look as if it were well."""
+    labs = on_lines(LABORATORY, LABORATORY | {"id": "o2"})
+    got = read(by_type(ALL[1:]) | {"Patient.ndjson": labs, "labs.ndjson": labs, "Observation.ndjson": labs})
+    told = [(f["source_file"], f["rule"], f["severity"], f["source_line"]) for f in got["findings"]]
+    assert sorted(told) == [
+        ("Patient.ndjson", "wrong_resource_type", "quarantined", 1),
+        ("Patient.ndjson", "wrong_resource_type", "quarantined", 2),
+        ("labs.ndjson", "type_not_used", "info", 1),
+    ]
+    assert got["persons"] == [] and len(got["cases"]) == 1
+
+
+def test_another_type_far_down_in_a_file_named_after_one_is_read(read: Callable):
+    """Consents are read first, and by then nobody knows that one follows the last patient."""
+    many = [PATIENT | {"id": f"p{n}"} for n in range(500)]
+    got = read(by_type([ENCOUNTER, CONDITION]) | {"Patient.ndjson": on_lines(*many, PATIENT, CONSENT)})
+    assert [(k["patient_id"], k["source_line"]) for k in got["consent_provisions"]] == [("p", 502)]
+    assert len(got["persons"]) == 501 and got["findings"] == []
+
+
+def test_a_type_written_in_escapes_is_that_type(read: Callable):
+    escaped = on_lines(*ALL).replace(b'"Enc', b'"\\u0045nc').replace(b'"Consent"', b'"C\\u006fnsent"')
+    got = read({"x.ndjson": escaped})
+    assert [len(got[n]) for n in ("cases", "consent_provisions")] == [1, 1] and got["findings"] == []
+
+
+def test_what_the_server_could_not_export_is_said_among_other_types(read: Callable):
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error"}]}
+    got = read(
+        {"x.ndjson": on_lines(*ALL[:2], outcome, *ALL[2:]), "OperationOutcome.ndjson": on_lines(outcome, PATIENT)}
+    )
+    assert [(f["rule"], f["source_file"], f["source_line"]) for f in got["findings"]] == [
+        ("server_reported_error", "OperationOutcome.ndjson", 1), ("server_reported_error", "x.ndjson", 3)]  # fmt: skip
+    assert len(got["cases"]) == 1
+
+
+def test_what_is_deleted_on_a_line_among_other_types_is_gone(read: Callable):
+    gone = {"resourceType": "Bundle", "entry": [{"request": {"method": "DELETE", "url": "Encounter/e"}}]}
+    assert read({"patient.ndjson": on_lines(*ALL, gone)})["cases"] == []
+
+
+@pytest.mark.parametrize("base", ["all.ndjson", "patient.ndjson"])
+def test_changes_build_upon_an_export_of_all_types_in_one_file(lake: Lake, city: City, deliver: Callable, base: str):
+    """The diagnosis is corrected; case and person are taken from what came before."""
+    changed, next_day = json.loads(json.dumps(CONDITION).replace("I48.0", "I21.0")), DAY + timedelta(1)
+    deliver("klinik-nord", DAY, {base: on_lines(*ALL)})
+    deliver("klinik-nord", next_day, {"export.json": json.dumps({"scope": "incremental"}), base: on_lines(changed)})
+    pull(lake, city, [DAY, next_day], TODAY)
+    exports = landed(lake, city, [next_day])
+    tables, rejected = read_exports(exports, city, built_upon(lake, city, exports))
+    assert rejected == {} and tables["findings"].num_rows == 0
+    assert tables["diagnoses"].select(["case_id", "icd_code"]).to_pylist() == [{"case_id": "e", "icd_code": "I21.0"}]
+    assert [tables[n].column("patient_id").to_pylist() for n in ("cases", "persons")] == [["p"], ["p"]]
+
+
+@pytest.mark.parametrize("form", ["p21", "practice"])
+def test_consents_among_other_types_are_read_beside_tables(lake: Lake, city: City, deliver: Callable, form: str):
+    clinics = tuple(c.model_copy(update={"format": form, "consent_source": "fhir"}) for c in city.clinics)
+    changed = city.model_copy(update={"clinics": clinics})
+    deliver("klinik-nord", DAY, {"gics.ndjson": on_lines(PATIENT, CONSENT)})
+    deliver("klinik-nord", DAY + timedelta(1), {"Consent.ndjson": on_lines(PATIENT, CONSENT)})
+    days = [DAY, DAY + timedelta(1)]
+    pull(lake, changed, days, TODAY)
+    tables, rejected = read_exports(landed(lake, changed, days), changed)
+    assert rejected == {} and tables["findings"].num_rows == 0
+    assert tables["consent_provisions"].column("patient_id").to_pylist() == ["p", "p"]
+
+
+def test_what_tables_lack_is_told_once_though_all_is_read_again(lake: Lake, city: City, deliver: Callable):
+    """A file named after consents that holds others makes the tables beside it be read twice."""
+    clinics = tuple(c.model_copy(update={"format": "practice", "consent_source": "fhir"}) for c in city.clinics)
+    changed = city.model_copy(update={"clinics": clinics})
+    table = b"case_id;patient_id;sex;visited_on;visit_type\nv;p;w;2025-01-05;emergency\nx\n"
+    deliver("klinik-nord", DAY, {"practice.csv": table, "Consent.ndjson": on_lines(PATIENT, CONSENT)})
+    pull(lake, changed, [DAY], TODAY)
+    tables = read_exports(landed(lake, changed, [DAY]), changed)[0]
+    told = [(f["rule"], f["source_file"], f["source_line"]) for f in tables["findings"].to_pylist()]
+    assert told == [("wrong_number_of_fields", "practice.csv", 3)]
+    assert [tables[n].num_rows for n in ("cases", "consent_provisions")] == [1, 1]
+
+
+NAMES = st.sampled_from(["Patient.ndjson", "Consent.1.ndjson", "encounter.ndjson.gz", "Condition_2.ndjson", "x.jsonl", "y.ndjson.gz", "all.json"])  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(places=st.lists(NAMES, min_size=16, max_size=16), order=st.randoms(use_true_random=False), whole=st.booleans())
+def test_however_lines_are_spread_over_files_the_same_is_read(
+    city: City, tmp_path_factory: pytest.TempPathFactory, places: list[str], order: random.Random, whole: bool
+):
+    several = [json.loads(json.dumps(ALL).replace('"p"', f'"p{n}"').replace("/p", f"/p{n}").replace('"e"', f'"e{n}"')
+                          .replace('"k"', f'"k{n}"').replace('"c"', f'"c{n}"').replace("/c", f"/c{n}")) for n in range(4)]  # fmt: skip
+    lines = [r for of_one in several for r in of_one]
+    order.shuffle(lines)
+    files: dict[str, bytes] = {}
+    for name, resource in zip(places, lines, strict=True):
+        name = "one.ndjson" if whole else name
+        files[name] = files.get(name, b"") + on_lines(resource)
+    spread, named = (tmp_path_factory.mktemp(n) for n in ("spread", "named"))
+    for name, content in files.items():
+        (spread / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    for resource in lines:
+        with (named / f"{resource['resourceType']}.ndjson").open("ab") as file:
+            file.write(on_lines(resource))
+    got, expected = (read_exports([Export(city.clinic("klinik-nord"), DAY, "x", f)], city) for f in (spread, named))
+    assert got[1] == expected[1] == {} and got[0]["findings"].num_rows == 0
+    for name, table in expected[0].items():
+        assert sorted(values(got[0][name].to_pylist()), key=repr) == sorted(values(table.to_pylist()), key=repr), name
+    assert expected[0]["diagnoses"].num_rows == 4

@@ -382,6 +382,17 @@ def test_contacts_of_departments_are_left_out_on_purpose_and_not_unread(lake: La
     text = "\n".join([*(json.dumps(r) for r in [ENCOUNTER, *wards]), "", *["{"] * 20])
     deliver("klinik-nord", DAY, {"Encounter.ndjson": text})
     deliver("klinik-nord", DAY + timedelta(1), {"Encounter.ndjson.gz": gzip.compress(text.encode())})
+    deliver("klinik-nord", DAY + timedelta(2), {"x.ndjson": text})
+    for day in (DAY, DAY + timedelta(1), DAY + timedelta(2)):
+        pull(lake, city, [day], TODAY)
+        assert stage.read(lake, city, [day])["unread"] == {"klinik-nord": 0.25}
+
+
+def test_lines_of_types_that_are_not_used_do_not_hide_how_many_are_lost(lake: Lake, city: City, deliver: Deliver):
+    rows = [json.dumps({**ENCOUNTER, "id": f"e{n}"}) for n in range(60)]
+    labs = [f'{{"resourceType":"Observation","id":"{n}"}}' for n in range(2000)]
+    deliver("klinik-nord", DAY, {"x.ndjson": "\n".join([*rows, *["{"] * 20])})
+    deliver("klinik-nord", DAY + timedelta(1), {"Encounter.ndjson": "\n".join([*rows, *labs, *["{"] * 20])})
     for day in (DAY, DAY + timedelta(1)):
         pull(lake, city, [day], TODAY)
         assert stage.read(lake, city, [day])["unread"] == {"klinik-nord": 0.25}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import asyncssh
 import pytest
 
 from assets.intake.connector import pull
+from assets.intake.connectors.transfer import refused_days
 from assets.lake.lake import Lake
 
 DAY, TODAY = date(2025, 1, 6), date(2025, 2, 1)
@@ -187,14 +189,90 @@ def test_hostile_names_and_links_are_not_fetched(
     assert landing_bytes() == {}
 
 
+def packed(content: bytes) -> bytes:
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
+        archive.writestr("export/Patient.ndjson", content)
+    return out.getvalue()
+
+
+def test_a_refused_archive_is_told_every_night_and_fetched_again_only_when_it_has_changed(
+    lake: Lake, server: Server, remote_city: Callable, landing_bytes: Callable, proxy: Callable, tmp_path: Path
+):
+    way = proxy(server.port)
+    city = remote_city(**settings(server, tmp_path, way.port))
+
+    def night() -> tuple[list[tuple[str, str, str]], bool]:
+        before = way.bytes_down
+        found = [(d.folder, d.outcome, d.reason) for d in pull(lake, city, [DAY], TODAY)]
+        return found, way.bytes_down - before > 10**6
+
+    server.offer("2025-01-06", {"export.zip": packed(BIG)[:-9]})
+    refused = (
+        [("2025-01-06", "rejected", "an archive is damaged, cut off or in several parts; pack and send it again")],
+        True,
+    )
+    assert night() == refused
+    assert night() == night() == (refused[0], False), "the same bytes are refused without being fetched"
+    assert not (lake.landing / "klinik-nord" / "2025-01-06").exists(), "the nights to come ask for the day again"
+    file = server.root / "out" / "2025-01-06" / "export.zip"
+    os.utime(file, (1, 1))  # put there again
+    assert night() == refused and night() == (refused[0], False)
+    file.rename(hidden := tmp_path / "export.zip")
+    assert night()[0] == [("2025-01-06", "rejected", "it is empty; deliver at least one file, or no folder at all")]
+    hidden.rename(file)
+    assert night() == (refused[0], False)
+    file.write_bytes(packed(BIG))
+    os.utime(file, (1, 1))
+    assert night() == ([("2025-01-06", "taken", "")], True)
+    assert night() == ([], False) and landing_bytes() == {"Patient.ndjson": BIG}
+    server.offer("2025-01-06-second", {"export.zip": b"no archive"})
+    assert [f[1] for f in night()[0]] == ["rejected"] and refused_days(lake.inbox / "klinik-nord") == {DAY}
+    shutil.rmtree(server.root / "out" / "2025-01-06-second")
+    assert night() == ([], False) and not refused_days(lake.inbox / "klinik-nord"), (
+        "what the clinic removed is refused no more"
+    )
+
+
+def test_an_archive_for_which_there_was_no_room_is_fetched_again_unchanged(
+    lake: Lake, server: Server, remote_city: Callable, landing_bytes: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    """The clinic has nothing to correct."""
+    city = remote_city(**settings(server, tmp_path))
+    server.offer("2025-01-06", {"export.zip": packed(BIG)})
+    with monkeypatch.context() as patch:
+        patch.setattr("assets.intake.archives.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10**6))
+        assert ["half of the free room" in d.reason for d in pull(lake, city, [DAY], TODAY)] == [True]
+    assert [d.outcome for d in pull(lake, city, [DAY], TODAY)] == ["taken"]
+    assert landing_bytes() == {"Patient.ndjson": BIG}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_killed_while_it_removes_what_it_fetched_no_half_of_it_is_taken(
+    lake: Lake, server: Server, remote_city: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+):
+    """Of a half, files would seem to be missing from a second delivery of the day."""
+    city = remote_city(**settings(server, tmp_path))
+    files = {"Patient.ndjson": b"{}\n", "Encounter.ndjson": b"{}\n", "x.zip": packed(b"{}\n")[: None if whole else -9]}
+    server.offer(
+        "2025-01-06", files if not whole else {**files, "x.zip": packed(b"{}\n").replace(b"Patient", b"Consent")}
+    )
+
+    def dying(folder: Path, *_: Any, **__: Any) -> None:
+        if (folder / "_COMPLETE").exists():
+            (folder / "Patient.ndjson").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("assets.intake.connectors.transfer.shutil.rmtree", dying)
+        pull(lake, city, [DAY], TODAY)
+    assert {d.outcome for d in pull(lake, city, [DAY], TODAY)} == (set() if whole else {"rejected"})
+    assert len(list(lake.landing.glob("klinik-nord/*/[0-9]*"))) == whole
+    assert [p.name for p in (lake.inbox / "klinik-nord").iterdir() if p.is_dir() and p.name != ".fetch"] == []
+
+
 def test_an_archive_lands_unpacked_and_one_that_is_refused_is_fetched_again_when_it_is_corrected(
     lake: Lake, server: Server, remote_city: Callable, landing_bytes: Callable, tmp_path: Path
 ):
-    def packed(content: bytes) -> bytes:
-        with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
-            archive.writestr("export/Patient.ndjson", content)
-        return out.getvalue()
-
     city, left = remote_city(**settings(server, tmp_path)), lake.inbox / "klinik-nord"
     server.offer("2025-01-06", {"export.zip": packed(BIG), "Encounter.ndjson": b"{}\n"})
     server.offer("2025-01-06-second", {"export.zip": packed(b"{}\n")[:-9]})

@@ -38,6 +38,7 @@ UNFINISHED: Final = (".part", ".tmp", ".filepart", ".crdownload")
 CHUNK: Final = 4 * 2**20
 LONGEST_WAIT_SECONDS: Final = 60.0
 FETCHED: Final = ".fetched.json"
+_LEAVING: Final = ".leaving"
 MANIFEST: Final = "manifest.json"
 """Our list of the files of a landed export."""
 SCOPE_FILE: Final = "export.json"
@@ -49,13 +50,16 @@ State = dict[str, Any]
 
 
 class FetchProblem(Exception):
-    """An export could not be fetched, or not unpacked. `reason` is value-free and says what to do."""
+    """An export could not be fetched, or not unpacked. `reason` is value-free and says what to do.
+
+    `lasts`: whether that stays for as long as the export does not change.
+    """
 
     outcome: Literal["rejected", "waiting"] = "rejected"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, lasts: bool = True) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.lasts = reason, lasts and self.outcome == "rejected"
 
 
 class Later(FetchProblem):
@@ -193,12 +197,31 @@ def publish(building: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
-def forget(fetched: Path) -> None:
-    """Remove a fetched export that cannot be taken, so that the next run fetches it anew: what the clinic corrected meanwhile."""
+def forget(fetched: Path, problem: FetchProblem) -> None:
+    """Remove a fetched export that cannot be taken, so that another run fetches what the clinic corrected meanwhile.
+
+    Until it has, a problem that `lasts` is told anew without that: the same archive would come over the network every night.
+    """
     record = load_state(fetched.parent / FETCHED)
-    if record.pop(fetched.name, None):
+    if listing := record.pop(fetched.name, None):
+        if problem.lasts:
+            record[fetched.name] = {"listing": listing, "refused": problem.reason}
         save_state(fetched.parent / FETCHED, record)
-    shutil.rmtree(fetched)
+    remove(fetched)
+
+
+def remove(fetched: Path) -> None:
+    """Remove a fetched export from the inbox at once: of half of one, left by a kill, nobody would know that it is half."""
+    leaving = fetched.parent / _LEAVING
+    shutil.rmtree(leaving, ignore_errors=True)
+    fetched.rename(leaving)
+    shutil.rmtree(leaving)
+
+
+def refused_days(inbox: Path) -> set[date]:
+    """Arrival days of fetched exports that could not be taken and are not corrected yet, as far as is known."""
+    refused = (day_of(folder) for folder, about in load_state(inbox / FETCHED).items() if isinstance(about, dict))
+    return {day for day in refused if day}
 
 
 def refusal_of(files: Collection[RemoteFile], settings: Remote) -> str | None:
@@ -242,11 +265,16 @@ def fetch_folders(
 ) -> list[tuple[date | None, str, FetchProblem]]:
     """Fetch every new, complete remote export of `days` into `inbox`; returns what could not be, and why.
 
-    An export is known by its listing (names, sizes, versions): unchanged, it is never fetched twice.
+    An export is known by its listing (names, sizes, versions): unchanged, it is never fetched twice, and one that was
+    refused is among what is returned.
     """
     problems: list[tuple[date | None, str, FetchProblem]] = []
     record = load_state(inbox / FETCHED)
+    shutil.rmtree(inbox / _LEAVING, ignore_errors=True)
     offered = sorted(retrying(settings)(store.folders))
+    if removed := [f for f, about in record.items() if isinstance(about, dict) and f not in offered]:
+        record = {f: about for f, about in record.items() if f not in removed}
+        save_state(inbox / FETCHED, record)
     for left in (p for p in (inbox / ".fetch").glob("*/") if p.name not in offered):
         shutil.rmtree(left)  # the clinic took it back before it was whole
     for folder in offered:
@@ -270,11 +298,13 @@ def _fetch_folder(store: Store, settings: Remote, inbox: Path, folder: str, reco
     whole = any(f.name == COMPLETE_MARKER for f in files)
     files = [f for f in files if is_delivered(f.name)]
     listing = hashlib.sha256(json.dumps([asdict(f) for f in files]).encode()).hexdigest()
-    if record.get(folder) == listing or (inbox / folder).exists():
+    before = record.get(folder)
+    if before == listing or (inbox / folder).exists():
         return
     if not whole:
         raise Later(f"still being written; add {COMPLETE_MARKER} when it is whole")
-    refusal = refusal_of(files, settings)
+    unchanged = before["refused"] if isinstance(before, dict) and before.get("listing") == listing else None
+    refusal = refusal_of(files, settings) or unchanged
     if refusal:
         raise FetchProblem(refusal)
     building, listed = inbox / ".fetch" / folder, inbox / ".fetch" / f"{folder}.json"
