@@ -53,9 +53,8 @@ def run(lake: Lake, city: City, days: Sequence[date], engine: Engine = LOCAL) ->
     result["links"] = learnt(lake, days, result["links"], known)
     for name, table in result.items():
         lake.write_days(name, days, table, "arrival_day")
-    restore_counters(
-        lake, result["cases"], result["links"]
-    )  # before the record: nothing is measured on cases without one
+    # Before the record: nothing is measured on cases without one.
+    restore_counters(lake, result["cases"], result["links"])
     record_days(lake, days, result, cert["sha256"])
     cases = result["cases"].select(["case_key", "person_key", "patient_key"])
     del result

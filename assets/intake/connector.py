@@ -180,9 +180,8 @@ def _building(target_root: Path) -> Iterator[Path]:
         yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        with suppress(
-            OSError
-        ):  # an empty folder would say that the clinic has delivered, and nobody would ask it again
+        # An empty folder would say that the clinic has delivered, and nobody would ask it again.
+        with suppress(OSError):
             target_root.rmdir()
 
 
