@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +28,7 @@ from assets.intake.fhir_files import (
     is_document,
     kind_of,
 )
+from assets.intake.fhir_structures import BUNDLE_STRUCTURE, ENTRY, OUTCOME_STRUCTURE, STRUCTURES, type_of
 from assets.intake.findings import Findings, raise_all
 from assets.intake.lines import MAX_LINE_BYTES, Lines, count_lines, read_text
 
@@ -40,38 +41,6 @@ def allowed_id(column: str) -> str:
     return f"(strlen({column}) BETWEEN 1 AND 256 AND regexp_full_match({column}, '[A-Za-z0-9._-]+'))"
 
 
-_CODING: Final = '{"coding":[{"system":"VARCHAR","code":"VARCHAR"}]}'
-_REFERENCE: Final = '{"reference":"VARCHAR"}'
-_NESTED_EXTENSION: Final = '[{"url":"VARCHAR","extension":[{"url":"VARCHAR","valueCoding":{"code":"VARCHAR"}}]}]'
-_PERIOD: Final = '{"start":"VARCHAR","end":"VARCHAR"}'
-_HEAD: Final = '"resourceType":"VARCHAR","id":"VARCHAR","meta":{"lastUpdated":"VARCHAR","versionId":"VARCHAR"}'
-
-_RULE: Final = f"""\"modifierExtension":["JSON"],"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],
-        "actor":["JSON"],"purpose":["JSON"],"data":["JSON"],"class":["JSON"],"securityLabel":["JSON"],"dataPeriod":"JSON\""""
-
-# What is read of each resource type; anything else in a line is never looked at.
-STRUCTURES: Final = {
-    "Patient": f"""{{{_HEAD},"birthDate":"VARCHAR","gender":"VARCHAR",
-        "deceasedDateTime":"VARCHAR","address":[{{"use":"VARCHAR","type":"VARCHAR","country":"VARCHAR","postalCode":"VARCHAR"}}],
-        "identifier":[{{"system":"VARCHAR","value":"VARCHAR"}}],"link":[{{"type":"VARCHAR"}}]}}""",
-    "Encounter": f"""{{{_HEAD},"status":"VARCHAR","class":{{"code":"VARCHAR"}},
-        "type":[{_CODING}],"partOf":{_REFERENCE},"subject":{_REFERENCE},"period":{_PERIOD},
-        "serviceType":{_CODING},"extension":{_NESTED_EXTENSION},
-        "hospitalization":{{"admitSource":{_CODING},"dischargeDisposition":{{"extension":{_NESTED_EXTENSION}}}}},
-        "diagnosis":[{{"condition":{_REFERENCE},"use":{_CODING},"rank":"INTEGER"}}]}}""",
-    "Condition": f"""{{{_HEAD},"subject":{_REFERENCE},"encounter":{_REFERENCE},
-        "verificationStatus":{_CODING},"code":{{"coding":[{{"system":"VARCHAR","code":"VARCHAR",
-        "extension":[{{"url":"VARCHAR","valueCoding":{{"code":"VARCHAR"}}}}]}}]}}}}""",
-    "Procedure": f"""{{{_HEAD},"status":"VARCHAR","subject":{_REFERENCE},
-        "encounter":{_REFERENCE},"code":{_CODING},"performedDateTime":"VARCHAR","performedPeriod":{_PERIOD}}}""",
-    "Consent": f"""{{{_HEAD},"status":"VARCHAR",
-        "patient":{{"reference":"VARCHAR","identifier":{{"system":"VARCHAR","value":"VARCHAR"}}}},
-        "dateTime":"VARCHAR","policy":[{{"uri":"VARCHAR"}}],"category":[{_CODING}],"modifierExtension":["JSON"],
-        "provision":{{{_RULE},"provision":[{{{_RULE},"provision":[{{"type":"VARCHAR","period":{_PERIOD},"code":[{_CODING}],"provision":["JSON"]}}]}}]}}}}""",
-}
-_ENTRY: Final = '{"fullUrl":"VARCHAR","resource":"JSON","request":{"method":"VARCHAR","url":"VARCHAR"}}'
-_BUNDLE: Final = f'{{"resourceType":"VARCHAR","entry":[{_ENTRY}]}}'
-_OUTCOME: Final = '{"resourceType":"VARCHAR","issue":[{"severity":"VARCHAR"}]}'
 # Versions in exports of changes of which a newer one came earlier, since the last whole export.
 _OUTDATED: Final = """CREATE TEMP TABLE "{kind}_outdated" AS SELECT DISTINCT r.rowid AS place, r.file, r.source_line
 FROM "{kind}_rows" r JOIN sources s ON s.file = r.file AND s.whole_since < s.arrival_day JOIN "{kind}_rows" o ON o.id = r.id
@@ -154,16 +123,6 @@ def _whole_since(exports: list[Export]) -> dict[str, date]:
     }
 
 
-def _type(of: Any) -> str:
-    """A structure of `from_json` as a type."""
-    if isinstance(of, list):
-        return f"{_type(of[0])}[]"
-    if isinstance(of, dict):
-        parts = ", ".join(f'"{name}" {_type(part)}' for name, part in of.items())
-        return f"STRUCT({parts})"
-    return str(of)
-
-
 def _of_type(kind: str) -> str:
     """SQL: whether `line` is a resource `kind`; one that does not say so, not even in escapes, is not parsed."""
     said = f"""contains(line, '"{kind}"') OR contains(line, '\\u00')"""
@@ -214,7 +173,7 @@ class Loader:
         con.register("sources_arrow", sources)
         con.execute(
             f"""CREATE TEMP TABLE sources AS SELECT * FROM sources_arrow;
-            CREATE TEMP TABLE parts (file INTEGER, bundle BIGINT, source_line BIGINT, e {_type(json.loads(_ENTRY))});
+            CREATE TEMP TABLE parts (file INTEGER, bundle BIGINT, source_line BIGINT, e {type_of(json.loads(ENTRY))});
             CREATE TEMP TABLE bad_lines (file INTEGER, source_line BIGINT, rule VARCHAR);
             CREATE TEMP TABLE entries (file INTEGER, source_line BIGINT, kind VARCHAR, id VARCHAR, resource VARCHAR);
             CREATE TEMP TABLE deleted (file INTEGER, kind VARCHAR, id VARCHAR)"""
@@ -243,7 +202,7 @@ class Loader:
         lines = {n: count for n in sorted(largest) if (count := count_lines(self._files[n][1])) is not None}
         if not lines:
             return numbers
-        types = ", ".join(f"'{name}': '{_type(of)}'" for name, of in json.loads(STRUCTURES[kind]).items())
+        types = ", ".join(f"'{name}': '{type_of(of)}'" for name, of in json.loads(STRUCTURES[kind]).items())
         try:
             self._con.execute(
                 f"""INSERT INTO "{kind}_rows" SELECT ($files)[CAST(file_index AS INTEGER) + 1], NULL, {_columns(kind, fields)}
@@ -391,7 +350,7 @@ class Loader:
             f"""CREATE OR REPLACE TEMP TABLE parts AS SELECT file, -1 - place AS bundle, source_line, e FROM (
               SELECT file, source_line, rowid AS place, unnest(from_json(resource, $structure).entry) AS e
               FROM entries WHERE kind = '{BUNDLE}') WHERE {_IS_READ}""",
-            {"structure": _BUNDLE},
+            {"structure": BUNDLE_STRUCTURE},
         )
         found = self._con.execute(f"DELETE FROM entries WHERE kind = '{BUNDLE}'").fetchone()
         return bool(found and found[0])
@@ -401,7 +360,7 @@ class Loader:
         text = read_text(path, MAX_BUNDLE_BYTES)
         rule = "bundle_too_large" if text is None else None
         found = self._con.execute(
-            "SELECT TRY(from_json($text, $structure)).resourceType", {"text": text, "structure": _BUNDLE}
+            "SELECT TRY(from_json($text, $structure)).resourceType", {"text": text, "structure": BUNDLE_STRUCTURE}
         ).fetchone()
         if text is not None and (found is None or found[0] != BUNDLE):
             rule = "json_unreadable" if found is None or found[0] is None else "wrong_resource_type"
@@ -412,7 +371,7 @@ class Loader:
             f"""INSERT INTO parts SELECT $file, 0, place, e FROM (
               SELECT e, row_number() OVER () AS place FROM (SELECT unnest(from_json($text, $structure).entry) AS e))
             WHERE {_IS_READ}""",
-            {"file": number, "text": text, "structure": _BUNDLE},
+            {"file": number, "text": text, "structure": BUNDLE_STRUCTURE},
         )
 
     def _take_lines_apart(self, numbers: list[int]) -> None:
@@ -427,7 +386,7 @@ class Loader:
             + _IS_READ
             + """) AS entry
             FROM (SELECT f, source_line, TRY(from_json(line, $structure)) AS b FROM batches_of_kind JOIN numbers ON n = file)""",
-            {"structure": _BUNDLE},
+            {"structure": BUNDLE_STRUCTURE},
         )
         self._con.execute(_LINES)
         for file, kind in self._con.execute("FROM mixed ORDER BY ALL").fetchall():
@@ -450,7 +409,7 @@ class Loader:
                 numbers,
                 """CREATE TEMP TABLE outcomes AS SELECT f AS file, source_line, TRY(from_json(line, $structure)) AS o
                 FROM batches_of_kind b JOIN numbers ON n = b.file""",
-                {"structure": _OUTCOME},
+                {"structure": OUTCOME_STRUCTURE},
             )
             of_others = f"FROM outcomes JOIN sources USING (file) WHERE o.resourceType <> '{OUTCOME}' AND holds"
             self._require_one_type(f"{of_others} = '{OUTCOME}'")
