@@ -40,7 +40,8 @@ CASE_COLUMNS: Final = ("case_id", "kh-internes-kennzeichen")
 
 # A reference names a patient as `Patient/<id>`, as an address that ends so, as `urn:uuid:<id>` or bare; a Consent may name
 # its patient by a number of the clinic only, and is then known by its own id. A Bundle names what it holds or deletes by
-# address as well.
+# address as well. What names no patient at all, which FHIR forbids, is its case's; a child's contact that lies within its
+# mother's names the child.
 _RESOURCES: Final = " || ".join(
     f"json_extract(line, '${level * '.entry[*].resource'}')" for level in range(1, MOST_NESTED + 2)
 )
@@ -52,6 +53,8 @@ WITH read AS (
     [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"reference"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS refs,
     [replace(r, '\/', '/') FOR r IN regexp_extract_all(line, '"(?:url|fullUrl)"\s*:\s*"((?:[^"\\]|\\.)*)"', 1)] AS urls
   FROM lines SEMI JOIN (FROM files WHERE kind = 'ndjson') USING (file)),
+resources AS (
+  SELECT n, unnest(CASE WHEN bundle THEN {_RESOURCES} WHEN valid THEN [CAST(line AS JSON)] END) AS r FROM read),
 named AS (
   SELECT n, 'patient' AS kind, unnest(CASE WHEN valid THEN list_concat(
       [CASE WHEN json_extract_string(line, '$.resourceType') = 'Patient' THEN json_extract_string(line, '$.id') END],
@@ -63,7 +66,11 @@ named AS (
   UNION ALL
   SELECT n, CASE json_extract_string(r, '$.resourceType') WHEN 'Patient' THEN 'patient' WHEN 'Encounter' THEN 'case' WHEN 'Consent' THEN 'consent' END,
     json_extract_string(r, '$.id')
-  FROM (SELECT n, unnest(CASE WHEN bundle THEN {_RESOURCES} WHEN valid THEN [CAST(line AS JSON)] END) AS r FROM read)
+  FROM resources
+  UNION ALL
+  SELECT n, 'case', regexp_extract(replace(unnest([json_extract_string(r, '$.encounter.reference'), json_extract_string(r, '$.partOf.reference')]),
+    '\/', '/'), '(?:^|Encounter/|urn:uuid:)([^/:]+)(?:/_history/[^/]*)?$', 1)
+  FROM resources WHERE json_extract(r, '$.subject') IS NULL AND json_extract(r, '$.patient') IS NULL
   UNION ALL
   SELECT n, CASE WHEN u LIKE '%Patient/%' THEN 'patient' WHEN u LIKE '%Encounter/%' THEN 'case' ELSE 'consent' END,
     regexp_extract(u, '(?:Patient|Encounter|Consent)/([^/:]+)(?:/_history/[^/]*)?$', 1)

@@ -703,6 +703,32 @@ def test_erasing_spares_others_with_similar_ids(lake: Lake):
     assert erase_patients(lake, "klinik-nord", ["1"], ["7"], None, START).lines == len(PADDED)
 
 
+def test_a_line_that_names_no_patient_goes_with_its_case(lake: Lake, city: City):
+    """FHIR forbids it, but such a diagnosis counts for the case that it names. A child within its mother's case is named itself."""
+    code = {"code": {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": "I21.0"}]}}
+    ward = {
+        "resourceType": "Encounter",
+        "id": "ward",
+        "partOf": {"reference": "https://example.org/Encounter/GONEcase"},
+    }
+    mine = {"resourceType": "Condition", "id": "d1", "encounter": {"reference": "Encounter/GONEcase"}} | code
+    other = {"resourceType": "Condition", "id": "d2", "encounter": {"reference": "Encounter/GONEcase-2"}} | code
+    child = stay("child", "CHILD", partOf={"reference": "Encounter/GONEcase"})
+    folder = lake.landing / "klinik-nord" / str(START) / "aa"
+    folder.mkdir(parents=True)
+    for name, lines in (("Condition", [mine, other]), ("Encounter", [ward, child])):
+        (folder / f"{name}.ndjson").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bundle = {"resourceType": "Bundle", "entry": [{"resource": r} for r in (mine, other, child)]}
+    (folder / "all.json").write_text(json.dumps(bundle))
+    assert erase_patients(lake, "klinik-nord", ["GONEfhir"], ["GONEcase"], None, TODAY).lines == 3
+    left = {
+        name: [json.loads(line)["id"] for line in (folder / f"{name}.ndjson").open()]
+        for name in ("Condition", "Encounter")
+    }
+    assert left == {"Condition": ["d2"], "Encounter": ["child"]}
+    assert [e["resource"]["id"] for e in json.loads((folder / "all.json").read_bytes())["entry"]] == ["d2", "child"]
+
+
 def test_what_no_reader_takes_goes_without_being_looked_at(lake: Lake, monkeypatch: pytest.MonkeyPatch):
     """A line without end, a header without end, a packed file without end: one clinic's rubbish stops no withdrawal."""
     monkeypatch.setattr(naming, "MAX_LINE_BYTES", 2**16)
