@@ -15,9 +15,15 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+STAGED = Path("data") / "confidential" / "staging"
 
-def run(root: Path) -> None:
-    """The first year that is staged; says whether another one is."""
+
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
+
+
+def run(root: Path, place: int) -> None:
+    """The year at that place among those that are staged; says whether another one follows."""
     from datetime import timedelta
 
     from stages import STAGES, timed
@@ -28,20 +34,23 @@ def run(root: Path) -> None:
     from assets.privacy import stage as privacy
 
     lake = Lake.open(root / "data", root / "keys")
-    last, *later = lake.days("staging/canonical/cases")
+    days = lake.days("staging/canonical/cases")
     stages = {name: stage for name, stage in STAGES.items() if name != "read"} | {"privacy": privacy.run}
-    timed(lake, load_city(), [last - timedelta(n) for n in reversed(range(WINDOW_DAYS))], stages)
-    print(json.dumps(bool(later)))
+    timed(lake, load_city(), [days[place] - timedelta(n) for n in reversed(range(WINDOW_DAYS))], stages)
+    print(json.dumps(place + 1 < len(days)))
 
 
 def main() -> None:
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        root, more = Path(folder), True
-        # Files are replaced, never changed: the input stays as it is.
-        shutil.copytree(sys.argv[1], root, dirs_exist_ok=True, copy_function=lambda a, b: Path(b).hardlink_to(a))
+        root, more, place = Path(folder), True, 0
         while more:
-            done = subprocess.run([sys.executable, __file__, "year", str(root)], check=True, stdout=subprocess.PIPE)
+            # Each run removes all that is staged. Files are replaced, never changed: the input stays as it is.
+            staged = Path(sys.argv[1]) if place == 0 else Path(sys.argv[1], STAGED)
+            shutil.copytree(staged, root if place == 0 else root / STAGED, dirs_exist_ok=True, copy_function=_link)
+            command = [sys.executable, __file__, "year", str(root), str(place)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            place += 1
             said, more = map(json.loads, done.stdout.splitlines())
             spent.update(said["stages"] | {"all": said["seconds"]})
     seconds = spent.pop("all")
@@ -49,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[2])) if sys.argv[1] == "year" else main()
+    run(Path(sys.argv[2]), int(sys.argv[3])) if sys.argv[1] == "year" else main()
