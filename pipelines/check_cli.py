@@ -102,7 +102,7 @@ def _print(out: Console, result: Check) -> None:
         for f in result.findings:
             lines = ", ".join(map(str, f["lines"])) + (" …" if f["count"] > len(f["lines"]) > 0 else "")
             cells = (f["severity"], f["file"] or "", lines, f["column"] or "", str(f["count"]), f"{f['text']} ({f['rule']})", f["remedy"])  # fmt: skip
-            table.add_row(*(c.replace("[", r"\[") for c in cells))
+            table.add_row(*cells)
         out.print(table)
     out.print(_verdict(result), highlight=False)
 

@@ -17,15 +17,18 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from assets.contract.city import Clinic
-from assets.quality.check import READER_RULES, ignored_files
+from assets.contract.city import Clinic, load_city
+from assets.quality.check import READER_RULES, check_export, clinic_of_format, ignored_files
+from pipelines import check_cli
 from pipelines.cli import app
+from pipelines.terminal import console
 
 ROOT = Path(__file__).resolve().parents[1]
 OID = "2.16.840.1.113883.3.1937.777.24.5.3"
@@ -258,6 +261,14 @@ def test_of_many_files_from_which_nothing_is_read_some_are_named(folder: Callabl
     assert (
         len(result["ignored_files"]) == 15 and text.count("nothing is read from") == 10 and "nor from 5 further" in text
     )
+
+
+def test_a_bracket_in_a_finding_is_shown_as_it_is(folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
+    where = folder({"practice.csv": "x;y\n"})
+    result = check_export(where, clinic_of_format("practice"), load_city(), date(2025, 2, 1))
+    result.findings[0]["column"] = "[b]x"
+    check_cli._print(console(), result)
+    assert "[b]x" in (told := capsys.readouterr().out) and "\\" not in told
 
 
 def test_a_missing_header_rejects_the_export_and_says_which(folder: Callable[..., Path]):

@@ -1,7 +1,7 @@
 """FHIR files to one flat table for each resource type: lines, Bundles, versions, deletions.
 
-A line that is no usable resource becomes a row of `bad_lines`, never an exception. Not here: what a resource
-means for a case (`fhir`).
+A line that is no usable resource becomes a row of `bad_lines`, never an exception. One class and its SQL, as all of it works
+on the same tables of one connection. Not here: what is read of a type (`fhir_structures`), what it means for a case (`fhir`).
 """
 
 from __future__ import annotations

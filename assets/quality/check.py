@@ -37,7 +37,7 @@ SERIOUS: Final = ("rejected", "quarantined")
 READER_RULES: Final[dict[str, tuple[str, str]]] = {
     "json_unreadable": ("The line is not one whole JSON object.", "Write one resource a line and the file to its end."),
     "wrong_resource_type": ("The line is of no type that FHIR has, or stands in a file of which nothing is of a type that is read; a .json file of one document has to be a Bundle, and so has each line of deleted.ndjson.", "Name the file after the type that it holds, and write one resource or Bundle a line."),
-    "type_not_used": ("From this line on, lines are resources of types that are not used; nothing is read from these.", "Nothing; leaving them out makes the delivery smaller."),
+    "type_not_used": ("This line, and perhaps others below it, holds a resource of a type that is not used; nothing is read from such lines.", "Nothing; leaving them out makes the delivery smaller."),
     "id_missing": ("The resource has no id.", "Export each resource with its id."),
     "id_not_allowed": ("The resource's id is too long or holds other characters than letters, digits, dot, dash.", "Export the server's own ids."),
     "line_too_long": ("The line is too long for a resource.", "Leave documents and images out of the export."),

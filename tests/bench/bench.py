@@ -87,11 +87,10 @@ def targets(measured: dict[str, float]) -> str:
     return "\n".join(rows)
 
 
-def page() -> str:
-    """`docs/bench.md` from the newest run of each bench: here, or where the page was made that is there."""
-    there = MARK.split(PAGE.read_text())[1:] if PAGE.exists() else []
-    pieces = dict(zip(there[::2], there[1::2], strict=True))
-    pieces |= {n: (BENCH / f"{n}.md").read_text() for n in NAMES if (BENCH / f"{n}.md").exists()}
+def page(ran: dict[str, str]) -> str:
+    """`docs/bench.md` with the sections `ran`; those of other benches stay as they are."""
+    there = MARK.split(PAGE.read_text())[1:]
+    pieces = dict(zip(there[::2], there[1::2], strict=True)) | ran
     measured = {key: float(value) for piece in pieces.values() for key, value in METRIC.findall(piece)}
     sections = [f"<!-- bench {n} -->\n{pieces[n].strip()}" for n in NAMES if n in pieces]
     return INTRODUCTION + "\n\n".join([targets(measured), *sections]) + "\n"
@@ -103,15 +102,15 @@ def main() -> int:
     names = [n for n in asked or NAMES if (HERE / f"{n}.py").exists()]
     BENCH.mkdir(exist_ok=True)
     header = f"{datetime.now(UTC):%Y-%m-%d}, {machine()}"
-    failed, metrics = list[str](), dict[str, float]()
+    failed, metrics, ran = list[str](), dict[str, float](), dict[str, str]()
     for name in names:
         text, whole = run(name, quick)
         failed += [] if whole else [name]
         metrics |= {key: float(value) for key, value in METRIC.findall(text)}
-        (BENCH / f"{name}{'-quick' if quick else ''}.md").write_text(f"{text}\n\n*{header}*\n")
+        ran[name] = f"{text}\n\n*{header}*"
         print(METRIC.sub("", text).strip(), flush=True)
     if not quick:
-        PAGE.write_text(page())
+        PAGE.write_text(page(ran))
         for plot in (p for p in BENCH.glob("*.svg") if not p.stem.endswith("-quick")):
             shutil.copy(plot, ROOT / "docs" / "images")
         with (HERE / "history.jsonl").open("a") as history:

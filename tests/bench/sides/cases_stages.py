@@ -44,10 +44,12 @@ def main() -> None:
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=".") as folder:
         root, more, place = Path(folder), True, 0
+        # Files are replaced, never changed: the input stays as it is.
+        but_staged = shutil.ignore_patterns(STAGED.name)
+        shutil.copytree(sys.argv[1], root, dirs_exist_ok=True, ignore=but_staged, copy_function=_link)
         while more:
-            # Each run removes all that is staged. Files are replaced, never changed: the input stays as it is.
-            staged = Path(sys.argv[1]) if place == 0 else Path(sys.argv[1], STAGED)
-            shutil.copytree(staged, root if place == 0 else root / STAGED, dirs_exist_ok=True, copy_function=_link)
+            # Each run removes all that is staged.
+            shutil.copytree(Path(sys.argv[1], STAGED), root / STAGED, copy_function=_link)
             command = [sys.executable, __file__, "year", str(root), str(place)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             place += 1
